@@ -1,0 +1,1 @@
+//! What the guest client and the host daemon say to each other: types, messages, frames.

@@ -1,0 +1,1 @@
+//! Compiles a router's tables and the host's topology into OpenFlow flows; pure.

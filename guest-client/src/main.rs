@@ -1,0 +1,3 @@
+//! Starting point.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The lab, the end-to-end scenarios and the demo.

@@ -1,1 +1,22 @@
-//! What the guest client and the host daemon say to each other: types, messages, frames.
+//! What a guest client and the host daemon say to each other.
+//!
+//! Owns the vocabulary of a router's tables ([`table`]), the messages ([`message`]) with their frozen wire
+//! schema (`schema/xenflow-v1.proto`), the frames around them ([`frame`]), the names and identities both ends
+//! check ([`identity`]) and the constants of the control network ([`control`]).
+//!
+//! Does no I/O and keeps no state: bytes become values here, once, or are refused here.
+
+pub mod control;
+pub mod frame;
+pub mod fuzz;
+pub mod identity;
+pub mod message;
+pub mod table;
+pub mod types;
+mod wire;
+
+pub use frame::{FrameDecoder, FrameError};
+pub use identity::{Identity, Name};
+pub use message::{DecodeError, GuestMessage, HostMessage};
+pub use table::{Change, Key, Object};
+pub use types::{MacAddr, Seq, VlanId};

@@ -1,0 +1,207 @@
+//! The wire format holds: golden files never change, anything encodable decodes to itself, and no bytes panic.
+
+use bytes::BytesMut;
+use proptest::prelude::*;
+use xenflow_proto::frame::FrameDecoder;
+use xenflow_proto::fuzz;
+use xenflow_proto::message::{GuestMessage, Hello, HostMessage, RefusalReason, Welcome};
+use xenflow_proto::table::*;
+use xenflow_proto::{Change, Key, MacAddr, Object, Seq};
+
+fn samples() -> Vec<(&'static str, GuestMessage)> {
+    let hop = |gateway: Option<&str>, oif, weight| Hop {
+        gateway: gateway.map(|g| g.parse().unwrap()),
+        oif: Some(oif),
+        weight,
+        flags: HopFlags(HopFlags::ONLINK),
+        encap: false,
+    };
+    let route_key = |dst: &str| RouteKey { table: TABLE_MAIN, dst: dst.parse().unwrap(), tos: 0, metric: 20 };
+    let neighbor = NeighborKey { ifindex: 3, addr: "10.0.0.7".parse().unwrap() };
+    let upserts = vec![
+        Object::Link(Link {
+            ifindex: 3,
+            name: "eth1".into(),
+            mac: Some(MacAddr([0x52, 0x54, 0, 0, 0, 1])),
+            mtu: 1500,
+            up: true,
+            running: true,
+            kind: String::new(),
+            master: Some(9),
+            vrf_table: None,
+        }),
+        Object::Address(AddressKey { ifindex: 3, address: "10.0.0.1/24".parse().unwrap() }),
+        Object::Route(Route {
+            key: route_key("10.9.0.0/16"),
+            kind: RouteKind::Unicast,
+            protocol: 188,
+            scope: 0,
+            target: RouteTarget::Hops(vec![hop(Some("10.0.0.7"), 3, 1), hop(Some("fe80::7"), 4, 3)]),
+            mtu: Some(1400),
+        }),
+        Object::Route(Route {
+            key: route_key("2001:db8::/32"),
+            kind: RouteKind::Blackhole,
+            protocol: 3,
+            scope: 0,
+            target: RouteTarget::NextHop(77),
+            mtu: None,
+        }),
+        Object::NextHop(NextHop { id: 7, kind: NextHopKind::Single(hop(None, 3, 1)) }),
+        Object::NextHop(NextHop { id: 77, kind: NextHopKind::Group(vec![(7, 1), (8, 256)]) }),
+        Object::NextHop(NextHop { id: 8, kind: NextHopKind::Blackhole }),
+        Object::NextHop(NextHop { id: 9, kind: NextHopKind::Unsupported }),
+        Object::Neighbor(Neighbor { key: neighbor, mac: MacAddr([0x52, 0x54, 0, 0, 0, 2]) }),
+    ];
+    let removals = upserts.iter().map(|object| Change::Remove(object.key())).collect();
+    vec![
+        (
+            "hello",
+            GuestMessage::Hello(Hello {
+                versions: vec![1, 2],
+                router: "r1".parse().unwrap(),
+                boot_id: *b"0123456789abcdef",
+                agent: "xenflow-guest 0.1.0".into(),
+            }),
+        ),
+        ("snapshot-begin", GuestMessage::SnapshotBegin(Seq(1))),
+        (
+            "upserts",
+            GuestMessage::Changes { seq: Seq(2), changes: upserts.into_iter().map(Change::Upsert).collect() },
+        ),
+        ("removals", GuestMessage::Changes { seq: Seq(3), changes: removals }),
+        ("snapshot-end", GuestMessage::SnapshotEnd(Seq(4))),
+        ("ping", GuestMessage::Ping(u64::MAX)),
+        ("pong", GuestMessage::Pong(0)),
+    ]
+}
+
+fn host_samples() -> Vec<(&'static str, HostMessage)> {
+    vec![
+        (
+            "welcome",
+            HostMessage::Welcome(Welcome {
+                version: 1,
+                node: "a".parse().unwrap(),
+                max_frame_bytes: 1 << 20,
+                max_changes: 4096,
+                window: 64,
+            }),
+        ),
+        (
+            "ack",
+            HostMessage::Ack {
+                seq: Seq(300),
+                rejected: vec![(Key::NextHop(5), "over the limit of 10 routes".into())],
+            },
+        ),
+        ("refusal", HostMessage::Refusal { reason: RefusalReason::Identity, detail: "r2 is not r1".into() }),
+        ("host-ping", HostMessage::Ping(1)),
+        ("host-pong", HostMessage::Pong(1)),
+    ]
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.chunks(32).map(|line| line.iter().map(|b| format!("{b:02x}")).collect::<String>() + "\n").collect()
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
+    digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+}
+
+/// Compares with `golden/<name>.hex`; a message without a file gets one, and the test fails once to say so.
+fn check_golden(name: &str, encoded: &[u8]) {
+    let path = format!("{}/golden/{name}.hex", env!("CARGO_MANIFEST_DIR"));
+    match std::fs::read_to_string(&path) {
+        Ok(golden) => assert_eq!(hex(encoded), golden, "{name}: version 1 is frozen"),
+        Err(error) => {
+            std::fs::write(&path, hex(encoded)).unwrap();
+            panic!("{name}: no golden file ({error}); written now, look at it and commit it");
+        }
+    }
+}
+
+#[test]
+fn golden_files_hold() {
+    for (name, message) in samples() {
+        let mut out = BytesMut::new();
+        message.encode(&mut out);
+        check_golden(name, &out);
+        let mut decoder = FrameDecoder::new(usize::MAX);
+        decoder.buffer().extend_from_slice(&out);
+        assert_eq!(GuestMessage::decode(decoder.next_frame().unwrap().unwrap()).unwrap(), message);
+    }
+    for (name, message) in host_samples() {
+        let mut out = BytesMut::new();
+        message.encode(&mut out);
+        check_golden(name, &out);
+        let mut decoder = FrameDecoder::new(usize::MAX);
+        decoder.buffer().extend_from_slice(&out);
+        assert_eq!(HostMessage::decode(decoder.next_frame().unwrap().unwrap()).unwrap(), message);
+    }
+}
+
+/// Every file of `corpus/` (hexadecimal, `#` comments) goes through the fuzz bodies; its name says how many
+/// messages a host accepts of it: `<what>.<count>.hex`.
+#[test]
+fn corpus_is_accepted_as_named() {
+    let mut files = 0;
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/corpus")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let code: String = text.lines().map(|line| line.split('#').next().unwrap()).collect();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let accepted: usize = name.split('.').nth(1).unwrap().parse().unwrap();
+        assert_eq!(fuzz::guest_stream(&unhex(&code)), accepted, "{name}");
+        fuzz::host_stream(&unhex(&code));
+        files += 1;
+    }
+    assert!(files >= 8, "{files} files");
+}
+
+#[test]
+fn refusals_name_the_field_and_the_value() {
+    // A frame's contents in protobuf, by hand: field 3 (changes) of length n …
+    let cases: &[(&str, &str)] = &[
+        ("", "body of the message is missing or of a kind unknown to this version"),
+        ("0a05 12 03 2e2e2e", "\"...\" is not a name: 1 to 63 of a-z 0-9 . _ -, the first a letter or digit"),
+        ("0a06 12 02 7231 1a00", "boot_id has 0 bytes, not 16"),
+        ("1a04 12 02 1200", "kind of a key is missing or of a kind unknown to this version"),
+        ("1a06 12 04 1202 0800", "ifindex is 0, not 1 or more"),
+        ("1a02 1200", "op of a change is missing or of a kind unknown to this version"),
+        ("1a0c", "malformed message"),
+    ];
+    for (code, want) in cases {
+        let error = GuestMessage::decode(unhex(code).into()).unwrap_err();
+        assert_eq!(error.to_string(), *want, "{code}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn no_bytes_panic(data in prop::collection::vec(any::<u8>(), 0..300)) {
+        fuzz::guest_stream(&data);
+        fuzz::host_stream(&data);
+    }
+
+    /// Damaged messages get further into the decoder than noise does.
+    #[test]
+    fn no_damage_panics(which in 0usize..7, at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>()) {
+        let mut out = BytesMut::new();
+        samples()[which].1.encode(&mut out);
+        let index = at.index(out.len());
+        out[index] = byte;
+        out.truncate(cut.index(out.len()) + 1);
+        fuzz::guest_stream(&out);
+        // and with a header that fits, so that the damage is in the message
+        if out.len() > 4 {
+            let len = u32::try_from(out.len() - 4).unwrap();
+            out[..4].copy_from_slice(&len.to_be_bytes());
+            fuzz::guest_stream(&out);
+            fuzz::host_stream(&out);
+        }
+    }
+}

@@ -1,8 +1,7 @@
 //! The wire format holds: golden files never change, anything encodable decodes to itself, and no bytes panic.
-
-use bytes::BytesMut;
 #![allow(clippy::unwrap_used)]
 
+use bytes::BytesMut;
 use proptest::prelude::*;
 use xenflow_proto::frame::FrameDecoder;
 use xenflow_proto::fuzz;

@@ -1,1 +1,30 @@
-//! The lab, the end-to-end scenarios and the demo.
+//! The lab: a real Linux kernel with a real Open vSwitch, booted as an ordinary process (User-Mode Linux), and
+//! the parts from which end-to-end scenarios are built: hosts, router guests, end hosts, probes, captures.
+//!
+//! Two worlds share this crate. *Outside*, on the machine of whoever types `cargo lab`, live [`setup`]
+//! (packages and builds), [`uml`] (boot one lab, watch it, end it) and [`suite`] (everything that must pass).
+//! *Inside* the lab, where the same binary is process 1 and everything is root, live [`init`], [`scenario`] and
+//! all the rest. A [`job`] travels in, events and a result travel out.
+//!
+//! It owns no product logic: it starts the product's programs and looks at them from outside.
+
+pub mod capture;
+pub mod endhost;
+pub mod frame;
+pub mod guest;
+pub mod host;
+pub mod init;
+pub mod inject;
+pub mod iperf;
+pub mod job;
+pub mod net;
+pub mod probe;
+pub mod process;
+pub mod progress;
+pub mod scenario;
+pub mod scenarios;
+pub mod setup;
+pub mod shell;
+pub mod suite;
+pub mod trunk;
+pub mod uml;

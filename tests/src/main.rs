@@ -1,3 +1,197 @@
-//! Starting point.
+//! `cargo lab`: the command line of the lab, and process 1 inside it.
 
-fn main() {}
+use std::io::Read as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use xenflow_tests::job::{Job, Mode};
+use xenflow_tests::progress::{print, say};
+use xenflow_tests::scenario::Scenario;
+use xenflow_tests::{init, inject, probe, scenarios, setup, suite, uml};
+
+/// Runs XenFlow in a lab: a real Linux kernel with a real Open vSwitch, booted as an ordinary process.
+///
+/// Needs no root, except to install missing Debian packages. Exit codes: 0 all held, 1 something failed,
+/// 2 wrong usage.
+#[derive(Debug, Parser)]
+#[command(name = "cargo lab", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs everything that must pass: format, clippy, unit tests, every scenario
+    Test {
+        /// Only what has this in its name (fmt, clippy, unit, or a scenario)
+        #[arg(long, value_name = "NAME")]
+        filter: Option<String>,
+        /// Seed for everything random
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// Runs one scenario and prints its figures
+    Run {
+        #[command(flatten)]
+        options: RunOptions,
+        /// The scenario; `cargo lab list` shows them
+        #[arg(value_parser = scenario_name)]
+        scenario: &'static Scenario,
+        /// Arguments of the scenario
+        args: Vec<String>,
+    },
+    /// Lists the scenarios
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Boots a scenario's topology and gives a shell in it; without a terminal, runs the commands on standard input
+    Shell {
+        /// The scenario whose topology comes up
+        #[arg(value_parser = scenario_name, default_value = "plain")]
+        scenario: &'static Scenario,
+        /// Arguments of the scenario
+        args: Vec<String>,
+    },
+    /// Sends or receives numbered packets (runs inside the lab)
+    #[command(hide = true, subcommand)]
+    Probe(probe::ProbeCommand),
+    /// Sends raw frames (runs inside the lab)
+    #[command(hide = true)]
+    Inject(inject::InjectArgs),
+    /// Runs the job (process 1 starts this inside the lab)
+    #[command(hide = true)]
+    Inside,
+}
+
+#[derive(Debug, clap::Args)]
+struct RunOptions {
+    /// Figures as JSON in one object, with the seed and the outcome
+    #[arg(long)]
+    json: bool,
+    /// Seed for everything random
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Keep the logs, also if all went well
+    #[arg(long)]
+    keep: bool,
+}
+
+fn scenario_name(name: &str) -> Result<&'static Scenario, String> {
+    scenarios::find(name).ok_or_else(|| {
+        let names: Vec<&str> = scenarios::ALL.iter().map(|scenario| scenario.name).collect();
+        format!("there is no such scenario; there are: {}", names.join(", "))
+    })
+}
+
+fn main() -> ExitCode {
+    if std::process::id() == 1 {
+        init::process_one();
+    }
+    // Asked before anything is built: cargo may replace the file, and its name would then be no name any more.
+    let binary = std::env::current_exe();
+    let end =
+        binary.context("cannot find my own binary").and_then(|binary| run(Cli::parse().command, &binary));
+    match end {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            say(format!("lab: {error:#}"));
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(command: Command, binary: &Path) -> Result<u8> {
+    match command {
+        Command::Test { filter, seed } => {
+            setup::packages()?;
+            let passed = suite::run(filter.as_deref(), seed.unwrap_or_else(random_seed), binary)?;
+            Ok(u8::from(!passed))
+        }
+        Command::Run { options, scenario, args } => run_scenario(scenario, &options, args, binary),
+        Command::List { json } => {
+            list(json)?;
+            Ok(0)
+        }
+        Command::Shell { scenario, args } => shell(scenario, args, binary),
+        Command::Probe(command) => probe::main(&command).map(|()| 0),
+        Command::Inject(args) => inject::main(&args).map(|()| 0),
+        Command::Inside => init::inside().map(|()| 0),
+    }
+}
+
+fn run_scenario(scenario: &Scenario, options: &RunOptions, args: Vec<String>, binary: &Path) -> Result<u8> {
+    setup::packages()?;
+    let seed = options.seed.unwrap_or_else(random_seed);
+    let job = job(scenario, Mode::Run, seed, args, binary)?;
+    let report = uml::run(scenario, &job, None, options.keep)?;
+    if options.json {
+        print(serde_json::to_string_pretty(&serde_json::json!({
+            "scenario": scenario.name,
+            "ok": report.outcome.ok,
+            "error": report.outcome.error,
+            "seed": seed,
+            "seconds": report.wall_s,
+            "logs": report.kept,
+            "figures": report.outcome.figures,
+        }))?);
+    } else {
+        print(serde_json::to_string_pretty(&report.outcome.figures)?);
+        if let Some(kept) = report.kept.as_deref().filter(|_| report.outcome.ok) {
+            say(format!("lab: the logs are in {}", kept.display()));
+        }
+        let word = if report.outcome.ok { "passed" } else { "failed" };
+        say(format!("lab: {} {word} in {:.1} s (seed {seed})", scenario.name, report.wall_s));
+    }
+    Ok(u8::from(!report.outcome.ok))
+}
+
+fn shell(scenario: &Scenario, args: Vec<String>, binary: &Path) -> Result<u8> {
+    setup::packages()?;
+    let (mode, commands) = match uml::terminal() {
+        Some((size, term)) => (Mode::Shell { size, term }, None),
+        None => {
+            let mut commands = Vec::new();
+            std::io::stdin().read_to_end(&mut commands)?;
+            (Mode::Commands, Some(commands))
+        }
+    };
+    let mut job = job(scenario, mode, random_seed(), args, binary)?;
+    // A person has no time limit; commands may take longer than the scenario.
+    job.limit_s = if commands.is_some() { 1800 } else { 86_400 };
+    let report = uml::run(scenario, &job, commands.as_deref(), false)?;
+    let failed = u8::from(!report.outcome.ok);
+    Ok(report.outcome.exit_code.and_then(|code| u8::try_from(code).ok()).unwrap_or(failed))
+}
+
+fn list(json: bool) -> Result<()> {
+    if json {
+        let list: Vec<_> = scenarios::ALL
+            .iter()
+            .map(|scenario| serde_json::json!({ "name": scenario.name, "about": scenario.about }))
+            .collect();
+        print(serde_json::to_string_pretty(&list)?);
+    } else {
+        for scenario in scenarios::ALL {
+            print(format!("{:12} {}", scenario.name, scenario.about));
+        }
+    }
+    Ok(())
+}
+
+/// The job, with the product built if the scenario needs it.
+fn job(scenario: &Scenario, mode: Mode, seed: u64, args: Vec<String>, binary: &Path) -> Result<Job> {
+    let product = if scenario.needs_product { Some(setup::product()?) } else { None };
+    let limit_s = scenario.limit.as_secs();
+    Ok(Job { scenario: scenario.name.to_owned(), mode, seed, args, limit_s, lab: binary.to_owned(), product })
+}
+
+fn random_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    // Six digits are easy to type again.
+    now.map_or(0, |now| u64::from(now.subsec_nanos()) % 1_000_000)
+}

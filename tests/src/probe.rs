@@ -1,0 +1,437 @@
+//! Numbered packets over UDP: which were lost, doubled or overtaken, and how long nothing came.
+//!
+//! `lab probe send` and `lab probe recv` are the programs in the namespaces; [`Probe`] starts and reads them. They
+//! send and receive in batches, because a system call inside the lab costs about ten times its normal price.
+
+use std::io::{BufRead as _, BufReader, IoSlice, IoSliceMut, Read as _, Write as _};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Subcommand};
+use nix::sys::socket::{
+    ControlMessage, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg, setsockopt, sockopt,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::net::Netns;
+use crate::scenario::Lab;
+
+/// First bytes of every probe packet; captures can look for them.
+pub const MAGIC: [u8; 8] = *b"xf-probe";
+/// Magic, stream id and number: the least a packet holds.
+const HEADER: usize = 8 + 4 + 8;
+/// The sender wakes this often (the lab's kernel ticks at 100 Hz) and sends what has come due.
+const TICK: Duration = Duration::from_millis(10);
+/// Packets per system call.
+const BATCH: usize = 64;
+/// Highest packet number the receiver keeps account of: an hour at 10,000 a second.
+const MAX_PACKETS: u64 = 36_000_000;
+/// The receiver's silence that ends the drain after the sender has stopped.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// The two ends of a probe.
+#[derive(Debug, Subcommand)]
+pub enum ProbeCommand {
+    /// Sends numbered packets until standard input ends (or --packets are sent), then reports.
+    Send(SendArgs),
+    /// Receives until standard input has ended and nothing more comes, then reports.
+    Recv(RecvArgs),
+}
+
+/// Options of the sender.
+#[derive(Debug, Args)]
+pub struct SendArgs {
+    /// Where to: address:port.
+    #[arg(long)]
+    to: SocketAddr,
+    /// Packets per second.
+    #[arg(long, default_value_t = 1000)]
+    rate: u32,
+    /// Number of the stream; the receiver refuses others.
+    #[arg(long, default_value_t = 0)]
+    stream: u32,
+    /// Bytes of UDP payload.
+    #[arg(long, default_value_t = 64)]
+    size: usize,
+    /// Stop after so many packets.
+    #[arg(long)]
+    packets: Option<u64>,
+}
+
+/// Options of the receiver.
+#[derive(Debug, Args)]
+pub struct RecvArgs {
+    /// Where to listen: address:port.
+    #[arg(long)]
+    bind: SocketAddr,
+    /// Number of the stream.
+    #[arg(long, default_value_t = 0)]
+    stream: u32,
+}
+
+/// What a program tells on standard output, one JSON line each.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "tell", rename_all = "snake_case")]
+enum Tell {
+    /// The receiver listens.
+    Listening,
+    /// The receiver has got its first packet.
+    First,
+    /// The sender's report.
+    Sent { packets: u64, errors: u64, seconds: f64 },
+    /// The receiver's report.
+    Got(Count),
+}
+
+/// The receiver's account.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+struct Count {
+    unique: u64,
+    duplicated: u64,
+    reordered: u64,
+    foreign: u64,
+    longest_gap_ms: f64,
+    longest_loss: u64,
+    highest: Option<u64>,
+}
+
+/// What a probe found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProbeReport {
+    /// Packets sent.
+    pub sent: u64,
+    /// Distinct packets received.
+    pub received: u64,
+    /// Packets that never came.
+    pub lost: u64,
+    /// Packets that came again.
+    pub duplicated: u64,
+    /// Packets that came after one with a higher number.
+    pub reordered: u64,
+    /// Packets of another stream or no stream at all that came to this receiver.
+    pub foreign: u64,
+    /// Sends the kernel refused (such as: no route); they count as lost.
+    pub send_errors: u64,
+    /// Longest time between two arrivals, in ms, within the sender's life.
+    pub longest_gap_ms: f64,
+    /// Longest run of lost numbers, in packets.
+    pub longest_loss: u64,
+    /// How long the sender sent, in seconds.
+    pub seconds: f64,
+}
+
+/// A running probe.
+#[derive(Debug)]
+pub struct Probe {
+    sender: End,
+    receiver: End,
+}
+
+impl Probe {
+    /// Starts a probe from one namespace to an address of another, `rate` packets a second, and returns when the
+    /// receiver listens and the sender has been started.
+    pub fn start(lab: &Lab, from: &Netns, to: &Netns, address: SocketAddr, rate: u32) -> Result<Self> {
+        // Each probe its own number, so that one that strays into another is seen.
+        let stream = lab.next_id().to_string();
+        let program = lab.binary();
+        let address = address.to_string();
+        let mut command = to.command(program);
+        command.args(["probe", "recv", "--bind", &address, "--stream", &stream]);
+        let mut receiver = End::start(command)?;
+        let began = receiver.next(Duration::from_secs(10))?;
+        ensure!(began == Tell::Listening, "the probe's receiver began with {began:?}");
+        let mut command = from.command(program);
+        command.args(["probe", "send", "--to", &address, "--stream", &stream, "--rate", &rate.to_string()]);
+        let sender = End::start(command)?;
+        Ok(Self { sender, receiver })
+    }
+
+    /// Waits for the first packet to arrive.
+    pub fn wait_first(&mut self, limit: Duration) -> Result<()> {
+        let said = self.receiver.next(limit).context("while waiting for the probe's first packet")?;
+        ensure!(said == Tell::First, "the probe's receiver said {said:?} before its first packet");
+        Ok(())
+    }
+
+    /// Ends the sender, lets the receiver drain, and gives the report.
+    pub fn stop(mut self) -> Result<ProbeReport> {
+        self.sender.close();
+        let Tell::Sent { packets, errors, seconds } = self.sender.next(Duration::from_secs(10))? else {
+            bail!("the probe's sender gave no report");
+        };
+        self.receiver.close();
+        let count = loop {
+            match self.receiver.next(Duration::from_secs(20))? {
+                Tell::Got(count) => break count,
+                Tell::First => {}
+                said @ (Tell::Listening | Tell::Sent { .. }) => bail!("the probe's receiver said {said:?}"),
+            }
+        };
+        ensure!(count.unique <= packets, "{} packets received of {packets} sent", count.unique);
+        // What is missing after the highest number received is lost as well.
+        let tail = packets - count.highest.map_or(0, |highest| highest + 1).min(packets);
+        Ok(ProbeReport {
+            sent: packets,
+            received: count.unique,
+            lost: packets - count.unique,
+            duplicated: count.duplicated,
+            reordered: count.reordered,
+            foreign: count.foreign,
+            send_errors: errors,
+            longest_gap_ms: count.longest_gap_ms,
+            longest_loss: count.longest_loss.max(tail),
+            seconds,
+        })
+    }
+
+    /// Lets the probe run for `time`, then stops it.
+    pub fn run_for(self, time: Duration) -> Result<ProbeReport> {
+        std::thread::sleep(time);
+        self.stop()
+    }
+}
+
+/// One of the two programs.
+#[derive(Debug)]
+struct End {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+}
+
+impl End {
+    fn start(mut command: Command) -> Result<Self> {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().context("no pipe")?;
+        let (tell, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if tell.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self { child, stdin, lines })
+    }
+
+    /// Closes its standard input, which tells it to end.
+    fn close(&mut self) {
+        self.stdin = None;
+    }
+
+    fn next(&mut self, limit: Duration) -> Result<Tell> {
+        match self.lines.recv_timeout(limit) {
+            Ok(line) => serde_json::from_str(&line).with_context(|| format!("a probe said {line:?}")),
+            Err(RecvTimeoutError::Timeout) => bail!("a probe said nothing for {:.1} s", limit.as_secs_f64()),
+            Err(RecvTimeoutError::Disconnected) => bail!("a probe ended: {}", self.child.wait()?),
+        }
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The program `lab probe`.
+pub fn main(command: &ProbeCommand) -> Result<()> {
+    let ended = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&ended);
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        flag.store(true, Ordering::Relaxed);
+    });
+    match command {
+        ProbeCommand::Send(args) => send(args, &ended),
+        ProbeCommand::Recv(args) => receive(args, &ended),
+    }
+}
+
+fn tell(what: &Tell) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", serde_json::to_string(what)?)?;
+    out.flush()?;
+    Ok(())
+}
+
+fn send(args: &SendArgs, ended: &AtomicBool) -> Result<()> {
+    ensure!((HEADER..=1472).contains(&args.size), "size {} is not in {HEADER}..=1472", args.size);
+    ensure!(args.rate > 0, "rate 0 sends nothing");
+    let any: SocketAddr = if args.to.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
+    let socket = UdpSocket::bind(any)?;
+    let limit = args.packets.unwrap_or(MAX_PACKETS).min(MAX_PACKETS);
+    let to = SockaddrStorage::from(args.to);
+    let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, None);
+    let mut errors = 0;
+    let mut number = 0_u64;
+    let start = Instant::now();
+    while number < limit && !ended.load(Ordering::Relaxed) {
+        let due = (start.elapsed().as_secs_f64() * f64::from(args.rate)) as u64;
+        while number < due.min(limit) {
+            let batch = usize::try_from(due.min(limit) - number)?.min(BATCH);
+            let packets: Vec<Vec<u8>> =
+                (number..).take(batch).map(|number| packet(args.stream, number, args.size)).collect();
+            let slices: Vec<[IoSlice<'_>; 1]> = packets.iter().map(|packet| [IoSlice::new(packet)]).collect();
+            let addresses = vec![Some(to); batch];
+            let no_control: [ControlMessage<'_>; 0] = [];
+            let done = sendmmsg(
+                socket.as_raw_fd(),
+                &mut headers,
+                slices.iter(),
+                &addresses,
+                no_control,
+                MsgFlags::empty(),
+            )
+            .map(Iterator::count);
+            match done {
+                Ok(sent) if sent > 0 => number += u64::try_from(sent)?,
+                // The first packet of the batch could not be sent (no route, link down): it is lost.
+                Ok(_) | Err(_) => {
+                    errors += 1;
+                    number += 1;
+                }
+            }
+        }
+        std::thread::sleep(TICK);
+    }
+    tell(&Tell::Sent { packets: number, errors, seconds: start.elapsed().as_secs_f64() })
+}
+
+fn packet(stream: u32, number: u64, size: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(size);
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&stream.to_be_bytes());
+    bytes.extend_from_slice(&number.to_be_bytes());
+    bytes.resize(size, 0);
+    bytes
+}
+
+fn number_of(bytes: &[u8], stream: u32) -> Option<u64> {
+    let rest = bytes.strip_prefix(&MAGIC)?.strip_prefix(&stream.to_be_bytes())?;
+    let number = u64::from_be_bytes(rest.get(..8)?.try_into().ok()?);
+    (number < MAX_PACKETS).then_some(number)
+}
+
+fn receive(args: &RecvArgs, ended: &AtomicBool) -> Result<()> {
+    let socket = UdpSocket::bind(args.bind).with_context(|| format!("cannot listen on {}", args.bind))?;
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    // Root inside the lab may go past rmem_max; elsewhere the default has to do.
+    let _ = setsockopt(&socket, sockopt::RcvBufForce, &(8 << 20));
+    tell(&Tell::Listening)?;
+    let mut tally = Tally::default();
+    let mut last = Instant::now();
+    let mut buffers = vec![[0_u8; 2048]; BATCH];
+    loop {
+        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, None);
+        let mut slices: Vec<[IoSliceMut<'_>; 1]> =
+            buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
+        let got =
+            recvmmsg(socket.as_raw_fd(), &mut headers, slices.iter_mut(), MsgFlags::MSG_WAITFORONE, None);
+        let lengths: Vec<usize> = match got {
+            Ok(messages) => messages.map(|message| message.bytes).collect(),
+            Err(nix::Error::EAGAIN | nix::Error::EINTR) => Vec::new(),
+            Err(error) => return Err(error).context("cannot receive"),
+        };
+        let now = Instant::now();
+        if lengths.is_empty() {
+            if ended.load(Ordering::Relaxed) && now.duration_since(last) >= QUIET {
+                break;
+            }
+            continue;
+        }
+        if tally.count.unique == 0 {
+            tell(&Tell::First)?;
+        } else {
+            tally.gap(now.duration_since(last));
+        }
+        last = now;
+        for (buffer, len) in buffers.iter().zip(lengths) {
+            tally.take(number_of(buffer.get(..len).unwrap_or_default(), args.stream));
+        }
+    }
+    tell(&Tell::Got(tally.finish()))
+}
+
+/// The receiver's book-keeping.
+#[derive(Debug, Default)]
+struct Tally {
+    seen: Vec<bool>,
+    count: Count,
+}
+
+impl Tally {
+    /// Takes a packet's number; `None` is a packet that is none of ours.
+    fn take(&mut self, number: Option<u64>) {
+        let Some((number, at)) = number.and_then(|number| Some((number, usize::try_from(number).ok()?)))
+        else {
+            self.count.foreign += 1;
+            return;
+        };
+        if self.seen.len() <= at {
+            self.seen.resize(at + 1, false);
+        }
+        let Some(seen) = self.seen.get_mut(at) else { return };
+        if *seen {
+            self.count.duplicated += 1;
+            return;
+        }
+        *seen = true;
+        self.count.unique += 1;
+        match self.count.highest {
+            Some(highest) if highest > number => self.count.reordered += 1,
+            _ => self.count.highest = Some(number),
+        }
+    }
+
+    fn gap(&mut self, gap: Duration) {
+        let ms = (gap.as_secs_f64() * 10_000.0).round() / 10.0;
+        self.count.longest_gap_ms = self.count.longest_gap_ms.max(ms);
+    }
+
+    fn finish(mut self) -> Count {
+        let mut run = 0;
+        for seen in &self.seen {
+            run = if *seen { 0 } else { run + 1 };
+            self.count.longest_loss = self.count.longest_loss.max(run);
+        }
+        self.count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loss_doubles_and_order_are_told_apart() {
+        let mut tally = Tally::default();
+        for number in [1, 0, 5, 5, 6] {
+            tally.take(Some(number));
+        }
+        tally.take(None);
+        let count = tally.finish();
+        assert_eq!((count.unique, count.duplicated, count.reordered, count.foreign), (4, 1, 1, 1));
+        // 2, 3 and 4 never came.
+        assert_eq!((count.longest_loss, count.highest), (3, Some(6)));
+    }
+
+    #[test]
+    fn packets_carry_stream_and_number() {
+        let bytes = packet(7, 42, 64);
+        assert_eq!(number_of(&bytes, 7), Some(42));
+        assert_eq!(number_of(&bytes, 8), None);
+        for len in 0..HEADER {
+            assert_eq!(number_of(&bytes[..len], 7), None);
+        }
+        assert_eq!(number_of(&packet(7, MAX_PACKETS, 64), 7), None);
+    }
+}

@@ -1,0 +1,32 @@
+//! The registry of scenarios. One file each below `scenarios/`, one line each in [`ALL`].
+
+use crate::scenario::Scenario;
+
+mod plain;
+
+/// Every scenario, in the order `lab test` runs them.
+pub const ALL: &[Scenario] = &[plain::SCENARIO];
+
+/// Finds a scenario by name.
+pub fn find(name: &str) -> Option<&'static Scenario> {
+    ALL.iter().find(|scenario| scenario.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_found() {
+        for scenario in ALL {
+            assert_eq!(
+                ALL.iter().filter(|other| other.name == scenario.name).count(),
+                1,
+                "{}",
+                scenario.name
+            );
+            assert_eq!(find(scenario.name).map(|found| found.about), Some(scenario.about));
+        }
+        assert!(find("no such scenario").is_none());
+    }
+}

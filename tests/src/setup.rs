@@ -1,0 +1,199 @@
+//! Makes a fresh Debian machine ready: packages by apt, then the product's programs by cargo.
+//!
+//! Says on standard error what it is going to do before it does it, installs only what is missing, and leaves no
+//! service running. With everything in place it costs milliseconds (packages) and a look by cargo (programs).
+
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::job::Product;
+use crate::process::{describe, output_with_input};
+use crate::progress::say;
+
+/// Packages, each with a file that is there if and only if it is installed.
+const PACKAGES: &[(&str, &str)] = &[
+    ("user-mode-linux", "/usr/bin/linux.uml"),
+    ("openvswitch-switch", "/usr/sbin/ovs-vswitchd"),
+    ("openvswitch-common", "/usr/bin/ovs-ofctl"),
+    ("frr", "/usr/lib/frr/zebra"),
+    ("iproute2", "/usr/bin/ip"),
+    ("iputils-ping", "/usr/bin/ping"),
+    ("iperf3", "/usr/bin/iperf3"),
+    ("tcpdump", "/usr/bin/tcpdump"),
+    ("kmod", "/usr/bin/kmod"),
+    ("procps", "/usr/bin/ps"),
+    ("util-linux", "/usr/bin/setpriv"),
+    ("gcc", "/usr/bin/gcc"),
+    ("libc6-dev", "/usr/lib/x86_64-linux-gnu/libc.a"),
+];
+/// The guest client is built for this, to be static.
+const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Asked by every Debian package before it starts a service; 101 forbids it.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// The project's top folder.
+pub fn workspace() -> Result<PathBuf> {
+    // Set by `cargo run`; a binary started by hand falls back to where it was built.
+    let manifest =
+        std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let manifest = PathBuf::from(manifest);
+    let top = manifest.parent().with_context(|| format!("{} has no parent", manifest.display()))?;
+    ensure!(top.join("Cargo.toml").is_file(), "{} is not the project's folder", top.display());
+    Ok(top.to_owned())
+}
+
+/// The cargo that runs us.
+pub fn cargo() -> Result<Command> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace()?);
+    Ok(command)
+}
+
+/// Installs what is missing.
+pub fn packages() -> Result<()> {
+    let missing: Vec<&str> =
+        PACKAGES.iter().filter(|(_, file)| !Path::new(file).exists()).map(|(package, _)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    let root = nix::unistd::geteuid().is_root();
+    let by_hand = format!("sudo apt-get install --no-install-recommends {list}");
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!("these Debian packages are missing, and this machine has no apt-get: {list}");
+    }
+    if !root && !Path::new("/usr/bin/sudo").exists() {
+        bail!("these Debian packages are missing, and there is no sudo; as root: apt-get install {list}");
+    }
+    say(format!(
+        "lab: installing with apt{}, and starting no service: {list}",
+        if root { "" } else { " through sudo" }
+    ));
+    let policy = Policy::forbid(root)?;
+    let install = || {
+        let mut args = vec!["install", "--yes", "--no-install-recommends"];
+        args.extend(&missing);
+        apt(root, &args)
+    };
+    // Package lists may be missing or old: only a failure tells.
+    let done = install().or_else(|_| {
+        say("lab: apt does not find them like that; updating its lists");
+        apt(root, &["update"])?;
+        install()
+    });
+    drop(policy);
+    done.with_context(|| format!("could not install the packages; try `{by_hand}` and run this again"))?;
+    for (package, file) in PACKAGES {
+        ensure!(Path::new(file).exists(), "package {package} is installed, but {file} is not there");
+    }
+    Ok(())
+}
+
+fn apt(root: bool, args: &[&str]) -> Result<()> {
+    let mut command = privileged(root, "env");
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet"]).args(args);
+    run(&mut command)
+}
+
+fn privileged(root: bool, program: &str) -> Command {
+    if root {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sudo");
+    command.arg(program);
+    command
+}
+
+/// A `policy-rc.d` that forbids services, while it lives; what was there before comes back.
+struct Policy {
+    root: bool,
+    before: Option<Vec<u8>>,
+}
+
+impl Policy {
+    fn forbid(root: bool) -> Result<Self> {
+        let before = std::fs::read(POLICY).ok();
+        Self::write(root, b"#!/bin/sh\nexit 101\n")?;
+        Ok(Self { root, before })
+    }
+
+    fn write(root: bool, text: &[u8]) -> Result<()> {
+        if root {
+            let mut file = std::fs::File::create(POLICY).with_context(|| format!("cannot write {POLICY}"))?;
+            file.write_all(text)?;
+            file.set_permissions(std::fs::Permissions::from_mode(0o755))?;
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(text).into_owned();
+        output_with_input(
+            privileged(false, "sh").args(["-c", &format!("cat > {POLICY} && chmod 755 {POLICY}")]),
+            &text,
+        )?;
+        Ok(())
+    }
+}
+
+impl Drop for Policy {
+    fn drop(&mut self) {
+        let restored = match &self.before {
+            Some(text) => Self::write(self.root, text),
+            None => run(privileged(self.root, "rm").args(["-f", POLICY])),
+        };
+        if let Err(error) = restored {
+            say(format!("lab: could not restore {POLICY}: {error:#}"));
+        }
+    }
+}
+
+/// Builds the product's programs and says where they are.
+pub fn product() -> Result<Product> {
+    say("lab: building the host daemon and the command line");
+    run(cargo()?.args(["build", "--quiet", "--profile", "lab", "-p", "xenflow-dom0-server", "--bins"]))?;
+    say("lab: building the static guest client");
+    run(cargo()?
+        .args(["build", "--quiet", "--profile", "guest", "--target", GUEST_TARGET])
+        .args(["-p", "xenflow-guest-client", "--bins"])
+        .env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
+    let target = target_dir()?;
+    let product = Product {
+        dom0: target.join("lab/xenflow-dom0"),
+        xenflow: target.join("lab/xenflow"),
+        guest: target.join(GUEST_TARGET).join("guest/xenflow-guest"),
+    };
+    for program in [&product.dom0, &product.xenflow, &product.guest] {
+        ensure!(program.is_file(), "cargo built no {}", program.display());
+    }
+    let bytes = std::fs::metadata(&product.guest)?.len();
+    say(format!("lab: the guest client is one static file of {} KiB", bytes.div_ceil(1024)));
+    Ok(product)
+}
+
+/// Where cargo puts things, as cargo itself says.
+fn target_dir() -> Result<PathBuf> {
+    let out = cargo()?
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo metadata")?;
+    let value: serde_json::Value =
+        serde_json::from_slice(&out.stdout).context("cargo metadata gave no JSON")?;
+    let dir = value.get("target_directory").and_then(serde_json::Value::as_str);
+    Ok(PathBuf::from(dir.context("cargo metadata names no target_directory")?))
+}
+
+/// Runs a command whose output people should see; all of it goes to standard error.
+pub fn run(command: &mut Command) -> Result<()> {
+    let what = describe(command);
+    let stderr = std::io::stderr();
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(stderr)
+        .status()
+        .with_context(|| format!("cannot run `{what}`"))?;
+    ensure!(status.success(), "`{what}` ended with {status}");
+    Ok(())
+}

@@ -1,1 +1,17 @@
-//! Compiles a router's tables and the host's topology into OpenFlow flows; pure.
+//! Compiles routers' tables and the host's topology into OpenFlow flows.
+//!
+//! Pure: no sockets, no clock, no randomness. [`app::App`] is the door; [`pipeline`] declares the tables,
+//! `table` makes their flows, [`rib`] mirrors a guest's kernel and [`fib`] decides what forwards.
+
+pub mod app;
+pub mod fib;
+pub mod flow;
+pub mod pipeline;
+pub mod rib;
+mod router;
+mod table;
+pub mod topology;
+
+pub use app::{App, Batch, RouterStatus, Scope};
+pub use flow::{FlowChange, FlowKey};
+pub use topology::{Attachment, PortNo, RouterId, Topology, Vif, VifId};

@@ -72,6 +72,9 @@ pub struct VlanId(u16);
 pub struct VlanRangeError(pub i64);
 
 impl VlanId {
+    /// The lowest, 1.
+    pub const MIN: Self = Self(1);
+
     /// The VID, 12 bits.
     #[must_use]
     pub const fn get(self) -> u16 {

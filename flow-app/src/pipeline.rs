@@ -1,0 +1,195 @@
+//! The pipeline, declared once: tables and where each may go on, registers, priorities, cookies.
+//!
+//! No other module knows a number of these. [`violation`] holds a flow against the declaration.
+
+use openflow::{Action, Field, Flow, Instruction};
+use xenflow_proto::VlanId;
+
+use crate::topology::RouterId;
+
+/// Admission: the VLAN tagger, inward. Sets the tag and [`IN_PORT`]; nothing enters without it.
+pub const ADMISSION: u8 = 0;
+/// Router: which router a packet is for, by segment and MAC; the others are switched.
+pub const ROUTER: u8 = 1;
+/// Local: what only the guest's IP stack can answer.
+pub const LOCAL: u8 = 2;
+/// Route: longest prefix → next hop.
+pub const ROUTE: u8 = 3;
+/// Next hop: the rewrite. A miss is a glean: the guest resolves the neighbor.
+pub const NEXT_HOP: u8 = 4;
+/// L2: vifs of this host by MAC; a miss asks [`LEARNED`].
+pub const L2: u8 = 5;
+/// What `learn` wrote: (segment, MAC) → port. Outside reconcile.
+pub const LEARNED: u8 = 6;
+/// Flood: to all ports of the segment, unless a port is known by now.
+pub const FLOOD: u8 = 7;
+/// Egress: the VLAN tagger, outward. Only ports of the packet's segment; pops the tag where it is not a trunk.
+pub const EGRESS: u8 = 8;
+
+/// A table, and which ones a packet may go on to.
+#[derive(Debug, Clone, Copy)]
+pub struct Stage {
+    /// Its number.
+    pub table: u8,
+    /// Its name.
+    pub name: &'static str,
+    /// By `goto_table` or `resubmit`.
+    pub next: &'static [u8],
+    /// May send a packet out of a port.
+    pub outputs: bool,
+    /// What becomes of a packet that matches nothing.
+    pub miss: &'static str,
+}
+
+/// All tables, in the order of their numbers.
+pub const STAGES: [Stage; 9] = [
+    Stage { table: ADMISSION, name: "admission", next: &[ROUTER], outputs: true, miss: "drop" },
+    Stage { table: ROUTER, name: "router", next: &[LOCAL, L2], outputs: false, miss: "to l2" },
+    Stage { table: LOCAL, name: "local", next: &[ROUTE, L2], outputs: false, miss: "to route" },
+    Stage { table: ROUTE, name: "route", next: &[NEXT_HOP, L2], outputs: false, miss: "punt" },
+    Stage { table: NEXT_HOP, name: "next hop", next: &[L2], outputs: false, miss: "punt (glean)" },
+    Stage {
+        table: L2,
+        name: "l2",
+        next: &[ROUTER, LEARNED, FLOOD, EGRESS],
+        outputs: false,
+        miss: "to learned",
+    },
+    Stage { table: LEARNED, name: "learned", next: &[], outputs: false, miss: "nothing" },
+    Stage { table: FLOOD, name: "flood", next: &[EGRESS], outputs: false, miss: "drop" },
+    Stage { table: EGRESS, name: "egress", next: &[], outputs: true, miss: "drop" },
+];
+
+/// Register 0: [`ROUTED`], [`FROM_UPLINK`].
+pub const FLAGS: u8 = 0;
+/// Register 1: the port the packet came in by; 0 after it entered another router.
+pub const IN_PORT: u8 = 1;
+/// Register 2: the port it is to leave by.
+pub const OUT_PORT: u8 = 2;
+/// Register 3: one bit for each router passed, from the lowest; the highest is the limit.
+pub const HOPS: u8 = 3;
+/// Register 4: the router that has the packet.
+pub const ROUTER_ID: u8 = 4;
+/// 64-bit register 3 (registers 6 and 7): the next hop, see [`next_hop_value`].
+pub const NEXT_HOP_ID: u8 = 3;
+
+/// In [`FLAGS`]: a router rewrote the packet, so it may leave by the port it came in.
+pub const ROUTED: u32 = 1;
+/// In [`FLAGS`]: the packet came in by a trunk, so as a switched packet it leaves by no trunk.
+pub const FROM_UPLINK: u32 = 2;
+/// In [`HOPS`]: this many routers of one host have passed the packet on; the next one gets it as a punt.
+pub const MAX_ROUTERS: u32 = 32;
+
+/// Ethernet type of IPv4.
+pub const ETH_IPV4: u16 = 0x0800;
+/// Ethernet type of IPv6.
+pub const ETH_IPV6: u16 = 0x86dd;
+/// Ethernet type of ARP.
+pub const ETH_ARP: u16 = 0x0806;
+/// Ethernet type of an IEEE 802.1Q tag.
+pub const ETH_VLAN: u16 = 0x8100;
+/// Ethernet type of an IEEE 802.1ad service tag.
+pub const ETH_SVLAN: u16 = 0x88a8;
+
+/// Priorities: the higher wins.
+pub mod priority {
+    /// What is never let through.
+    pub const REFUSE: u16 = 400;
+    /// Exceptions to the ordinary flows of a table.
+    pub const EXCEPTION: u16 = 300;
+    /// The ordinary flows of a table.
+    pub const NORMAL: u16 = 200;
+    /// What stands in for a miss.
+    pub const FALLBACK: u16 = 1;
+    /// A prefix: this plus its length.
+    pub const PREFIX: u16 = 50;
+    /// Learned MAC addresses, in a table of their own.
+    pub const LEARNED: u16 = 10;
+}
+
+/// Cookies: 16 bits that say XenFlow, 8 bits of category, 8 unused, 16 bits of owner, 16 unused. A mask finds the
+/// flows of a former life; flows without [`cookie::MAGIC`] are somebody else's and never touched.
+pub mod cookie {
+    use super::{RouterId, VlanId};
+
+    /// "XF".
+    pub const MAGIC: u64 = 0x5846 << 48;
+    /// Bits of magic and category.
+    pub const CATEGORY_MASK: u64 = 0xffff_ff00_0000_0000;
+    /// Bits of magic, category and owner.
+    pub const OWNER_MASK: u64 = CATEGORY_MASK | 0xffff_0000;
+    /// Flows of the host's own topology.
+    pub const TOPOLOGY: u64 = MAGIC | 1 << 40;
+    /// Flows of any router; see [`router`].
+    pub const ROUTERS: u64 = MAGIC | 2 << 40;
+    /// Learned flows of any segment; see [`learned`].
+    pub const LEARNED: u64 = MAGIC | 3 << 40;
+
+    /// Flows that follow from what one guest says.
+    #[must_use]
+    pub fn router(id: RouterId) -> u64 {
+        ROUTERS | u64::from(id.0) << 16
+    }
+
+    /// The router a cookie of [`router`] names.
+    #[must_use]
+    pub fn router_of(cookie: u64) -> Option<RouterId> {
+        let owner = u16::try_from(cookie >> 16 & 0xffff).ok()?;
+        (cookie & CATEGORY_MASK == ROUTERS).then_some(RouterId(owner))
+    }
+
+    /// MAC addresses learned on one segment.
+    #[must_use]
+    pub fn learned(segment: VlanId) -> u64 {
+        LEARNED | u64::from(segment.get()) << 16
+    }
+}
+
+/// MAC addresses learned on one segment, at most.
+pub const LEARNED_LIMIT: u32 = 4096;
+/// Seconds without a packet until a learned MAC address goes.
+pub const LEARNED_IDLE_S: u16 = 300;
+
+/// The value of [`NEXT_HOP_ID`] for an IPv4 next hop: router, vif and address, so that it needs no table of
+/// numbers, and a restarted daemon finds the same one.
+#[must_use]
+pub fn next_hop_value(adjacency: crate::fib::Adjacency) -> u64 {
+    let vif = adjacency.vif;
+    u64::from(vif.router.0) << 48 | u64::from(vif.number) << 32 | u64::from(adjacency.addr.to_bits())
+}
+
+/// Sets a register.
+pub(crate) fn set_reg(register: u8, value: u32) -> Action {
+    Action::set_field(Field::Reg(register), value.into())
+}
+
+/// What a flow does that the declaration does not allow; none for a good flow.
+#[must_use]
+pub fn violation(flow: &Flow) -> Option<String> {
+    let Some(stage) = STAGES.get(usize::from(flow.table)) else {
+        return Some(format!("table {} is not of the pipeline", flow.table));
+    };
+    let mut pending: Vec<&Action> = Vec::new();
+    for instruction in &flow.instructions {
+        match instruction {
+            Instruction::GotoTable(table) if !stage.next.contains(table) => {
+                return Some(format!("{} goes to table {table}", stage.name));
+            }
+            Instruction::ApplyActions(actions) => pending.extend(actions),
+            _ => {}
+        }
+    }
+    while let Some(action) = pending.pop() {
+        match action {
+            Action::Clone(actions) => pending.extend(actions.iter()),
+            Action::Resubmit { table: Some(table), .. } if !stage.next.contains(table) => {
+                return Some(format!("{} resubmits to table {table}", stage.name));
+            }
+            Action::Output { .. } | Action::OutputReg { .. } if !stage.outputs => {
+                return Some(format!("{} outputs", stage.name));
+            }
+            _ => {}
+        }
+    }
+    None
+}

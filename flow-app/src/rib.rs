@@ -1,0 +1,242 @@
+//! What one guest says: the mirror of its kernel's tables, IPv4 and IPv6, every routing table.
+//!
+//! Owns the objects and the marking of a snapshot; decides nothing about forwarding ([`crate::fib`] does).
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+use xenflow_proto::table::{
+    AddressKey, IfIndex, Link, NeighborKey, NextHop, NextHopKind, Route, RouteKey, RouteTarget,
+};
+use xenflow_proto::{Change, Key, MacAddr, Object};
+
+/// A table entry and the snapshot that last confirmed it.
+#[derive(Debug, Clone)]
+struct Stamped<T> {
+    value: T,
+    epoch: u32,
+}
+
+/// The tables of one guest.
+#[derive(Debug, Clone, Default)]
+pub struct Rib {
+    links: BTreeMap<IfIndex, Stamped<Link>>,
+    addresses: BTreeMap<AddressKey, Stamped<()>>,
+    routes: BTreeMap<RouteKey, Stamped<Route>>,
+    next_hops: BTreeMap<u32, Stamped<NextHop>>,
+    neighbors: BTreeMap<NeighborKey, Stamped<MacAddr>>,
+    /// How many routes refer to a next-hop object.
+    users: BTreeMap<u32, usize>,
+    epoch: u32,
+    in_snapshot: bool,
+}
+
+/// A guest said more than its host will remember.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("more than {limit} links, addresses, routes, next hops and neighbors")]
+pub struct TooManyObjects {
+    /// The most that are kept.
+    pub limit: usize,
+}
+
+/// Numbers for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RibCounts {
+    /// Routes of every table and family.
+    pub routes: usize,
+    /// Resolved neighbors.
+    pub neighbors: usize,
+    /// Next-hop objects.
+    pub next_hops: usize,
+    /// Links.
+    pub links: usize,
+}
+
+impl Rib {
+    /// A snapshot begins: what it does not confirm until its end is swept.
+    pub fn snapshot_begin(&mut self) {
+        self.epoch = self.epoch.wrapping_add(1);
+        self.in_snapshot = true;
+    }
+
+    /// End-of-RIB: the keys that the snapshot did not confirm, in an order in which they can be removed. None
+    /// without a beginning: an end alone must not sweep everything.
+    pub fn unconfirmed(&mut self) -> Vec<Key> {
+        if !std::mem::take(&mut self.in_snapshot) {
+            return Vec::new();
+        }
+        fn old<K: Clone, V>(map: &BTreeMap<K, Stamped<V>>, epoch: u32) -> impl Iterator<Item = K> {
+            map.iter().filter(move |(_, entry)| entry.epoch != epoch).map(|(key, _)| key.clone())
+        }
+        let epoch = self.epoch;
+        let routes = old(&self.routes, epoch).map(Key::Route);
+        let neighbors = old(&self.neighbors, epoch).map(Key::Neighbor);
+        let next_hops = old(&self.next_hops, epoch).map(Key::NextHop);
+        let addresses = old(&self.addresses, epoch).map(Key::Address);
+        let links = old(&self.links, epoch).map(Key::Link);
+        routes.chain(neighbors).chain(next_hops).chain(addresses).chain(links).collect()
+    }
+
+    /// Makes the change; true if anything is different now.
+    ///
+    /// # Errors
+    /// [`TooManyObjects`] if the change would add one more than `limit`; nothing is changed then.
+    pub fn apply(&mut self, change: Change, limit: usize) -> Result<bool, TooManyObjects> {
+        if matches!(change, Change::Upsert(_)) && self.len() >= limit && !self.contains(&change.key()) {
+            return Err(TooManyObjects { limit });
+        }
+        Ok(self.apply_within_limit(change))
+    }
+
+    fn len(&self) -> usize {
+        let Self { links, addresses, routes, next_hops, neighbors, users: _, epoch: _, in_snapshot: _ } =
+            self;
+        links.len() + addresses.len() + routes.len() + next_hops.len() + neighbors.len()
+    }
+
+    fn contains(&self, key: &Key) -> bool {
+        match key {
+            Key::Link(ifindex) => self.links.contains_key(ifindex),
+            Key::Address(key) => self.addresses.contains_key(key),
+            Key::Route(key) => self.routes.contains_key(key),
+            Key::NextHop(id) => self.next_hops.contains_key(id),
+            Key::Neighbor(key) => self.neighbors.contains_key(key),
+        }
+    }
+
+    fn apply_within_limit(&mut self, change: Change) -> bool {
+        let epoch = self.epoch;
+        match change {
+            Change::Upsert(Object::Link(link)) => put(&mut self.links, link.ifindex, link, epoch),
+            Change::Upsert(Object::Address(key)) => put(&mut self.addresses, key, (), epoch),
+            Change::Upsert(Object::NextHop(next_hop)) => {
+                put(&mut self.next_hops, next_hop.id, next_hop, epoch)
+            }
+            Change::Upsert(Object::Neighbor(it)) => put(&mut self.neighbors, it.key, it.mac, epoch),
+            Change::Upsert(Object::Route(route)) => {
+                self.count_user(route.key, -1);
+                let key = route.key;
+                let changed = put(&mut self.routes, key, route, epoch);
+                self.count_user(key, 1);
+                changed
+            }
+            Change::Remove(Key::Link(ifindex)) => self.links.remove(&ifindex).is_some(),
+            Change::Remove(Key::Address(key)) => self.addresses.remove(&key).is_some(),
+            Change::Remove(Key::NextHop(id)) => self.next_hops.remove(&id).is_some(),
+            Change::Remove(Key::Neighbor(key)) => self.neighbors.remove(&key).is_some(),
+            Change::Remove(Key::Route(key)) => {
+                self.count_user(key, -1);
+                self.routes.remove(&key).is_some()
+            }
+        }
+    }
+
+    fn count_user(&mut self, key: RouteKey, step: isize) {
+        let Some(Stamped { value: Route { target: RouteTarget::NextHop(id), .. }, .. }) =
+            self.routes.get(&key)
+        else {
+            return;
+        };
+        let users = self.users.entry(*id).or_default();
+        *users = users.saturating_add_signed(step);
+        if *users == 0 {
+            self.users.remove(id);
+        }
+    }
+
+    /// The link of that number.
+    #[must_use]
+    pub fn link(&self, ifindex: IfIndex) -> Option<&Link> {
+        self.links.get(&ifindex).map(|entry| &entry.value)
+    }
+
+    /// All links.
+    pub fn links(&self) -> impl Iterator<Item = &Link> {
+        self.links.values().map(|entry| &entry.value)
+    }
+
+    /// The next-hop object of that id.
+    #[must_use]
+    pub fn next_hop(&self, id: u32) -> Option<&NextHop> {
+        self.next_hops.get(&id).map(|entry| &entry.value)
+    }
+
+    /// Ids through which routes see a change of this next-hop object: its own and those of its groups, where
+    /// they have routes.
+    #[must_use]
+    pub fn users_of(&self, id: u32) -> BTreeSet<u32> {
+        let contains = |next_hop: &NextHop| match &next_hop.kind {
+            NextHopKind::Group(members) => members.iter().any(|(member, _)| *member == id),
+            NextHopKind::Blackhole | NextHopKind::Single(_) | NextHopKind::Unsupported => false,
+        };
+        let groups =
+            self.next_hops.values().filter(|entry| contains(&entry.value)).map(|entry| entry.value.id);
+        groups.chain([id]).filter(|id| self.users.contains_key(id)).collect()
+    }
+
+    /// Routes of one prefix in one table, in the kernel's order of preference but for the TOS.
+    pub fn candidates(&self, table: u32, dst: IpNet) -> impl Iterator<Item = &Route> {
+        let first = RouteKey { table, dst, tos: 0, metric: 0 };
+        let last = RouteKey { table, dst, tos: u8::MAX, metric: u32::MAX };
+        self.routes.range(first..=last).map(|(_, entry)| &entry.value)
+    }
+
+    /// All routes.
+    pub fn routes(&self) -> impl Iterator<Item = &Route> {
+        self.routes.values().map(|entry| &entry.value)
+    }
+
+    /// The link-layer address of a neighbor.
+    #[must_use]
+    pub fn neighbor(&self, ifindex: IfIndex, addr: IpAddr) -> Option<MacAddr> {
+        self.neighbors.get(&NeighborKey { ifindex, addr }).map(|entry| entry.value)
+    }
+
+    /// IPv4 neighbors: interface, address, link-layer address.
+    pub fn neighbors_v4(&self) -> impl Iterator<Item = (IfIndex, Ipv4Addr, MacAddr)> {
+        self.neighbors.iter().filter_map(|(key, entry)| match key.addr {
+            IpAddr::V4(addr) => Some((key.ifindex, addr, entry.value)),
+            IpAddr::V6(_) => None,
+        })
+    }
+
+    /// IPv4 neighbors with an address in the prefix, on any link: interface and address.
+    pub fn neighbors_in(&self, prefix: Ipv4Net) -> impl Iterator<Item = (IfIndex, Ipv4Addr)> {
+        let bound = |ifindex, addr: Ipv4Addr| NeighborKey { ifindex, addr: addr.into() };
+        self.links.keys().flat_map(move |&ifindex| {
+            let range = bound(ifindex, prefix.network())..=bound(ifindex, prefix.broadcast());
+            self.neighbors.range(range).filter_map(|(key, _)| match key.addr {
+                IpAddr::V4(addr) => Some((key.ifindex, addr)),
+                IpAddr::V6(_) => None,
+            })
+        })
+    }
+
+    /// How much there is.
+    #[must_use]
+    pub fn counts(&self) -> RibCounts {
+        RibCounts {
+            routes: self.routes.len(),
+            neighbors: self.neighbors.len(),
+            next_hops: self.next_hops.len(),
+            links: self.links.len(),
+        }
+    }
+}
+
+/// Inserts or replaces; true if the value is another one now.
+fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Stamped<V>>, key: K, value: V, epoch: u32) -> bool {
+    match map.entry(key) {
+        Entry::Vacant(entry) => {
+            entry.insert(Stamped { value, epoch });
+            true
+        }
+        Entry::Occupied(mut entry) => {
+            let changed = entry.get().value != value;
+            entry.insert(Stamped { value, epoch });
+            changed
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! One router: its guest's tables, the places in the flow tables that they decide, and which of them are due.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+use openflow::Flow;
+use xenflow_proto::table::{RouteTarget, TABLE_LOCAL, TABLE_MAIN};
+use xenflow_proto::{Change, Key, MacAddr, VlanId};
+
+use crate::fib::{Adjacency, Binding, Fib, Verdict};
+use crate::flow::{FlowChange, FlowKey};
+use crate::pipeline::ROUTER;
+use crate::rib::{Rib, TooManyObjects};
+use crate::table;
+use crate::topology::{RouterId, Topology};
+
+/// A place in the flow tables that a router's own tables decide: there is at most one flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Place {
+    /// Packets to a local prefix.
+    LocalDestination(Ipv4Net),
+    /// Packets from a local prefix.
+    LocalSource(Ipv4Net),
+    /// The route of a prefix.
+    Route(Ipv4Net),
+    /// The rewrite for a neighbor.
+    NextHop(Adjacency),
+}
+
+/// Something to do for the switch, in order.
+#[derive(Debug)]
+enum Due {
+    /// Whatever the place holds when its turn comes.
+    Place(Place),
+    /// As it was decided.
+    Change(FlowChange),
+    /// Everything that was due before is on its way.
+    Marker(u64),
+}
+
+/// What comes next.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// For the switch.
+    Change(FlowChange),
+    /// Everything up to here has been taken.
+    Marker(u64),
+}
+
+/// A router and what its switch flows should be.
+#[derive(Debug)]
+pub(crate) struct Router {
+    id: RouterId,
+    pub(crate) rib: Rib,
+    binding: Binding,
+    /// The guest finished a snapshot in this life of the daemon; before, its flows are left as they are.
+    pub(crate) synced: bool,
+    /// The flows that lead packets into the router.
+    gates: BTreeMap<FlowKey, Flow>,
+    due: VecDeque<Due>,
+    waiting: HashSet<Place>,
+}
+
+impl Router {
+    pub(crate) fn new(id: RouterId, topology: &Topology) -> Self {
+        let rib = Rib::default();
+        let binding = Binding::new(&rib, topology, id);
+        Self {
+            id,
+            rib,
+            binding,
+            synced: false,
+            gates: BTreeMap::new(),
+            due: VecDeque::new(),
+            waiting: HashSet::new(),
+        }
+    }
+
+    /// End-of-RIB: sweeps what the snapshot did not confirm, and opens the gates.
+    pub(crate) fn end_snapshot(&mut self, topology: &Topology) {
+        for key in self.rib.unconfirmed() {
+            // A removal cannot pass a limit.
+            let _ = self.apply(Change::Remove(key), usize::MAX, topology);
+        }
+        self.synced = true;
+        self.rebind(topology);
+    }
+
+    /// Applies what the guest says and marks the places that it may decide.
+    pub(crate) fn apply(
+        &mut self,
+        change: Change,
+        limit: usize,
+        topology: &Topology,
+    ) -> Result<(), TooManyObjects> {
+        let key = change.key();
+        let readers = match key {
+            Key::NextHop(id) => self.rib.users_of(id),
+            _ => Default::default(),
+        };
+        if !self.rib.apply(change, limit)? {
+            return Ok(());
+        }
+        match key {
+            Key::Link(_) => self.rebind(topology),
+            Key::Address(_) => {}
+            Key::Route(route) => match route.dst {
+                IpNet::V4(prefix) if route.table == TABLE_LOCAL => self.touch_local(prefix),
+                IpNet::V4(prefix) if route.table == TABLE_MAIN => self.touch_route(prefix),
+                IpNet::V4(_) | IpNet::V6(_) => {}
+            },
+            Key::NextHop(_) if readers.is_empty() => {}
+            Key::NextHop(_) => {
+                let uses =
+                    |target: &RouteTarget| matches!(target, RouteTarget::NextHop(id) if readers.contains(id));
+                for prefix in self.main_prefixes(|route| uses(&route.target)) {
+                    self.touch_route(prefix);
+                }
+            }
+            Key::Neighbor(neighbor) => {
+                if let (IpAddr::V4(addr), Some(vif)) = (neighbor.addr, self.binding.vif(neighbor.ifindex)) {
+                    self.touch(Place::NextHop(Adjacency { vif: vif.id, addr }));
+                    self.touch(Place::Route(host(addr)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn main_prefixes(&self, wanted: impl Fn(&xenflow_proto::table::Route) -> bool) -> Vec<Ipv4Net> {
+        let routes = self.rib.routes().filter(|route| route.key.table == TABLE_MAIN && wanted(route));
+        routes
+            .filter_map(|route| if let IpNet::V4(prefix) = route.key.dst { Some(prefix) } else { None })
+            .collect()
+    }
+
+    fn touch(&mut self, place: Place) {
+        if self.waiting.insert(place) {
+            self.due.push_back(Due::Place(place));
+        }
+    }
+
+    fn touch_local(&mut self, prefix: Ipv4Net) {
+        self.touch(Place::LocalDestination(prefix));
+        self.touch(Place::LocalSource(prefix));
+    }
+
+    /// A route decides its prefix, and whether the neighbors in it are on-link.
+    fn touch_route(&mut self, prefix: Ipv4Net) {
+        self.touch(Place::Route(prefix));
+        let hosts: Vec<Ipv4Addr> = self.rib.neighbors_in(prefix).map(|(_, addr)| addr).collect();
+        for addr in hosts {
+            self.touch(Place::Route(host(addr)));
+        }
+    }
+
+    /// Links or vifs changed: the places that hold another flow now are due.
+    pub(crate) fn rebind(&mut self, topology: &Topology) {
+        let binding = Binding::new(&self.rib, topology, self.id);
+        if binding != self.binding {
+            let mut places = self.places(&self.binding);
+            places.extend(self.places(&binding));
+            places.sort_unstable();
+            places.dedup();
+            places.retain(|place| self.flow_with(*place, &self.binding) != self.flow_with(*place, &binding));
+            self.binding = binding;
+            for place in places {
+                self.touch(place);
+            }
+        }
+        self.set_gates();
+    }
+
+    fn set_gates(&mut self) {
+        let bound = self.synced.then(|| self.binding.vifs()).into_iter().flatten();
+        let gates: BTreeMap<FlowKey, Flow> =
+            bound.map(table::gate).map(|flow| (FlowKey::from(&flow), flow)).collect();
+        for change in diff(&self.gates, &gates) {
+            self.due.push_back(Due::Change(change));
+        }
+        self.gates = gates;
+    }
+
+    /// Every place that may hold a flow.
+    fn places(&self, binding: &Binding) -> Vec<Place> {
+        let mut places = Vec::new();
+        for route in self.rib.routes() {
+            let IpNet::V4(prefix) = route.key.dst else { continue };
+            match route.key.table {
+                TABLE_LOCAL => places.extend([Place::LocalDestination(prefix), Place::LocalSource(prefix)]),
+                TABLE_MAIN => places.push(Place::Route(prefix)),
+                _ => {}
+            }
+        }
+        for (ifindex, addr, _) in self.rib.neighbors_v4() {
+            places.push(Place::Route(host(addr)));
+            if let Some(vif) = binding.vif(ifindex) {
+                places.push(Place::NextHop(Adjacency { vif: vif.id, addr }));
+            }
+        }
+        places.sort_unstable();
+        places.dedup();
+        places
+    }
+
+    /// The flow that belongs to a place now.
+    fn flow(&self, place: Place) -> Option<Flow> {
+        self.flow_with(place, &self.binding)
+    }
+
+    fn flow_with(&self, place: Place, binding: &Binding) -> Option<Flow> {
+        let fib = Fib { rib: &self.rib, binding };
+        match place {
+            Place::LocalDestination(prefix) => {
+                fib.is_local(prefix).then(|| table::local_destination(self.id, prefix))
+            }
+            Place::LocalSource(prefix) => fib.is_local(prefix).then(|| table::local_source(self.id, prefix)),
+            Place::Route(prefix) => fib.route(prefix).map(|verdict| table::route(self.id, prefix, verdict)),
+            Place::NextHop(adjacency) => {
+                let destination = fib.resolve(adjacency)?;
+                let (_, vif) = binding.link(adjacency.vif)?;
+                Some(table::next_hop(adjacency, vif.mac, destination, vif.vlan))
+            }
+        }
+    }
+
+    /// The identity of a place's flow, whether it is there or not.
+    fn key(&self, place: Place) -> FlowKey {
+        // The instructions do not matter for the identity, so any will do.
+        let flow = match place {
+            Place::LocalDestination(prefix) => table::local_destination(self.id, prefix),
+            Place::LocalSource(prefix) => table::local_source(self.id, prefix),
+            Place::Route(prefix) => table::route(self.id, prefix, Verdict::Drop),
+            Place::NextHop(adjacency) => {
+                table::next_hop(adjacency, MacAddr::default(), MacAddr::default(), VlanId::MIN)
+            }
+        };
+        FlowKey::from(&flow)
+    }
+
+    /// All flows that should be there: a full compile.
+    pub(crate) fn flows(&self) -> impl Iterator<Item = Flow> {
+        let places = self.places(&self.binding).into_iter();
+        places.filter_map(|place| self.flow(place)).chain(self.gates.values().cloned())
+    }
+
+    pub(crate) fn mark(&mut self, token: u64) {
+        self.due.push_back(Due::Marker(token));
+    }
+
+    /// Anything to do?
+    pub(crate) fn is_due(&self) -> bool {
+        !self.due.is_empty()
+    }
+
+    /// The next thing to do.
+    pub(crate) fn next_due(&mut self) -> Option<Step> {
+        Some(match self.due.pop_front()? {
+            Due::Place(place) => {
+                self.waiting.remove(&place);
+                Step::Change(match self.flow(place) {
+                    Some(flow) => FlowChange::Upsert(flow),
+                    None => FlowChange::Remove(self.key(place)),
+                })
+            }
+            Due::Change(change) => Step::Change(change),
+            Due::Marker(token) => Step::Marker(token),
+        })
+    }
+
+    /// A marker, if nothing stands before it.
+    pub(crate) fn next_marker(&mut self) -> Option<u64> {
+        match self.due.front() {
+            Some(Due::Marker(token)) => {
+                let token = *token;
+                self.due.pop_front();
+                Some(token)
+            }
+            _ => None,
+        }
+    }
+
+    /// Decides anew what is due, from what the switch holds. Gates that should be closed close first and those
+    /// that should be open open last; a marker stays due behind all of it.
+    pub(crate) fn reconcile(&mut self, mut installed: BTreeMap<FlowKey, Flow>) {
+        let markers: Vec<Due> = self.due.drain(..).filter(|due| matches!(due, Due::Marker(_))).collect();
+        self.waiting.clear();
+        let opening: Vec<FlowChange> = self
+            .gates
+            .iter()
+            .filter(|(key, gate)| installed.remove(key).as_ref() != Some(gate))
+            .map(|(_, gate)| FlowChange::Upsert(gate.clone()))
+            .collect();
+        let mut places = self.places(&self.binding);
+        places.retain(|place| {
+            let Some(flow) = self.flow(*place) else { return false };
+            installed.remove(&FlowKey::from(&flow)) != Some(flow)
+        });
+        let (closing, obsolete): (Vec<FlowKey>, Vec<FlowKey>) =
+            installed.into_keys().partition(|key| key.table == ROUTER);
+        let remove = |key| Due::Change(FlowChange::Remove(key));
+        self.due.extend(closing.into_iter().map(remove));
+        for place in places {
+            self.touch(place);
+        }
+        self.due.extend(obsolete.into_iter().map(remove));
+        self.due.extend(opening.into_iter().map(Due::Change));
+        self.due.extend(markers);
+    }
+}
+
+fn host(addr: Ipv4Addr) -> Ipv4Net {
+    Ipv4Net::from(addr)
+}
+
+/// What turns one set of flows into another: upserts, then removals.
+pub(crate) fn diff(from: &BTreeMap<FlowKey, Flow>, to: &BTreeMap<FlowKey, Flow>) -> Vec<FlowChange> {
+    let upserts = to.iter().filter(|(key, flow)| from.get(key) != Some(flow));
+    let removals = from.keys().filter(|key| !to.contains_key(key));
+    let upserts = upserts.map(|(_, flow)| FlowChange::Upsert(flow.clone()));
+    upserts.chain(removals.map(|key| FlowChange::Remove(key.clone()))).collect()
+}

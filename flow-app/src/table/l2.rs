@@ -1,0 +1,48 @@
+//! L2 and flood: switching within a segment. A routed packet for a vif of this host enters that router; a known
+//! MAC has one port; all else goes to every port of the segment.
+
+use openflow::{Action, Field, Flow, Match};
+
+use crate::pipeline::{
+    EGRESS, ETH_IPV4, FLAGS, FLOOD, HOPS, IN_PORT, L2, LEARNED, MAX_ROUTERS, OUT_PORT, ROUTED, ROUTER,
+    ROUTER_ID, cookie, priority, set_reg,
+};
+use crate::topology::Topology;
+
+pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
+    for (_, vif, vlan, port) in topology.bound_vifs() {
+        let to = || Match::builder().vlan(vlan.get()).eth_dst(vif.mac.0);
+        let routed = to().eth_type(ETH_IPV4).reg_masked(FLAGS, ROUTED, ROUTED).build();
+        flows.push(Flow::new(L2, priority::EXCEPTION, cookie::TOPOLOGY, routed).apply(enter_router()));
+        let deliver = Flow::new(L2, priority::NORMAL, cookie::TOPOLOGY, to().build());
+        flows.push(deliver.apply([set_reg(OUT_PORT, port)]).goto(EGRESS));
+    }
+    let ask = [set_reg(OUT_PORT, 0), Action::resubmit(LEARNED)];
+    flows.push(Flow::new(L2, priority::FALLBACK, cookie::TOPOLOGY, Match::any()).apply(ask).goto(FLOOD));
+
+    for &vlan in &topology.segments {
+        let unknown = Match::builder().vlan(vlan.get()).reg(OUT_PORT, 0).build();
+        let copies: Vec<Action> = topology
+            .members(vlan)
+            .into_iter()
+            .map(|port| Action::Clone(Box::new([set_reg(OUT_PORT, port), Action::resubmit(EGRESS)])))
+            .collect();
+        flows.push(Flow::new(FLOOD, priority::NORMAL, cookie::TOPOLOGY, unknown).apply(copies));
+    }
+    flows.push(Flow::new(FLOOD, priority::FALLBACK, cookie::TOPOLOGY, Match::any()).goto(EGRESS));
+}
+
+/// The next router of this host: as if the packet had just come in, but for the count of routers passed.
+fn enter_router() -> Vec<Action> {
+    let bits = MAX_ROUTERS as u16 - 1;
+    vec![
+        Action::CopyField { src: Field::Reg(HOPS).slice(0, bits), dst: (Field::Reg(HOPS), 1) },
+        Action::set_masked(Field::Reg(HOPS), 1, 1),
+        set_reg(FLAGS, 0),
+        set_reg(IN_PORT, 0),
+        set_reg(OUT_PORT, 0),
+        set_reg(ROUTER_ID, 0),
+        Action::set_field(Field::Xreg(crate::pipeline::NEXT_HOP_ID), 0),
+        Action::resubmit(ROUTER),
+    ]
+}

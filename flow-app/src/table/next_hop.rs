@@ -1,0 +1,33 @@
+//! Next hop: the rewrite that forwarding is. An unresolved one has no flow: the miss hands the packet to the
+//! guest, whose kernel resolves the neighbor (glean).
+
+use openflow::{Action, Field, Flow, Match, VLAN_PRESENT};
+use xenflow_proto::{MacAddr, VlanId};
+
+use crate::fib::Adjacency;
+use crate::pipeline::{ETH_IPV4, FLAGS, L2, NEXT_HOP, NEXT_HOP_ID, ROUTED, cookie, next_hop_value, priority};
+
+pub(super) fn flows(flows: &mut Vec<Flow>) {
+    flows.push(Flow::new(NEXT_HOP, priority::FALLBACK, cookie::TOPOLOGY, Match::any()).goto(L2));
+}
+
+/// Hands the packet on: TTL, both MAC addresses, the VLAN of the segment it leaves by.
+pub(crate) fn next_hop(adjacency: Adjacency, source: MacAddr, destination: MacAddr, vlan: VlanId) -> Flow {
+    let matching = Match::builder()
+        .xreg_masked(NEXT_HOP_ID, next_hop_value(adjacency), u64::MAX)
+        .vlan_tagged()
+        .eth_type(ETH_IPV4)
+        .build();
+    let vid = VLAN_PRESENT | vlan.get();
+    Flow::new(NEXT_HOP, priority::NORMAL, cookie::router(adjacency.vif.router), matching)
+        .apply([
+            Action::DecTtl,
+            Action::set_field(Field::EthSrc, openflow::mac_bits(source.0)),
+            Action::set_field(Field::EthDst, openflow::mac_bits(destination.0)),
+            Action::set_field(Field::VlanVid, vid.into()),
+            Action::set_masked(Field::Reg(FLAGS), ROUTED.into(), ROUTED.into()),
+            // A routed packet may leave by the port it came in, which the switch refuses for in_port itself.
+            Action::set_field(Field::InPortNxm, 0),
+        ])
+        .goto(L2)
+}

@@ -1,0 +1,110 @@
+//! What this host has: ports, segments, vifs. The flow app's view of the configuration and of the switch, as
+//! plain values; where they come from (OVSDB) is the daemon's business.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use xenflow_proto::{MacAddr, VlanId};
+
+/// OpenFlow number of a port.
+pub type PortNo = u32;
+
+/// Number of a router in the flow tables; the same on every host and for ever. Never 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RouterId(pub u16);
+
+impl fmt::Display for RouterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Number of a vif: unique within its router, never 0, the same on every host and for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VifId {
+    /// Its router.
+    pub router: RouterId,
+    /// Its number within the router.
+    pub number: u16,
+}
+
+/// A router's interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vif {
+    /// Unique on the host: the guest's link is found by it.
+    pub mac: MacAddr,
+    /// Where it is attached.
+    pub attachment: Attachment,
+    /// The switch port, once the toolstack has plugged it.
+    pub port: Option<PortNo>,
+}
+
+/// Where a vif is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attachment {
+    /// To a segment.
+    Segment(VlanId),
+    /// To the control network.
+    Control,
+}
+
+impl Vif {
+    /// The segment, unless it is the control vif.
+    #[must_use]
+    pub fn vlan(&self) -> Option<VlanId> {
+        match self.attachment {
+            Attachment::Segment(vlan) => Some(vlan),
+            Attachment::Control => None,
+        }
+    }
+}
+
+/// Everything that the flows of a host depend on, but for what its guests say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Topology {
+    /// Segments that exist.
+    pub segments: BTreeSet<VlanId>,
+    /// Trunks to other hosts.
+    pub uplinks: BTreeSet<PortNo>,
+    /// End hosts and ordinary VMs: port and segment.
+    pub access: BTreeMap<PortNo, VlanId>,
+    /// Vifs of the routers that are configured, plugged in here or not.
+    pub vifs: BTreeMap<VifId, Vif>,
+    /// The host's own port on the control network.
+    pub control_port: Option<PortNo>,
+}
+
+impl Topology {
+    /// Vifs of a router.
+    pub fn vifs_of(&self, router: RouterId) -> impl Iterator<Item = (VifId, &Vif)> {
+        let bounds = VifId { router, number: 0 }..=VifId { router, number: u16::MAX };
+        self.vifs.range(bounds).map(|(id, vif)| (*id, vif))
+    }
+
+    /// Routers that have a vif.
+    #[must_use]
+    pub fn routers(&self) -> BTreeSet<RouterId> {
+        self.vifs.keys().map(|id| id.router).collect()
+    }
+
+    /// Vifs that are plugged in here and sit on a segment: id, vif, segment, port.
+    pub fn bound_vifs(&self) -> impl Iterator<Item = (VifId, &Vif, VlanId, PortNo)> {
+        self.vifs.iter().filter_map(|(id, vif)| Some((*id, vif, vif.vlan()?, vif.port?)))
+    }
+
+    /// Control vifs that are plugged in here: vif and port.
+    pub fn control_vifs(&self) -> impl Iterator<Item = (&Vif, PortNo)> {
+        self.vifs
+            .values()
+            .filter(|vif| vif.attachment == Attachment::Control)
+            .filter_map(|v| Some((v, v.port?)))
+    }
+
+    /// Ports of a segment on this host, uplinks included.
+    #[must_use]
+    pub fn members(&self, segment: VlanId) -> BTreeSet<PortNo> {
+        let vifs = self.bound_vifs().filter(|(_, _, vlan, _)| *vlan == segment).map(|(_, _, _, port)| port);
+        let access = self.access.iter().filter(|(_, vlan)| **vlan == segment).map(|(port, _)| *port);
+        vifs.chain(access).chain(self.uplinks.iter().copied()).collect()
+    }
+}

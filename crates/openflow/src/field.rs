@@ -203,7 +203,11 @@ impl Field {
 
     /// Bytes of one value on the wire.
     pub(crate) const fn bytes(self) -> usize {
-        (self.bits() as usize).div_ceil(8)
+        match self.bits() {
+            // MPLS and IPv6 labels stand in 4 bytes.
+            20 => 4,
+            bits => (bits as usize).div_ceil(8),
+        }
     }
 
     /// All bits of the field set.
@@ -297,19 +301,19 @@ impl Field {
     /// The 4-byte header without mask, as OXM where the field has such a name.
     pub(crate) fn oxm_header(self, masked: bool) -> u32 {
         let spec = self.spec();
-        header(spec.oxm.or(spec.nxm), spec.bits, masked)
+        header(spec.oxm.or(spec.nxm), self.bytes(), masked)
     }
 
     /// The 4-byte header without mask, as NXM where the field has such a name.
     pub(crate) fn nxm_header(self) -> u32 {
         let spec = self.spec();
-        header(spec.nxm.or(spec.oxm), spec.bits, false)
+        header(spec.nxm.or(spec.oxm), self.bytes(), false)
     }
 }
 
-fn header(name: Option<(u16, u8)>, bits: u16, masked: bool) -> u32 {
+fn header(name: Option<(u16, u8)>, bytes: usize, masked: bool) -> u32 {
     let (class, number) = name.unwrap_or_default();
-    let len = u32::from(bits.div_ceil(8)) << u32::from(masked);
+    let len = u32::try_from(bytes << usize::from(masked)).unwrap_or(0);
     (u32::from(class) << 16) | (u32::from(number) << 9) | (u32::from(masked) << 8) | len
 }
 

@@ -136,7 +136,7 @@ impl Flow {
         Flow { table, priority, cookie, matching, ..Flow::default() }
     }
 
-    /// Adds an instruction in its canonical place. An empty `ApplyActions` is left out, as Open vSwitch does.
+    /// Adds an instruction in its canonical place. Empty lists of actions are left out, as Open vSwitch does.
     #[must_use]
     pub fn with(mut self, instruction: Instruction) -> Flow {
         self.instructions.push(instruction);
@@ -165,15 +165,12 @@ impl Flow {
 
 fn canonical(instructions: &mut Vec<Instruction>) {
     instructions.retain_mut(|i| match i {
-        Instruction::ApplyActions(actions) => !actions.is_empty(),
+        Instruction::ApplyActions(actions) | Instruction::WriteActions(actions) => !actions.is_empty(),
         Instruction::WriteMetadata { value, mask } => {
             *value &= *mask;
             true
         }
-        Instruction::ClearActions
-        | Instruction::WriteActions(_)
-        | Instruction::GotoTable(_)
-        | Instruction::Other(_) => true,
+        Instruction::ClearActions | Instruction::GotoTable(_) | Instruction::Other(_) => true,
     });
     let rank = |i: &Instruction| match i {
         Instruction::ApplyActions(_) => 0,

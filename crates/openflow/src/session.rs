@@ -65,8 +65,8 @@ pub enum Event {
     BundleFailed {
         /// The bundle.
         id: BundleId,
-        /// Which messages failed, by their index in the bundle; `None` for the bundle's own control messages (they name why the
-        /// whole failed, usually [`ErrorCode::BUNDLE_MSG_FAILED`]).
+        /// Which messages failed, by their index in the bundle; `None` for the bundle's own control messages. After a failure at the
+        /// commit there are two: the message's and [`ErrorCode::BUNDLE_MSG_FAILED`].
         errors: Vec<(Option<usize>, Error)>,
     },
     /// Everything before this barrier is done.
@@ -151,6 +151,8 @@ struct Bundle {
     /// The open request; close, commit and barrier have the xids after the last message's.
     first_xid: u32,
     count: u32,
+    /// The switch has seen every message of it: the errors so far decide between commit and discard.
+    closed: bool,
     committed: bool,
     errors: Vec<(Option<usize>, Error)>,
 }
@@ -166,6 +168,27 @@ impl Bundle {
         Some(index.and_then(|i| usize::try_from(i).ok()))
     }
 
+    /// Commit or discard, and the barrier; `None` while the switch has not answered the close.
+    fn decision(&self) -> Option<BytesMut> {
+        if !self.closed {
+            return None;
+        }
+        let kind = if self.errors.is_empty() {
+            BundleCtrlType::CommitRequest
+        } else {
+            BundleCtrlType::DiscardRequest
+        };
+        let mut out = BytesMut::new();
+        // Messages of 16 and 8 bytes always fit.
+        let _ = control(self.id, kind).encode(self.commit_xid(), &mut out);
+        let _ = Message::BarrierRequest.encode(self.barrier_xid(), &mut out);
+        Some(out)
+    }
+
+    fn close_xid(&self) -> u32 {
+        self.first_xid.wrapping_add(self.count).wrapping_add(1)
+    }
+
     fn commit_xid(&self) -> u32 {
         self.first_xid.wrapping_add(self.count).wrapping_add(2)
     }
@@ -173,6 +196,16 @@ impl Bundle {
     fn barrier_xid(&self) -> u32 {
         self.first_xid.wrapping_add(self.count).wrapping_add(3)
     }
+}
+
+/// Output in the order it was asked for.
+#[derive(Debug)]
+enum Queued {
+    /// Whole messages.
+    Messages(BytesMut),
+    /// The end of the bundle with this barrier: commit or discard it here, once the switch has answered its close. Until then nothing
+    /// after it goes out, so that the order of what is asked for stays the order of what is done.
+    Decide(u32),
 }
 
 /// Bulk output goes out in pieces of about this many bytes, so that an echo reply waits for one piece at most.
@@ -186,7 +219,7 @@ pub struct Session {
     decoder: Decoder,
     /// Goes out before anything in `bulk`.
     urgent: BytesMut,
-    bulk: BytesMut,
+    bulk: VecDeque<Queued>,
     events: VecDeque<Event>,
     next_xid: u32,
     next_bundle: u32,
@@ -205,7 +238,7 @@ impl Session {
             state: State::AwaitHello,
             decoder: Decoder::new(),
             urgent: BytesMut::new(),
-            bulk: BytesMut::new(),
+            bulk: VecDeque::new(),
             events: VecDeque::new(),
             next_xid: 1,
             next_bundle: 1,
@@ -245,22 +278,51 @@ impl Session {
         if !self.urgent.is_empty() {
             return Some(self.urgent.split().freeze());
         }
-        if self.state != State::Up || self.bulk.is_empty() {
+        if self.state != State::Up {
             return None;
         }
-        let mut end = 0usize;
-        while end < PIECE {
-            let Some(&[_, _, l1, l2]) = self.bulk.get(end..).and_then(|b| b.first_chunk::<4>()) else {
-                break;
-            };
-            end = end.saturating_add(usize::from(u16::from_be_bytes([l1, l2])));
+        loop {
+            match self.bulk.front_mut()? {
+                Queued::Messages(bytes) => {
+                    let mut end = 0usize;
+                    while end < PIECE {
+                        let Some(&[_, _, l1, l2]) = bytes.get(end..).and_then(|b| b.first_chunk::<4>())
+                        else {
+                            break;
+                        };
+                        end = end.saturating_add(usize::from(u16::from_be_bytes([l1, l2])));
+                    }
+                    if end == 0 {
+                        self.bulk.pop_front();
+                        continue;
+                    }
+                    return Some(bytes.split_to(end.min(bytes.len())).freeze());
+                }
+                Queued::Decide(xid) => {
+                    let xid = *xid;
+                    let decision = self.bundles.get(&xid).map(Bundle::decision);
+                    match decision {
+                        Some(None) => return None,
+                        Some(Some(bytes)) => {
+                            self.bulk.pop_front();
+                            return Some(bytes.freeze());
+                        }
+                        None => {
+                            self.bulk.pop_front();
+                        }
+                    }
+                }
+            }
         }
-        Some(self.bulk.split_to(end.min(self.bulk.len())).freeze())
     }
 
     /// Bytes that wait to be sent: hold back new requests while it is large.
     pub fn pending_output(&self) -> usize {
-        self.urgent.len().saturating_add(self.bulk.len())
+        let bulk = self.bulk.iter().map(|q| match q {
+            Queued::Messages(bytes) => bytes.len(),
+            Queued::Decide(_) => 0,
+        });
+        self.urgent.len().saturating_add(bulk.sum())
     }
 
     /// Bundles sent and not yet answered.
@@ -296,7 +358,8 @@ impl Session {
 
     /// Queues a message; gives the xid of its replies and errors. Nothing goes out before the handshake is done.
     pub fn send(&mut self, message: &Message) -> Result<u32, EncodeError> {
-        message.encode(self.next_xid, &mut self.bulk)?;
+        let xid = self.next_xid;
+        message.encode(xid, self.tail())?;
         Ok(self.take_xid())
     }
 
@@ -313,45 +376,55 @@ impl Session {
 
     /// Queues an atomic, ordered bundle with a barrier after it. The answer is one [`Event::BundleCommitted`] or
     /// [`Event::BundleFailed`]. If a message cannot be encoded, nothing is queued.
+    ///
+    /// Open vSwitch refuses a bad message when it is added and then commits the rest of the bundle. So the commit waits for the
+    /// answer to the close, which comes after every such error, and becomes a discard if there was one; what is queued later waits too.
     pub fn send_bundle<'a>(
         &mut self,
         messages: impl IntoIterator<Item = &'a Message>,
     ) -> Result<BundleId, EncodeError> {
-        let flags = bundle_flags::ATOMIC | bundle_flags::ORDERED;
         let id = BundleId(self.next_bundle);
-        let start = self.bulk.len();
-        let first_xid = self.next_xid;
-        let mut xid = first_xid;
-        let mut result = control(id, BundleCtrlType::OpenRequest, flags).encode(xid, &mut self.bulk);
-        let mut count = 0u32;
-        for message in messages {
-            xid = xid.wrapping_add(1);
-            count = count.wrapping_add(1);
-            result = result.and_then(|()| encode_bundle_add(id.0, flags, message, xid, &mut self.bulk));
-            if result.is_err() {
-                break;
+        let mut bundle = Bundle {
+            id,
+            first_xid: self.next_xid,
+            count: 0,
+            closed: false,
+            committed: false,
+            errors: Vec::new(),
+        };
+        let out = self.tail();
+        let start = out.len();
+        let write = || {
+            control(id, BundleCtrlType::OpenRequest).encode(bundle.first_xid, out)?;
+            for message in messages {
+                bundle.count = bundle.count.wrapping_add(1);
+                let xid = bundle.first_xid.wrapping_add(bundle.count);
+                encode_bundle_add(id.0, BUNDLE_FLAGS, message, xid, out)?;
             }
-        }
-        for (step, message) in [
-            control(id, BundleCtrlType::CloseRequest, flags),
-            control(id, BundleCtrlType::CommitRequest, flags),
-            Message::BarrierRequest,
-        ]
-        .iter()
-        .zip(1u32..)
-        .map(|(m, step)| (step, m))
-        {
-            result = result.and_then(|()| message.encode(xid.wrapping_add(step), &mut self.bulk));
-        }
-        if let Err(e) = result {
-            self.bulk.truncate(start);
+            control(id, BundleCtrlType::CloseRequest).encode(bundle.close_xid(), out)
+        };
+        if let Err(e) = write() {
+            out.truncate(start);
             return Err(e);
         }
-        let bundle = Bundle { id, first_xid, count, committed: false, errors: Vec::new() };
-        self.next_xid = bundle.barrier_xid().wrapping_add(1);
+        let barrier = bundle.barrier_xid();
+        self.bulk.push_back(Queued::Decide(barrier));
+        self.next_xid = barrier.wrapping_add(1);
         self.next_bundle = self.next_bundle.wrapping_add(1);
-        self.bundles.insert(bundle.barrier_xid(), bundle);
+        self.bundles.insert(barrier, bundle);
         Ok(id)
+    }
+
+    /// Where the next message of the bulk goes.
+    fn tail(&mut self) -> &mut BytesMut {
+        if !matches!(self.bulk.back(), Some(Queued::Messages(_))) {
+            self.bulk.push_back(Queued::Messages(BytesMut::new()));
+        }
+        match self.bulk.back_mut() {
+            Some(Queued::Messages(bytes)) => bytes,
+            // Not reached: the line above put it there.
+            Some(Queued::Decide(_)) | None => &mut self.urgent,
+        }
     }
 
     fn take_xid(&mut self) -> u32 {
@@ -436,6 +509,7 @@ impl Session {
             },
             Message::BundleCtrl(ctrl) => {
                 if let Some(b) = self.bundles.values_mut().find(|b| b.id.0 == ctrl.id) {
+                    b.closed |= xid == b.close_xid();
                     b.committed |= ctrl.kind == BundleCtrlType::CommitReply && xid == b.commit_xid();
                     return;
                 }
@@ -444,6 +518,7 @@ impl Session {
             Message::Error(error) => {
                 for b in self.bundles.values_mut() {
                     if let Some(index) = b.place(xid) {
+                        b.closed |= xid == b.close_xid();
                         b.errors.push((index, error));
                         return;
                     }
@@ -463,6 +538,8 @@ impl Session {
     }
 }
 
-fn control(id: BundleId, kind: BundleCtrlType, flags: u16) -> Message {
-    Message::BundleCtrl(BundleCtrl { id: id.0, kind, flags })
+const BUNDLE_FLAGS: u16 = bundle_flags::ATOMIC | bundle_flags::ORDERED;
+
+fn control(id: BundleId, kind: BundleCtrlType) -> Message {
+    Message::BundleCtrl(BundleCtrl { id: id.0, kind, flags: BUNDLE_FLAGS })
 }

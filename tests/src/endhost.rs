@@ -27,7 +27,7 @@ impl EndHost {
 
     /// Sets its address (`addr/len`), brings its interface up, and routes everything else to `gateway`.
     pub fn configure(&self, address: &str, gateway: Option<&str>) -> Result<()> {
-        self.ns.configure(NIC, None, &[address])?;
+        self.ns.configure(NIC, &[address])?;
         if let Some(gateway) = gateway {
             self.ns.ip(&["route", "replace", "default", "via", gateway])?;
         }

@@ -31,16 +31,14 @@ impl Guest {
     /// Makes the namespace with forwarding on, redirects and reverse-path filter off.
     pub fn create(lab: &Lab, name: &str) -> Result<Self> {
         let ns = Netns::create(name)?;
-        for (key, value) in [
+        ns.sysctls(&[
             ("net.ipv4.ip_forward", "1"),
             ("net.ipv6.conf.all.forwarding", "1"),
             ("net.ipv4.conf.all.send_redirects", "0"),
             ("net.ipv4.conf.default.send_redirects", "0"),
             ("net.ipv4.conf.all.rp_filter", "0"),
             ("net.ipv4.conf.default.rp_filter", "0"),
-        ] {
-            ns.sysctl(key, value)?;
-        }
+        ])?;
         let dir = lab.work().join(format!("guest-{name}"));
         std::fs::create_dir_all(&dir)?;
         Ok(Self { daemons: Vec::new(), ns, dir, logs: lab.results().to_owned() })
@@ -58,13 +56,7 @@ impl Guest {
 
     /// Datagrams the guest's kernel has forwarded itself, IPv4 and IPv6 together.
     pub fn forwarded(&self) -> Result<u64> {
-        let v6 = self.ns.read("/proc/net/snmp6")?;
-        let v6: u64 = v6
-            .lines()
-            .find_map(|line| line.strip_prefix("Ip6OutForwDatagrams"))
-            .and_then(|value| value.trim().parse().ok())
-            .unwrap_or(0);
-        Ok(self.ns.snmp("Ip", "ForwDatagrams")? + v6)
+        Ok(self.ns.snmp("Ip", "ForwDatagrams")? + self.ns.snmp6("Ip6OutForwDatagrams")?)
     }
 
     /// Starts `zebra` and one more daemon per `(daemon, configuration)`, such as `("ospfd", "router ospf\n…")`.

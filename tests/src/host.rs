@@ -45,8 +45,9 @@ pub struct Host {
 }
 
 impl Host {
-    /// Makes the namespace and starts the database and the switch.
-    pub fn start(lab: &Lab, name: &str) -> Result<Self> {
+    /// Makes the namespace and starts the database, not yet the switch: bridges and ports can be put into the
+    /// database already, while the kernel is too young for [`Host::start_vswitchd`].
+    pub fn create(lab: &Lab, name: &str) -> Result<Self> {
         let run = lab.work().join(format!("host-{name}"));
         std::fs::create_dir_all(&run)?;
         let ns = Netns::create(name)?;
@@ -59,7 +60,6 @@ impl Host {
             logs: lab.results().to_owned(),
         };
         host.start_ovsdb()?;
-        host.start_vswitchd()?;
         Ok(host)
     }
 
@@ -92,10 +92,16 @@ impl Host {
         command
     }
 
-    /// Runs `ovs-vsctl`; waits for the switch to take the change.
+    /// Runs `ovs-vsctl`; waits for the switch to take the change, if there is one.
     pub fn vsctl(&self, args: &[&str]) -> Result<String> {
         let db = format!("--db=unix:{}", self.db_socket().display());
-        process::output(self.command("ovs-vsctl").args([&db, "--timeout=10"]).args(args))
+        // Only the socket matters, so it may run outside the namespace: cheaper.
+        let mut command = Command::new("ovs-vsctl");
+        command.args([&db, "--timeout=10"]);
+        if self.vswitchd.is_none() {
+            command.arg("--no-wait");
+        }
+        process::output(command.args(args))
     }
 
     /// Runs `ovs-ofctl` with OpenFlow 1.5.
@@ -139,9 +145,13 @@ impl Host {
     /// Plugs a namespace in: a veth pair whose end `port` stays here and whose end `interface` goes there, with
     /// `mac`. Neither end is up, and no bridge knows of it yet.
     pub fn plug(&self, port: &str, ns: &Netns, interface: &str, mac: &str) -> Result<()> {
-        net::veth((&self.ns, port), (ns, interface))?;
-        ns.ip(&["link", "set", interface, "address", mac])?;
-        Ok(())
+        net::veth((&self.ns, port), (ns, interface), Some(mac))?;
+        self.quiet(port)
+    }
+
+    /// Keeps the host's own IPv6 off an interface: a switch port says nothing by itself.
+    pub fn quiet(&self, interface: &str) -> Result<()> {
+        self.ns.sysctls(&[(&format!("net.ipv6.conf.{interface}.disable_ipv6"), "1")])
     }
 
     /// The OpenFlow number of a port, once the switch has given one.
@@ -164,7 +174,7 @@ impl Host {
         Ok(())
     }
 
-    /// Starts the switch (again) and waits until it answers.
+    /// Starts the switch (again) and waits until it has taken what the database says.
     pub fn start_vswitchd(&mut self) -> Result<()> {
         wait_for("an uptime of 10 s, which ovs-vswitchd needs", Duration::from_secs(12), || {
             Ok((uptime_s() >= OVS_MIN_UPTIME_S).then_some(()))
@@ -183,6 +193,8 @@ impl Host {
             self.appctl(&["version"])
         })?;
         self.vswitchd = Some(process);
+        // Any transaction that waits for the switch does.
+        self.vsctl(&["get", "Open_vSwitch", ".", "cur_cfg"])?;
         Ok(())
     }
 
@@ -204,7 +216,7 @@ impl Host {
         self.ovsdb = Some(process);
         let system_id = format!("external_ids:system-id={}", self.name);
         retry("ovsdb-server to answer", START, || {
-            self.vsctl(&["--no-wait", "init", "--", "set", "Open_vSwitch", ".", &system_id])
+            self.vsctl(&["init", "--", "set", "Open_vSwitch", ".", &system_id])
         })?;
         Ok(())
     }

@@ -2,9 +2,12 @@
 //!
 //! Knows nothing of switches, routers or the product.
 
+use std::fs::File;
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use nix::sched::{CloneFlags, setns};
 
 use crate::process;
 
@@ -20,8 +23,7 @@ impl Netns {
         process::output(Command::new("ip").args(["netns", "add", name]))?;
         let ns = Self { name: name.to_owned() };
         ns.ip(&["link", "set", "lo", "up"])?;
-        ns.sysctl("net.ipv6.conf.default.accept_dad", "0")?;
-        ns.sysctl("net.ipv6.conf.all.accept_dad", "0")?;
+        ns.sysctls(&[("net.ipv6.conf.default.accept_dad", "0"), ("net.ipv6.conf.all.accept_dad", "0")])?;
         Ok(ns)
     }
 
@@ -47,40 +49,70 @@ impl Netns {
         process::output(Command::new("ip").args(["-n", &self.name]).args(args))
     }
 
-    /// Sets a sysctl, named with dots; an interface name may contain none.
-    pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
-        let path = format!("/proc/sys/{}", key.replace('.', "/"));
-        self.run("sh", &["-c", "printf %s \"$1\" > \"$2\"", "sh", value, &path])?;
+    /// Runs several `ip` commands on this namespace, one per line, in one process; stops at the first that fails.
+    pub fn ip_batch(&self, lines: &str) -> Result<()> {
+        process::output_with_input(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), lines)
+            .with_context(|| format!("in the batch {lines:?}"))?;
         Ok(())
     }
 
-    /// Reads a file as the namespace sees it, such as `/proc/net/snmp`.
-    pub fn read(&self, path: &str) -> Result<String> {
-        self.run("cat", &[path])
+    /// Runs a function in a thread that has entered the namespace: no process is started, sockets it opens belong
+    /// to the namespace. For `/proc/net` it must look into `/proc/thread-self/net`.
+    pub fn enter<T: Send>(&self, function: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let path = Path::new("/run/netns").join(&self.name);
+        let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        let run = || {
+            setns(&file, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter {}", self.name))?;
+            function()
+        };
+        std::thread::scope(|scope| scope.spawn(run).join())
+            .map_err(|_| anyhow!("a function in namespace {} panicked", self.name))?
+    }
+
+    /// Sets sysctls, named with dots; an interface name in them may contain none.
+    pub fn sysctls(&self, settings: &[(&str, &str)]) -> Result<()> {
+        self.enter(|| {
+            for (key, value) in settings {
+                std::fs::write(format!("/proc/sys/{}", key.replace('.', "/")), value)
+                    .with_context(|| format!("cannot set {key} to {value} in {}", self.name))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads a file of `/proc/net` as the namespace sees it, such as `snmp`.
+    pub fn proc_net(&self, file: &str) -> Result<String> {
+        self.enter(|| {
+            std::fs::read_to_string(format!("/proc/thread-self/net/{file}"))
+                .with_context(|| format!("cannot read /proc/net/{file} of {}", self.name))
+        })
     }
 
     /// A counter of `/proc/net/snmp`, such as `("Ip", "ForwDatagrams")`.
     pub fn snmp(&self, group: &str, counter: &str) -> Result<u64> {
-        let text = self.read("/proc/net/snmp")?;
-        snmp_counter(&text, group, counter)
-            .ok_or_else(|| anyhow::anyhow!("/proc/net/snmp of {} has no {group} {counter}", self.name))
+        snmp_counter(&self.proc_net("snmp")?, group, counter)
+            .with_context(|| format!("/proc/net/snmp of {} has no {group} {counter}", self.name))
     }
 
-    /// Counter of an interface below `/sys/class/net/IF/statistics`, such as `rx_packets`.
-    pub fn link_counter(&self, interface: &str, counter: &str) -> Result<u64> {
-        Ok(self.read(&format!("/sys/class/net/{interface}/statistics/{counter}"))?.trim().parse()?)
+    /// A counter of `/proc/net/snmp6`, such as `Ip6OutForwDatagrams`.
+    pub fn snmp6(&self, counter: &str) -> Result<u64> {
+        let text = self.proc_net("snmp6")?;
+        let value = text.lines().find_map(|line| line.strip_prefix(counter)?.trim().parse().ok());
+        value.with_context(|| format!("/proc/net/snmp6 of {} has no {counter}", self.name))
     }
 
-    /// Sets an interface's MAC, addresses (`addr/len`) and brings it up.
-    pub fn configure(&self, interface: &str, mac: Option<&str>, addresses: &[&str]) -> Result<()> {
-        if let Some(mac) = mac {
-            self.ip(&["link", "set", interface, "address", mac])?;
-        }
-        for address in addresses {
-            self.ip(&["address", "add", address, "dev", interface])?;
-        }
-        self.ip(&["link", "set", interface, "up"])?;
-        Ok(())
+    /// Packets an interface has received and sent.
+    pub fn packets(&self, interface: &str) -> Result<(u64, u64)> {
+        device_packets(&self.proc_net("dev")?, interface)
+            .with_context(|| format!("{} has no interface {interface}", self.name))
+    }
+
+    /// Gives an interface addresses (`addr/len`) and brings it up.
+    pub fn configure(&self, interface: &str, addresses: &[&str]) -> Result<()> {
+        let mut lines: String =
+            addresses.iter().map(|address| format!("address add {address} dev {interface}\n")).collect();
+        lines.push_str(&format!("link set {interface} up\n"));
+        self.ip_batch(&lines)
     }
 }
 
@@ -90,16 +122,28 @@ impl Drop for Netns {
     }
 }
 
-/// Joins two namespaces by a veth pair; both ends stay down.
-pub fn veth(a: (&Netns, &str), b: (&Netns, &str)) -> Result<()> {
+/// Joins two namespaces by a veth pair; both ends stay down. `mac` is for the end in `b`.
+pub fn veth(a: (&Netns, &str), b: (&Netns, &str), mac: Option<&str>) -> Result<()> {
     for name in [a.1, b.1] {
         // IFNAMSIZ of linux/if.h is 16 with its closing zero.
         ensure!(!name.is_empty() && name.len() <= 15, "interface name {name:?} is not 1 to 15 bytes");
     }
-    process::output(Command::new("ip").args([
-        "link", "add", a.1, "netns", &a.0.name, "type", "veth", "peer", "name", b.1, "netns", &b.0.name,
-    ]))?;
+    let mut command = Command::new("ip");
+    command.args(["link", "add", a.1, "netns", &a.0.name, "type", "veth", "peer", "name", b.1]);
+    if let Some(mac) = mac {
+        command.args(["address", mac]);
+    }
+    process::output(command.args(["netns", &b.0.name]))?;
     Ok(())
+}
+
+/// Finds an interface in the text of `/proc/net/dev`: packets received and sent.
+fn device_packets(text: &str, interface: &str) -> Option<(u64, u64)> {
+    let numbers =
+        text.lines().find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'))?;
+    // Eight columns for each direction, bytes and packets first (net/core/net-procfs.c).
+    let column = |at| numbers.split_whitespace().nth(at)?.parse().ok();
+    Some((column(1)?, column(9)?))
 }
 
 /// Finds a counter in the text of `/proc/net/snmp`: two lines per group, names first, values second.
@@ -112,7 +156,14 @@ fn snmp_counter(text: &str, group: &str, counter: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::snmp_counter;
+    use super::{device_packets, snmp_counter};
+
+    #[test]
+    fn packets_are_found_by_interface() {
+        let text = "Inter-| Receive\n  eth01: 1 2 0 0 0 0 0 0 3 4 0 0 0 0 0 0\n   eth0: 5 6 0 0 0 0 0 0 7 8 0 0 0 0 0 0\n";
+        assert_eq!(device_packets(text, "eth0"), Some((6, 8)));
+        assert_eq!(device_packets(text, "eth"), None);
+    }
 
     #[test]
     fn snmp_counters_are_found_by_name() {

@@ -35,33 +35,27 @@ impl Trunk {
                 let [a, b] = hosts else {
                     anyhow::bail!("a direct trunk joins 2 hosts, not {}", hosts.len());
                 };
-                net::veth((a.netns(), Self::PORT), (b.netns(), Self::PORT))?;
+                net::veth((a.netns(), Self::PORT), (b.netns(), Self::PORT), None)?;
                 None
             }
             TrunkKind::Bridge => {
                 ensure!(hosts.len() >= 2, "a trunk joins at least 2 hosts, not {}", hosts.len());
                 let switch = Netns::create("fabric")?;
-                switch.ip(&[
-                    "link",
-                    "add",
-                    "fabric",
-                    "type",
-                    "bridge",
-                    "stp_state",
-                    "0",
-                    "mcast_snooping",
-                    "0",
-                ])?;
-                switch.ip(&["link", "set", "fabric", "up"])?;
+                // Switches speak no IP.
+                switch.sysctls(&[("net.ipv6.conf.default.disable_ipv6", "1")])?;
+                switch.ip_batch(
+                    "link add fabric type bridge stp_state 0 mcast_snooping 0\nlink set fabric up\n",
+                )?;
                 for host in hosts {
                     let port = fabric_port(host.name());
-                    net::veth((host.netns(), Self::PORT), (&switch, &port))?;
+                    net::veth((host.netns(), Self::PORT), (&switch, &port), None)?;
                     switch.ip(&["link", "set", &port, "master", "fabric", "up"])?;
                 }
                 Some(switch)
             }
         };
         for host in hosts {
+            host.quiet(Self::PORT)?;
             host.netns().ip(&["link", "set", Self::PORT, "up"])?;
         }
         let hosts = hosts.iter().map(|host| host.name().to_owned()).collect();

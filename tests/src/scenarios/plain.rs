@@ -44,8 +44,8 @@ struct Topology {
 }
 
 fn build(lab: &Lab, kind: TrunkKind) -> Result<Topology> {
-    lab.step("starting hosts A and B");
-    let hosts = [Host::start(lab, "A")?, Host::start(lab, "B")?];
+    lab.step("making hosts A and B");
+    let mut hosts = [Host::create(lab, "A")?, Host::create(lab, "B")?];
     let trunk = Trunk::connect(kind, &[&hosts[0], &hosts[1]])?;
     for host in &hosts {
         host.vsctl(&["add-br", BRIDGE])?;
@@ -67,14 +67,18 @@ fn build(lab: &Lab, kind: TrunkKind) -> Result<Topology> {
     for ((router, host), number) in routers.iter_mut().zip(&hosts).zip(1..) {
         host.plug("router", router.netns(), "core", &format!("02:00:00:00:30:{number:02}"))?;
         host.add_port(BRIDGE, "router", &["tag=30"])?;
-        router.netns().configure("core", None, &[&format!("10.9.0.{number}/24")])?;
+        router.netns().configure("core", &[&format!("10.9.0.{number}/24")])?;
         router.netns().ip(&["link", "add", "stub", "type", "dummy"])?;
-        router.netns().configure("stub", None, &[&format!("10.9.{number}.1/24")])?;
+        router.netns().configure("stub", &[&format!("10.9.{number}.1/24")])?;
         let ospf = format!(
             "interface core\n ip ospf hello-interval 1\n ip ospf dead-interval 4\n\
              router ospf\n ospf router-id 10.9.0.{number}\n network 10.9.0.0/16 area 0\n"
         );
         router.start_frr(&[("ospfd", &ospf)])?;
+    }
+    lab.step("starting the switches");
+    for host in &mut hosts {
+        host.start_vswitchd()?;
     }
     Ok(Topology { trunk, ends, routers, hosts })
 }

@@ -38,3 +38,8 @@ pub use packet::{PacketIn, PacketOut};
 pub use session::{BundleId, Config, Event, Session, SessionError};
 pub use switch_port::{Port, PortReason, PortStats, PortStatus, QueueStats};
 pub use wire::{DecodeError, EncodeError};
+
+/// The README's examples are compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -166,10 +166,7 @@ fn messages_as_ovs_reads_them() {
             "OFPT_SET_ASYNC (OF1.5) (xid=0x11): primary: PACKET_IN: action PORT_STATUS: add delete modify \
              FLOW_REMOVED: (off)",
         ),
-        (
-            request(MultipartRequest::Flows(filter.clone())),
-            "OFPST_FLOW request (OF1.5) (xid=0x11): table=3",
-        ),
+        (request(MultipartRequest::Flows(filter.clone())), "OFPST_FLOW request (OF1.5) (xid=0x11): table=3"),
         (request(MultipartRequest::Aggregate(filter)), "OFPST_AGGREGATE request (OF1.5) (xid=0x11): table=3"),
         (request(MultipartRequest::Ports(port::ANY)), "OFPST_PORT_DESC request (OF1.5) (xid=0x11): port=ANY"),
         (request(MultipartRequest::PortStats(2)), "OFPST_PORT request (OF1.5) (xid=0x11): port_no=2"),

@@ -18,6 +18,8 @@ mod remote;
 mod row;
 mod schema;
 mod session;
+#[cfg(test)]
+mod tests;
 mod value;
 
 pub use client::TransactError;

@@ -72,14 +72,16 @@ macro_rules! readers {
     )*};
 }
 
-fn text(s: &String) -> &str {
-    s.as_str()
+fn text(s: &str) -> &str {
+    s
 }
 
 fn copy<T: Copy>(v: &T) -> T {
     *v
 }
 
+// The macro serves types with and without a lifetime.
+#[allow(clippy::needless_lifetimes)]
 impl Row {
     /// Reads a `<row>` (RFC 7047 section 5.1) without its schema, as `select` returns it.
     pub fn from_json(json: &Map<String, Value>) -> Result<Self, ColumnError> {

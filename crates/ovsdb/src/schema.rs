@@ -164,10 +164,7 @@ impl ColumnType {
         if let Value::String(name) = json {
             return Some(Self { key: AtomType::parse(name)?, value: None, min: 1, max: Some(1) });
         }
-        let base = |json: &Value| match json {
-            Value::String(name) => AtomType::parse(name),
-            json => AtomType::parse(json.get("type")?.as_str()?),
-        };
+        let base = |json: &Value| AtomType::parse(json.as_str().or_else(|| json.get("type")?.as_str())?);
         let min = match json.get("min") {
             None => 1,
             Some(min) => u8::try_from(min.as_u64()?).ok().filter(|m| *m <= 1)?,

@@ -1,4 +1,5 @@
 //! One connection against a real `ovsdb-server`.
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
 
 mod support;
 

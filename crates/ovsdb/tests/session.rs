@@ -1,4 +1,5 @@
 //! The supervised session against a real `ovsdb-server` that dies and comes back.
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
 
 mod support;
 

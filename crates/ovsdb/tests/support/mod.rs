@@ -1,4 +1,5 @@
 //! A real `ovsdb-server` in a directory of its own. A missing program fails the test that needs it.
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

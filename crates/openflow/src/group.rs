@@ -221,7 +221,7 @@ pub struct Group {
     pub kind: GroupType,
     /// Its buckets.
     pub buckets: Vec<Bucket>,
-    /// How to choose, in a select group. `None` leaves it to the switch, which then gives back its own choice.
+    /// How to choose, in a select group. `None` leaves it to the switch (Open vSwitch: `dp_hash`), which gives back none.
     pub selection: Option<Selection>,
 }
 

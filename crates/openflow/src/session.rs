@@ -14,6 +14,7 @@ use crate::packet::PacketIn;
 use crate::switch_port::PortStatus;
 use crate::wire::{DecodeError, EncodeError};
 use bytes::{Bytes, BytesMut};
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -379,9 +380,9 @@ impl Session {
     ///
     /// Open vSwitch refuses a bad message when it is added and then commits the rest of the bundle. So the commit waits for the
     /// answer to the close, which comes after every such error, and becomes a discard if there was one; what is queued later waits too.
-    pub fn send_bundle<'a>(
+    pub fn send_bundle<M: Borrow<Message>>(
         &mut self,
-        messages: impl IntoIterator<Item = &'a Message>,
+        messages: impl IntoIterator<Item = M>,
     ) -> Result<BundleId, EncodeError> {
         let id = BundleId(self.next_bundle);
         let mut bundle = Bundle {
@@ -399,7 +400,7 @@ impl Session {
             for message in messages {
                 bundle.count = bundle.count.wrapping_add(1);
                 let xid = bundle.first_xid.wrapping_add(bundle.count);
-                encode_bundle_add(id.0, BUNDLE_FLAGS, message, xid, out)?;
+                encode_bundle_add(id.0, BUNDLE_FLAGS, message.borrow(), xid, out)?;
             }
             control(id, BundleCtrlType::CloseRequest).encode(bundle.close_xid(), out)
         };

@@ -109,7 +109,7 @@ fn single_byte_changes() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(20_000))]
+    #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_bytes(mut bytes in prop::collection::vec(any::<u8>(), 8..200), kind in 0u8..36) {
@@ -136,6 +136,39 @@ proptest! {
         }
         fix_len(&mut bytes);
         check(&bytes);
+    }
+
+    #[test]
+    fn matches_have_one_form(
+        parts in prop::collection::vec((any::<prop::sample::Index>(), any::<(u128, u128)>()), 0..8),
+    ) {
+        let fields: Vec<Field> = Field::every().filter(|f| *f != Field::VlanTci && *f != Field::InPortNxm).collect();
+        // Each part of the packet once: registers of the three widths overlap.
+        let mut seen = Vec::new();
+        let parts: Vec<(Field, u128, u128)> = parts
+            .into_iter()
+            .map(|(i, (value, mask))| (fields[i.index(fields.len())], value, mask))
+            .filter(|(f, ..)| {
+                let part = match *f {
+                    Field::Reg(n) => (true, n / 4),
+                    Field::Xreg(n) => (true, n / 2),
+                    Field::Xxreg(n) => (true, n),
+                    _ => (false, u8::try_from(fields.iter().position(|g| g == f).unwrap()).unwrap()),
+                };
+                let new = !seen.contains(&part);
+                seen.push(part);
+                new
+            })
+            .collect();
+        let add = |b: MatchBuilder, &(f, v, m): &(Field, u128, u128)| b.masked(f, v, m);
+        let forward = parts.iter().fold(Match::builder(), add).build();
+        let backward = parts.iter().rev().fold(Match::builder(), add).build();
+        prop_assert_eq!(&forward, &backward);
+        prop_assert!(!forward.has_unknown());
+        let message = Message::FlowMod(FlowMod::add(Flow::new(0, 0, 0, forward)));
+        let mut out = BytesMut::new();
+        message.encode(1, &mut out).unwrap();
+        prop_assert_eq!(Message::decode(&out), Ok((1, message)));
     }
 
     #[test]

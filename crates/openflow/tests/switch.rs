@@ -362,6 +362,12 @@ fn groups_and_meters_come_back_equal() {
             buckets: vec![Bucket { weight: 1, ..bucket(1) }],
             selection: Some(Selection::hash([])),
         },
+        Group {
+            id: 8,
+            kind: GroupType::Select,
+            buckets: vec![Bucket { weight: 1, ..bucket(1) }],
+            selection: None,
+        },
     ];
     let add = |g: &Group| Message::GroupMod(GroupMod::new(GroupCommand::Add, g.clone()));
     client.install(&groups.iter().map(add).collect::<Vec<_>>());
@@ -440,9 +446,9 @@ fn bundles_are_atomic() {
     assert!(client.dump(FlowFilter::default()).is_empty());
 
     // Two at once, with an independent barrier between them.
-    let first = client.session.send_bundle(&(0..1000).map(flow).collect::<Vec<_>>()).unwrap();
+    let first = client.session.send_bundle((0..1000).map(flow)).unwrap();
     let barrier = client.session.send_barrier();
-    let second = client.session.send_bundle(&(1000..1100).map(flow).collect::<Vec<_>>()).unwrap();
+    let second = client.session.send_bundle((1000..1100).map(flow)).unwrap();
     let mut order = Vec::new();
     client.wait(|e| {
         match e {

@@ -10,6 +10,7 @@
 
 pub mod capture;
 pub mod endhost;
+pub mod figures;
 pub mod frame;
 pub mod guest;
 pub mod host;

@@ -9,7 +9,8 @@ use clap::{Parser, Subcommand};
 use xenflow_tests::job::{Job, Mode};
 use xenflow_tests::progress::{print, say};
 use xenflow_tests::scenario::Scenario;
-use xenflow_tests::{init, inject, probe, scenarios, setup, suite, uml};
+use xenflow_tests::uml::Logs;
+use xenflow_tests::{figures, init, inject, probe, scenarios, setup, suite, uml};
 
 /// Runs XenFlow in a lab: a real Linux kernel with a real Open vSwitch, booted as an ordinary process.
 ///
@@ -32,6 +33,11 @@ enum Command {
         /// Seed for everything random
         #[arg(long)]
         seed: Option<u64>,
+    },
+    /// Shows what XenFlow does, in figures: the scenario `demo`
+    Demo {
+        #[command(flatten)]
+        options: RunOptions,
     },
     /// Runs one scenario and prints its figures
     Run {
@@ -112,6 +118,10 @@ fn run(command: Command, binary: &Path) -> Result<u8> {
             let passed = suite::run(filter.as_deref(), seed.unwrap_or_else(random_seed), binary)?;
             Ok(u8::from(!passed))
         }
+        Command::Demo { options } => {
+            let demo = scenarios::find("demo").context("this build has no scenario `demo`")?;
+            run_scenario(demo, &options, Vec::new(), binary)
+        }
         Command::Run { options, scenario, args } => run_scenario(scenario, &options, args, binary),
         Command::List { json } => {
             list(json)?;
@@ -128,7 +138,7 @@ fn run_scenario(scenario: &Scenario, options: &RunOptions, args: Vec<String>, bi
     setup::packages()?;
     let seed = options.seed.unwrap_or_else(random_seed);
     let job = job(scenario, Mode::Run, seed, args, binary)?;
-    let report = uml::run(scenario, &job, None, options.keep)?;
+    let report = uml::run(scenario, &job, None, if options.keep { Logs::Keep } else { Logs::OnFailure })?;
     if options.json {
         print(serde_json::to_string_pretty(&serde_json::json!({
             "scenario": scenario.name,
@@ -140,7 +150,9 @@ fn run_scenario(scenario: &Scenario, options: &RunOptions, args: Vec<String>, bi
             "figures": report.outcome.figures,
         }))?);
     } else {
-        print(serde_json::to_string_pretty(&report.outcome.figures)?);
+        for (name, value) in figures::flatten(&report.outcome.figures) {
+            print(format!("{name:32} {value}"));
+        }
         if let Some(kept) = report.kept.as_deref().filter(|_| report.outcome.ok) {
             say(format!("lab: the logs are in {}", kept.display()));
         }
@@ -163,7 +175,7 @@ fn shell(scenario: &Scenario, args: Vec<String>, binary: &Path) -> Result<u8> {
     let mut job = job(scenario, mode, random_seed(), args, binary)?;
     // A person has no time limit; commands may take longer than the scenario.
     job.limit_s = if commands.is_some() { 1800 } else { 86_400 };
-    let report = uml::run(scenario, &job, commands.as_deref(), false)?;
+    let report = uml::run(scenario, &job, commands.as_deref(), Logs::OnFailure)?;
     let failed = u8::from(!report.outcome.ok);
     Ok(report.outcome.exit_code.and_then(|code| u8::try_from(code).ok()).unwrap_or(failed))
 }

@@ -2,10 +2,11 @@
 
 use crate::scenario::Scenario;
 
+pub mod broken;
 mod plain;
 
 /// Every scenario, in the order `lab test` runs them.
-pub const ALL: &[Scenario] = &[plain::SCENARIO];
+pub const ALL: &[Scenario] = &[plain::SCENARIO, broken::SCENARIO];
 
 /// Finds a scenario by name.
 pub fn find(name: &str) -> Option<&'static Scenario> {

@@ -1,15 +1,15 @@
 //! `lab test`: everything that must pass, one line each.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 
 use crate::job::{Job, Mode, Product};
-use crate::progress::{print, say};
+use crate::progress::print;
 use crate::scenario::Scenario;
 use crate::scenarios;
+use crate::uml::Logs;
 use crate::{setup, uml};
 
 /// A check by cargo: name and arguments.
@@ -22,17 +22,24 @@ const CHECKS: &[(&str, &[&str])] = &[
     ("unit", &["test", "--quiet", "--profile", "lab", "--workspace"]),
 ];
 
+/// Name of the check that failures of a scenario are reported.
+const HARNESS: &str = "harness";
+
 /// Runs all checks and scenarios whose name contains `filter`; whether all passed.
 pub fn run(filter: Option<&str>, seed: u64, lab: &Path) -> Result<bool> {
     let wanted = |name: &str| filter.is_none_or(|part| name.contains(part));
     let checks: Vec<_> = CHECKS.iter().filter(|(name, _)| wanted(name)).collect();
     let scenarios: Vec<_> =
         scenarios::ALL.iter().filter(|scenario| scenario.in_suite && wanted(scenario.name)).collect();
-    anyhow::ensure!(!checks.is_empty() || !scenarios.is_empty(), "nothing has {filter:?} in its name");
+    let harness = wanted(HARNESS);
+    ensure!(!checks.is_empty() || !scenarios.is_empty() || harness, "nothing has {filter:?} in its name");
 
     let mut tally = Tally::default();
     for (name, args) in checks {
         tally.take(name, || setup::run(setup::cargo()?.args(*args)));
+    }
+    if harness {
+        tally.take(HARNESS, || self::harness(lab));
     }
     let mut product = None;
     if scenarios.iter().any(|scenario| scenario.needs_product) {
@@ -49,20 +56,36 @@ pub fn run(filter: Option<&str>, seed: u64, lab: &Path) -> Result<bool> {
 }
 
 fn scenario(scenario: &Scenario, seed: u64, lab: &Path, product: Option<&Product>) -> Result<()> {
-    anyhow::ensure!(product.is_some() || !scenario.needs_product, "the product could not be built");
-    let job = Job {
-        scenario: scenario.name.to_owned(),
-        mode: Mode::Run,
-        seed,
-        args: Vec::new(),
-        limit_s: scenario.limit.as_secs(),
-        lab: lab.to_owned(),
-        product: product.cloned(),
-    };
-    let report = uml::run(scenario, &job, None, false)?;
+    ensure!(product.is_some() || !scenario.needs_product, "the product could not be built");
+    let job = job(scenario, seed, Vec::new(), lab, product);
+    let report = uml::run(scenario, &job, None, Logs::OnFailure)?;
     match report.outcome.error {
         None if report.outcome.ok => Ok(()),
         error => anyhow::bail!("{} (seed {seed})", error.unwrap_or_else(|| "it failed".to_owned())),
+    }
+}
+
+/// Runs scenarios that must fail, each in its way.
+fn harness(lab: &Path) -> Result<()> {
+    let broken = scenarios::find("broken").context("there is no scenario `broken`")?;
+    for (way, expected) in scenarios::broken::WAYS {
+        let job = job(broken, 0, vec![way.to_owned()], lab, None);
+        let outcome = uml::run(broken, &job, None, Logs::Drop)?.outcome;
+        let error = outcome.error.unwrap_or_default();
+        ensure!(!outcome.ok && error.contains(expected), "`broken {way}` was reported as {error:?}");
+    }
+    Ok(())
+}
+
+fn job(scenario: &Scenario, seed: u64, args: Vec<String>, lab: &Path, product: Option<&Product>) -> Job {
+    Job {
+        scenario: scenario.name.to_owned(),
+        mode: Mode::Run,
+        seed,
+        args,
+        limit_s: scenario.limit.as_secs(),
+        lab: lab.to_owned(),
+        product: product.cloned(),
     }
 }
 
@@ -86,21 +109,6 @@ impl Tally {
                 self.failed += 1;
                 print(format!("FAIL  {name} ({seconds:.1} s): {error:#}"));
             }
-        }
-    }
-}
-
-/// The machine, for the head of a test log.
-pub fn environment() {
-    for (program, args) in [
-        ("uname", &["-srm"][..]),
-        ("rustc", &["--version"]),
-        ("ovs-vswitchd", &["--version"]),
-        ("nproc", &[]),
-    ] {
-        if let Ok(out) = Command::new(program).args(args).output() {
-            let text = String::from_utf8_lossy(&out.stdout);
-            say(format!("{program}: {}", text.lines().next().unwrap_or_default()));
         }
     }
 }

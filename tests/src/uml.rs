@@ -44,9 +44,19 @@ pub struct Report {
     pub wall_s: f64,
 }
 
-/// Boots the lab for a job and stays until it is off. `commands` is for [`Mode::Commands`]; `keep` keeps the logs
-/// of a run that succeeded as well.
-pub fn run(scenario: &Scenario, job: &Job, commands: Option<&[u8]>, keep: bool) -> Result<Report> {
+/// What happens to the logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logs {
+    /// Kept, and their ends shown, if the run fails.
+    OnFailure,
+    /// Always kept; their ends shown if the run fails.
+    Keep,
+    /// Never kept nor shown: for runs that are meant to fail.
+    Drop,
+}
+
+/// Boots the lab for a job and stays until it is off. `commands` is for [`Mode::Commands`].
+pub fn run(scenario: &Scenario, job: &Job, commands: Option<&[u8]>, logs: Logs) -> Result<Report> {
     let scratch = Scratch::create()?;
     let results = scratch.0.join("results");
     std::fs::create_dir(&results)?;
@@ -69,7 +79,12 @@ pub fn run(scenario: &Scenario, job: &Job, commands: Option<&[u8]>, keep: bool) 
         Ok(()) => Outcome::failure("the lab went off without a result", wall_s),
     };
     let failed = !outcome.ok && outcome.exit_code.is_none();
-    let kept = if failed || keep { Some(keep_results(&results, scenario.name)?) } else { None };
+    let keep = match logs {
+        Logs::OnFailure => failed,
+        Logs::Keep => true,
+        Logs::Drop => false,
+    };
+    let kept = if keep { Some(keep_results(&results, scenario.name, &job.lab)?) } else { None };
     if let (true, Some(kept)) = (failed, &kept) {
         show_failure(scenario.name, &outcome, kept, &console);
     }
@@ -282,9 +297,8 @@ fn show(scenario: &str, event: &Event, raw: bool) {
 }
 
 /// Moves the results to a place that stays.
-fn keep_results(results: &Path, scenario: &str) -> Result<PathBuf> {
-    let exe = std::env::current_exe()?;
-    let base = exe.parent().context("the lab's binary has no folder")?;
+fn keep_results(results: &Path, scenario: &str, lab: &Path) -> Result<PathBuf> {
+    let base = lab.parent().context("the lab's binary has no folder")?;
     let time = utc(SystemTime::now());
     let kept = base.join(format!("{scenario}-{time}-{}", std::process::id()));
     copy_dir(results, &kept).with_context(|| format!("cannot keep the logs in {}", kept.display()))?;

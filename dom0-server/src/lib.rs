@@ -1,1 +1,5 @@
 //! The host daemon xenflow-dom0 and the operator's command xenflow.
+
+pub mod db;
+pub mod pki;
+pub mod tls;

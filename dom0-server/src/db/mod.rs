@@ -1,0 +1,70 @@
+//! The XenFlow database as types: what operators ask for (networks, segments, routers, vifs, access ports,
+//! uplinks) and what daemons report.
+//!
+//! Owns the names of its tables and columns ([`table`]), a copy of its rows ([`Rows`]), parsing each row once
+//! into a type ([`row`]), the desired state of a node ([`Desired`]), the edits of the command line ([`edit`])
+//! and the report of a daemon ([`status`]). Pure: connections are the business of the callers.
+//! `schema/README.md` describes every column.
+
+pub mod desired;
+pub mod edit;
+pub mod row;
+mod rows;
+pub mod status;
+
+pub use desired::{Desired, InvalidRow};
+pub use row::{Access, Attachment, Kind, RouterId, RowError, Segment, Vif, VifNumber};
+pub use rows::Rows;
+pub use status::{SessionState, Status};
+
+/// Name of the database.
+pub const DATABASE: &str = "XenFlow";
+
+/// Names of the tables.
+pub mod table {
+    /// One row at most: settings of the whole database.
+    pub const XENFLOW: &str = "XenFlow";
+    /// Hosts and their uplinks.
+    pub const NODE: &str = "Node";
+    /// Virtual networks.
+    pub const NETWORK: &str = "Network";
+    /// Virtual links, one VLAN each.
+    pub const SEGMENT: &str = "Segment";
+    /// Virtual routers.
+    pub const ROUTER: &str = "Router";
+    /// Interfaces of routers.
+    pub const VIF: &str = "Vif";
+    /// Ports of end hosts.
+    pub const ACCESS: &str = "Access";
+    /// What daemons report.
+    pub const STATUS: &str = "Status";
+}
+
+/// Tables and columns that make the desired state, without `Status`: what a daemon watches.
+const DESIRED_COLUMNS: [(&str, &[&str]); 6] = [
+    (table::NODE, &["name", "uplinks"]),
+    (table::NETWORK, &["name"]),
+    (table::SEGMENT, &["name", "network", "vlan"]),
+    (table::ROUTER, &["name", "network", "id"]),
+    (table::VIF, &["name", "router", "number", "kind", "segment", "mac"]),
+    (table::ACCESS, &["name", "segment", "macs"]),
+];
+
+/// The schema, as `ovsdb-tool create` reads it.
+#[must_use]
+pub const fn schema() -> &'static str {
+    include_str!("../../schema/xenflow.ovsschema")
+}
+
+/// What a daemon watches: everything that [`Desired::assemble`] reads.
+#[must_use]
+pub fn monitor() -> ovsdb::Monitor {
+    let empty = ovsdb::Monitor::new(DATABASE);
+    DESIRED_COLUMNS.iter().fold(empty, |monitor, (table, columns)| monitor.table(*table, columns))
+}
+
+/// Reads every row, `Status` included; [`Rows::from_select`] takes the results.
+#[must_use]
+pub fn select_all() -> Vec<ovsdb::Operation> {
+    rows::SELECTED.iter().map(|table| ovsdb::Operation::select(*table)).collect()
+}

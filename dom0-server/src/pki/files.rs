@@ -1,0 +1,70 @@
+//! Reading and writing the files of the authority. A key is private from its first byte on: the mode is given
+//! when the file is created, which fails if there is one.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Mode of keys.
+pub(super) const PRIVATE: u32 = 0o600;
+/// Mode of certificates.
+pub(super) const PUBLIC: u32 = 0o644;
+
+/// Longest file read, in bytes: certificates and keys are a few hundred.
+const LIMIT: u64 = 64 << 10;
+
+/// What could not be done with a file.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {path}")]
+pub struct FileError {
+    action: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.to_owned();
+    move |source| FileError { action, path, source }
+}
+
+pub(super) fn exists(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+pub(super) fn read(path: &Path) -> Result<String, FileError> {
+    let read = || {
+        let mut text = String::new();
+        File::open(path)?.take(LIMIT).read_to_string(&mut text)?;
+        Ok(text)
+    };
+    read().map_err(failed("read", path))
+}
+
+/// Creates a directory for the owner alone; one that is there stays as it is.
+pub(super) fn create_dir(path: &Path) -> Result<(), FileError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(failed("create the directory", path))
+}
+
+pub(super) fn create(path: &Path, text: &str, mode: u32) -> Result<(), FileError> {
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(failed("create", path))
+}
+
+/// Puts a new file in the place of another in one step.
+pub(super) fn replace(path: &Path, text: &str, mode: u32) -> Result<(), FileError> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    create(&new, text, mode)?;
+    fs::rename(&new, path).map_err(failed("replace", path))
+}

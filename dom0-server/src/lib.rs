@@ -1,5 +1,12 @@
 //! The host daemon xenflow-dom0 and the operator's command xenflow.
 
+pub mod config;
+pub mod control_port;
+pub mod core;
+pub mod daemon;
 pub mod db;
+pub mod guest;
+pub mod ovs;
 pub mod pki;
+pub mod ports;
 pub mod tls;

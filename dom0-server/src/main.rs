@@ -1,3 +1,95 @@
-//! Starting point.
+//! `xenflow-dom0`: the host daemon. Reads its settings and hands over to [`dom0_server::daemon`].
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use dom0_server::config::Config;
+use dom0_server::daemon;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// The host daemon of XenFlow: keeps this host's Open vSwitch forwarding what its virtual routers decide.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run in the foreground until SIGTERM or SIGINT; flows stay when it ends. Logs go to stderr.
+    Run {
+        /// Settings.
+        #[arg(long, default_value = "/etc/xenflow/dom0.toml")]
+        config: PathBuf,
+    },
+    /// Read the settings, print the effective ones, and end.
+    CheckConfig {
+        /// Settings.
+        #[arg(long, default_value = "/etc/xenflow/dom0.toml")]
+        config: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    match Args::parse().command {
+        Command::CheckConfig { config } => match Config::load(&config) {
+            Ok(config) => {
+                print_effective(&config);
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(&error, 2),
+        },
+        Command::Run { config } => match Config::load(&config) {
+            Ok(config) => run(config),
+            Err(error) => fail(&error, 2),
+        },
+    }
+}
+
+fn run(config: Config) -> ExitCode {
+    // Checked when the settings were read.
+    let filter = config.log.parse::<EnvFilter>().unwrap_or_default();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error, 1),
+    };
+    let result = runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let stop = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        anyhow::Ok(daemon::run(config, stop).await?)
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(error.as_ref(), 1),
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the output of check-config")]
+fn print_effective(config: &Config) {
+    if let Ok(text) = toml::to_string(config) {
+        print!("{text}");
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "before there is a log, and for people at a terminal")]
+fn fail(error: &dyn std::error::Error, code: u8) -> ExitCode {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line = format!("{line}: {error}");
+        cause = error.source();
+    }
+    eprintln!("xenflow-dom0: {line}");
+    ExitCode::from(code)
+}

@@ -54,8 +54,6 @@ pub struct Status {
     pub since_ms: u64,
     /// Routes in the router's FIB.
     pub routes: u64,
-    /// Flows that the switch confirmed for it.
-    pub flows: u64,
     /// The last sequence number acknowledged to the guest.
     pub acked_seq: u64,
     /// Why it is not as it should be; empty if it is. Cut at 512 characters.
@@ -76,7 +74,6 @@ impl Status {
                 .ok_or_else(|| RowError::State(state.chars().take(40).collect()))?,
             since_ms: count("since_ms")?,
             routes: count("routes")?,
-            flows: count("flows")?,
             acked_seq: count("acked_seq")?,
             message: row.str("message")?.to_owned(),
         })
@@ -95,7 +92,6 @@ impl Status {
             .set("state", self.state.as_str())
             .set("since_ms", number(self.since_ms))
             .set("routes", number(self.routes))
-            .set("flows", number(self.flows))
             .set("acked_seq", number(self.acked_seq))
             .set("message", self.message.chars().take(MESSAGE_MAX).collect::<String>());
         vec![delete, insert]

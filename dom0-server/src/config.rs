@@ -1,0 +1,184 @@
+//! The daemon's settings: a TOML file, checked once. Unknown keys are refused.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use xenflow_proto::Name;
+
+/// Settings of `xenflow-dom0`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// This host's name in the XenFlow database and in its certificate.
+    pub node: String,
+    /// Its certificate chain (PEM).
+    pub cert: PathBuf,
+    /// The key of its certificate (PEM).
+    pub key: PathBuf,
+    /// Certificates of the authorities that guests' certificates are checked against (PEM).
+    pub ca: PathBuf,
+    /// Remote of the OVSDB server that serves `Open_vSwitch`.
+    #[serde(default = "default_db")]
+    pub ovs_db: String,
+    /// Remote of the OVSDB server that serves `XenFlow`; that of `ovs_db` by default.
+    #[serde(default)]
+    pub xenflow_db: Option<String>,
+    /// Directory of `<bridge>.mgmt`.
+    #[serde(default = "default_rundir")]
+    pub ovs_rundir: PathBuf,
+    /// The integration bridge; it belongs to XenFlow.
+    #[serde(default = "default_bridge")]
+    pub bridge: String,
+    /// Most links, addresses, routes, next hops and neighbors kept of one guest.
+    #[serde(default = "default_max_objects")]
+    pub max_objects_per_router: usize,
+    /// What is logged, as `RUST_LOG` would say it.
+    #[serde(default = "default_log")]
+    pub log: String,
+}
+
+fn default_db() -> String {
+    "unix:/var/run/openvswitch/db.sock".into()
+}
+
+fn default_rundir() -> PathBuf {
+    "/var/run/openvswitch".into()
+}
+
+fn default_bridge() -> String {
+    "br-xf".into()
+}
+
+fn default_max_objects() -> usize {
+    2_500_000
+}
+
+fn default_log() -> String {
+    "info".into()
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not the TOML it should be; the message has line and key.
+    #[error("{path}: {source}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: toml::de::Error,
+    },
+    /// A value is out of its range.
+    #[error("{path}: {key} = \"{value}\": {rule}")]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What it must be.
+        rule: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the file, the key and the rule.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        Self::parse(path, &text)
+    }
+
+    /// [`Config::load`] of a text; `path` is for the messages.
+    ///
+    /// # Errors
+    /// See [`Config::load`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Self =
+            toml::from_str(text).map_err(|source| ConfigError::Syntax { path: path.into(), source })?;
+        let refuse = |key, value: &str, rule: String| ConfigError::Value {
+            path: path.into(),
+            key,
+            value: value.into(),
+            rule,
+        };
+        if let Err(error) = config.node.parse::<Name>() {
+            return Err(refuse("node", &config.node, error.to_string()));
+        }
+        for (key, remotes) in [("ovs_db", Some(&config.ovs_db)), ("xenflow_db", config.xenflow_db.as_ref())] {
+            if let Some(remotes) = remotes
+                && let Err(error) = parse_remotes(remotes)
+            {
+                return Err(refuse(key, remotes, error.to_string()));
+            }
+        }
+        if config.bridge.is_empty() || config.bridge.len() > 15 || config.bridge.contains(['/', ' ']) {
+            return Err(refuse(
+                "bridge",
+                &config.bridge,
+                "a bridge name has 1 to 15 characters, no / or blank".into(),
+            ));
+        }
+        if let Err(error) = config.log.parse::<tracing_subscriber::EnvFilter>() {
+            return Err(refuse("log", &config.log, error.to_string()));
+        }
+        Ok(config)
+    }
+
+    /// The remote of the XenFlow database.
+    #[must_use]
+    pub fn xenflow_db(&self) -> &str {
+        self.xenflow_db.as_deref().unwrap_or(&self.ovs_db)
+    }
+}
+
+/// A list of OVSDB remotes, separated by commas.
+///
+/// # Errors
+/// The first that is none.
+pub fn parse_remotes(text: &str) -> Result<Vec<ovsdb::Remote>, ovsdb::RemoteParseError> {
+    ovsdb::Remote::parse_list(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "node = \"a\"\ncert = \"a.pem\"\nkey = \"a.key\"\nca = \"ca.pem\"\n";
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("x.toml"), text).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn defaults() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.bridge, "br-xf");
+        assert_eq!(config.xenflow_db(), "unix:/var/run/openvswitch/db.sock");
+    }
+
+    #[test]
+    fn refusals_name_key_value_and_rule() {
+        let unknown = parse(&format!("{GOOD}nod = 1\n")).unwrap_err();
+        assert!(unknown.contains("line 5") && unknown.contains("unknown field `nod`"), "{unknown}");
+        let node = parse(&GOOD.replace("\"a\"", "\"A b\"")).unwrap_err();
+        assert!(node.starts_with("x.toml: node = \"A b\": \"A b\" is not a name"), "{node}");
+        let remote = parse(&format!("{GOOD}ovs_db = \"udp:1\"\n")).unwrap_err();
+        assert!(remote.starts_with("x.toml: ovs_db = \"udp:1\": "), "{remote}");
+        let bridge = parse(&format!("{GOOD}bridge = \"a/b\"\n")).unwrap_err();
+        assert!(bridge.contains("1 to 15 characters"), "{bridge}");
+    }
+}

@@ -1,0 +1,469 @@
+//! The sole owner of the daemon's state: events in, effects out. No I/O and no clock.
+//!
+//! Three sources feed it: the databases (what is wanted, which ports there are), the switch, and the guests'
+//! sessions. It holds back everything for the switch until both databases have spoken once, so that a restart
+//! never takes an empty configuration for the wanted one.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use openflow::{Flow, FlowFilter};
+use xenflow_flow_app::{App, Attachment, FlowChange, RouterId, RouterStatus};
+use xenflow_proto::frame::MAX_FRAME;
+use xenflow_proto::message::{
+    GuestMessage, Hello, HostMessage, MAX_CHANGES, RefusalReason, VERSION, Welcome,
+};
+use xenflow_proto::{Identity, Key, MacAddr, Name, Seq, control};
+
+use crate::db::Desired;
+use crate::ports::{PortProblem, SwitchPorts, bind};
+
+/// A guest's connection, numbered as they come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// A batch of flow changes under way to the switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BatchId(pub u64);
+
+/// Something that happened outside.
+#[derive(Debug)]
+pub enum Event {
+    /// The XenFlow database says this now.
+    Desired(Desired),
+    /// The integration bridge has these ports now.
+    Ports(SwitchPorts),
+    /// The switch is connected.
+    SwitchUp,
+    /// The switch is not connected any more; everything under way is lost.
+    SwitchDown,
+    /// Some of the flows that [`Effect::Dump`] asked for.
+    Dumped(Vec<Flow>),
+    /// All of them were given.
+    DumpEnd,
+    /// The switch has confirmed a batch.
+    Confirmed(BatchId),
+    /// The switch refused a batch, because of these changes (by index, with its reason).
+    Refused(BatchId, Vec<(usize, String)>),
+    /// A guest with a valid certificate has said hello.
+    Opened(SessionId, Identity, IpAddr, Hello),
+    /// A guest says something.
+    Said(SessionId, GuestMessage),
+    /// A guest has said nothing for a while.
+    Silent(SessionId),
+    /// A guest's connection is gone.
+    Closed(SessionId),
+}
+
+/// Something to do outside.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Send these changes as one bundle.
+    Send(BatchId, Vec<FlowChange>),
+    /// Ask for these flows, behind everything sent so far.
+    Dump(Vec<FlowFilter>),
+    /// Tell a guest.
+    Tell(SessionId, HostMessage),
+    /// Tell a guest why and close its connection; the reason is for the log too.
+    Refuse(SessionId, RefusalReason, String),
+}
+
+/// Sequenced messages that a guest may leave unacknowledged.
+const WINDOW: u32 = 256;
+/// Changes in a bundle: more would keep the switch from everything else for too long.
+const BATCH: usize = 1000;
+/// Bundles under way.
+const IN_FLIGHT: usize = 2;
+
+/// A session that was welcomed.
+#[derive(Debug)]
+struct Session {
+    router: RouterId,
+    last: Seq,
+    acked: Seq,
+    stage: Stage,
+    rejected: Vec<(Key, String)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Welcomed,
+    Snapshot,
+    Live,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    changes: Vec<FlowChange>,
+    reached: Vec<(RouterId, u64)>,
+}
+
+/// A router as the operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// What the flow app knows of it.
+    pub status: RouterStatus,
+    /// The last sequence number acknowledged to its guest, and whether its session is past end-of-RIB; none
+    /// without a session.
+    pub session: Option<(Seq, bool)>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Core {
+    node: Name,
+    app: App,
+    desired: Option<Desired>,
+    ports: Option<SwitchPorts>,
+    problems: BTreeSet<PortProblem>,
+    switch_up: bool,
+    dumping: bool,
+    in_flight: BTreeMap<BatchId, InFlight>,
+    next_batch: BatchId,
+    sessions: BTreeMap<SessionId, Session>,
+    /// What a mark of the flow app stands for.
+    marks: HashMap<u64, (SessionId, Seq)>,
+    next_mark: u64,
+    effects: Vec<Effect>,
+}
+
+impl Core {
+    /// A core that knows nothing yet.
+    #[must_use]
+    pub fn new(node: Name, max_objects_per_router: usize) -> Self {
+        Self {
+            node,
+            app: App::new(max_objects_per_router),
+            desired: None,
+            ports: None,
+            problems: BTreeSet::new(),
+            switch_up: false,
+            dumping: false,
+            in_flight: BTreeMap::new(),
+            next_batch: BatchId(1),
+            sessions: BTreeMap::new(),
+            marks: HashMap::new(),
+            next_mark: 1,
+            effects: Vec::new(),
+        }
+    }
+
+    /// Takes in an event; what is to be done for it comes back, in order.
+    pub fn handle(&mut self, event: Event) -> Vec<Effect> {
+        match event {
+            Event::Desired(desired) => {
+                self.desired = Some(desired);
+                self.set_topology();
+            }
+            Event::Ports(ports) => {
+                self.ports = Some(ports);
+                self.set_topology();
+            }
+            Event::SwitchUp => {
+                self.forget_switch();
+                self.switch_up = true;
+            }
+            Event::SwitchDown => self.forget_switch(),
+            Event::Dumped(flows) => flows.into_iter().for_each(|flow| self.app.dumped(flow)),
+            Event::DumpEnd => {
+                self.dumping = false;
+                self.app.dump_end();
+            }
+            Event::Confirmed(id) => {
+                if let Some(batch) = self.in_flight.remove(&id) {
+                    self.acknowledge(batch.reached);
+                }
+            }
+            Event::Refused(id, culprits) => self.refused(id, &culprits),
+            Event::Opened(id, identity, peer, hello) => self.open(id, identity, peer, &hello),
+            Event::Said(id, message) => self.said(id, message),
+            Event::Silent(id) => self.effects.push(Effect::Tell(id, HostMessage::Ping(id.0))),
+            Event::Closed(id) => self.close(id),
+        }
+        self.pump();
+        std::mem::take(&mut self.effects)
+    }
+
+    /// The routers that are configured.
+    pub fn reports(&self) -> impl Iterator<Item = (&Name, Report)> {
+        let routers = self.desired.iter().flat_map(|desired| desired.routers.values());
+        routers.filter_map(|router| {
+            let id = RouterId(router.id.get());
+            let session = self.sessions.values().find(|session| session.router == id);
+            let session = session.map(|session| (session.acked, session.stage == Stage::Live));
+            Some((&router.name, Report { status: self.app.router(id)?, session }))
+        })
+    }
+
+    /// Ports that are not used, and why.
+    #[must_use]
+    pub fn problems(&self) -> &BTreeSet<PortProblem> {
+        &self.problems
+    }
+
+    fn set_topology(&mut self) {
+        let (Some(desired), Some(ports)) = (&self.desired, &self.ports) else { return };
+        let (topology, problems) = bind(&self.node, desired, ports);
+        self.problems = problems;
+        if topology != *self.app.topology() {
+            self.app.set_topology(topology);
+        }
+        let routers: BTreeSet<RouterId> =
+            desired.routers.values().map(|router| RouterId(router.id.get())).collect();
+        let orphans: Vec<SessionId> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| !routers.contains(&session.router))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in orphans {
+            self.refuse(id, RefusalReason::UnknownRouter, "the router was removed".into());
+        }
+    }
+
+    /// What was under way is lost; what it would have confirmed is asked for again.
+    fn forget_switch(&mut self) {
+        self.switch_up = false;
+        self.dumping = false;
+        self.app.switch_reset();
+        for batch in std::mem::take(&mut self.in_flight).into_values() {
+            for (router, mark) in batch.reached {
+                self.app.mark(router, mark);
+            }
+        }
+    }
+
+    /// Keeps the switch busy with what is due.
+    fn pump(&mut self) {
+        if !self.switch_up || self.desired.is_none() || self.ports.is_none() {
+            return;
+        }
+        if !self.dumping
+            && let Some((_, filters)) = self.app.begin_dump()
+        {
+            self.dumping = true;
+            self.effects.push(Effect::Dump(filters));
+        }
+        while self.in_flight.len() < IN_FLIGHT {
+            let batch = self.app.next_batch(BATCH);
+            if batch.changes.is_empty() {
+                // Nothing to wait for but what is under way already.
+                match self.in_flight.values_mut().next_back() {
+                    Some(last) => last.reached.extend(batch.reached),
+                    None => self.acknowledge(batch.reached),
+                }
+                return;
+            }
+            self.send(batch.changes, batch.reached);
+        }
+    }
+
+    fn send(&mut self, changes: Vec<FlowChange>, reached: Vec<(RouterId, u64)>) {
+        let id = self.next_batch;
+        self.next_batch = BatchId(id.0 + 1);
+        self.effects.push(Effect::Send(id, changes.clone()));
+        self.in_flight.insert(id, InFlight { changes, reached });
+    }
+
+    /// A change that the switch refuses is a fault of ours: it is left out and said aloud, the others are sent
+    /// again.
+    fn refused(&mut self, id: BatchId, culprits: &[(usize, String)]) {
+        let Some(batch) = self.in_flight.remove(&id) else { return };
+        let reasons: BTreeMap<usize, &String> =
+            culprits.iter().map(|(index, reason)| (*index, reason)).collect();
+        let mut rest = Vec::new();
+        for (index, change) in batch.changes.into_iter().enumerate() {
+            match reasons.get(&index) {
+                Some(reason) => {
+                    tracing::error!(%reason, ?change, "the switch refuses a flow: it is left out")
+                }
+                None => rest.push(change),
+            }
+        }
+        if reasons.is_empty() {
+            tracing::error!(batch = id.0, "the switch refuses a bundle and names no flow: starting over");
+            self.forget_switch();
+            self.switch_up = true;
+        } else if rest.is_empty() {
+            self.acknowledge(batch.reached);
+        } else {
+            self.send(rest, batch.reached);
+        }
+    }
+
+    fn acknowledge(&mut self, reached: Vec<(RouterId, u64)>) {
+        let mut highest: BTreeMap<SessionId, Seq> = BTreeMap::new();
+        for (_, mark) in reached {
+            if let Some((id, seq)) = self.marks.remove(&mark) {
+                let entry = highest.entry(id).or_insert(seq);
+                *entry = seq.max(*entry);
+            }
+        }
+        for (id, seq) in highest {
+            self.ack(id, seq);
+        }
+    }
+
+    fn ack(&mut self, id: SessionId, seq: Seq) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.acked = seq;
+            let rejected = std::mem::take(&mut session.rejected);
+            self.effects.push(Effect::Tell(id, HostMessage::Ack { seq, rejected }));
+        }
+    }
+
+    fn refuse(&mut self, id: SessionId, reason: RefusalReason, detail: String) {
+        self.close(id);
+        self.effects.push(Effect::Refuse(id, reason, detail));
+    }
+
+    fn close(&mut self, id: SessionId) {
+        self.sessions.remove(&id);
+        self.marks.retain(|_, (session, _)| *session != id);
+    }
+
+    fn open(&mut self, id: SessionId, identity: Identity, peer: IpAddr, hello: &Hello) {
+        let router = match self.admit(&identity, peer, hello) {
+            Ok(router) => router,
+            Err((reason, detail)) => {
+                self.effects.push(Effect::Refuse(id, reason, detail));
+                return;
+            }
+        };
+        let older: Vec<SessionId> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.router == router)
+            .map(|(older, _)| *older)
+            .collect();
+        for older in older {
+            self.refuse(older, RefusalReason::Replaced, format!("a newer session came from {peer}"));
+        }
+        let session =
+            Session { router, last: Seq(0), acked: Seq(0), stage: Stage::Welcomed, rejected: Vec::new() };
+        self.sessions.insert(id, session);
+        let welcome = Welcome {
+            version: VERSION,
+            node: self.node.clone(),
+            max_frame_bytes: MAX_FRAME as u32,
+            max_changes: MAX_CHANGES as u32,
+            window: WINDOW,
+        };
+        self.effects.push(Effect::Tell(id, HostMessage::Welcome(welcome)));
+    }
+
+    /// Whether a guest may speak for a router: by its certificate, and by the port it speaks from.
+    fn admit(
+        &self,
+        identity: &Identity,
+        peer: IpAddr,
+        hello: &Hello,
+    ) -> Result<RouterId, (RefusalReason, String)> {
+        let Identity::Router(name) = identity else {
+            return Err((
+                RefusalReason::Identity,
+                format!("the certificate is of {identity}, not of a router"),
+            ));
+        };
+        if hello.router != *name {
+            let detail = format!("router {} is not the certificate's, which is of {identity}", hello.router);
+            return Err((RefusalReason::Identity, detail));
+        }
+        if !hello.versions.contains(&VERSION) {
+            let detail = format!("protocol versions {:?}, this host speaks {VERSION}", hello.versions);
+            return Err((RefusalReason::Version, detail));
+        }
+        let Some(router) = self.desired.as_ref().and_then(|desired| desired.routers.get(name)) else {
+            return Err((RefusalReason::UnknownRouter, format!("router {name} is not configured here")));
+        };
+        let id = RouterId(router.id.get());
+        let mut vifs = self.app.topology().vifs_of(id);
+        let control = vifs.find(|(_, vif)| vif.attachment == Attachment::Control && vif.port.is_some());
+        let Some((_, vif)) = control else {
+            let detail = format!("router {name} has no control vif plugged in here");
+            return Err((RefusalReason::Identity, detail));
+        };
+        if !is_address_of(vif.mac, peer) {
+            let detail = format!("{peer} is not the address of router {name}'s control vif {}", vif.mac);
+            return Err((RefusalReason::Identity, detail));
+        }
+        Ok(id)
+    }
+
+    fn said(&mut self, id: SessionId, message: GuestMessage) {
+        if !self.sessions.contains_key(&id) {
+            // It was refused; what it had sent before it knew is of no more use.
+            return;
+        }
+        match self.take(id, message) {
+            Ok(()) => {}
+            Err((reason, detail)) => self.refuse(id, reason, detail),
+        }
+    }
+
+    fn take(&mut self, id: SessionId, message: GuestMessage) -> Result<(), (RefusalReason, String)> {
+        let broken = |detail: String| Err((RefusalReason::Protocol, detail));
+        let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+        let router = session.router;
+        let (seq, stage) = match &message {
+            GuestMessage::Hello(_) => return broken("a second hello".into()),
+            GuestMessage::Ping(token) => {
+                self.effects.push(Effect::Tell(id, HostMessage::Pong(*token)));
+                return Ok(());
+            }
+            GuestMessage::Pong(_) => return Ok(()),
+            GuestMessage::SnapshotBegin(seq) => (*seq, Stage::Welcomed),
+            GuestMessage::Changes { seq, .. } if session.stage == Stage::Live => (*seq, Stage::Live),
+            GuestMessage::Changes { seq, .. } | GuestMessage::SnapshotEnd(seq) => (*seq, Stage::Snapshot),
+        };
+        if seq != session.last.next() {
+            return broken(format!("sequence number {seq} after {}", session.last));
+        }
+        if stage != session.stage {
+            return broken(format!("message {seq} is out of place: {:?}", session.stage));
+        }
+        if seq.0 - session.acked.0 > u64::from(WINDOW) {
+            return broken(format!(
+                "{seq} is more than {WINDOW} after {}, the last acknowledged",
+                session.acked
+            ));
+        }
+        session.last = seq;
+        match message {
+            GuestMessage::SnapshotBegin(_) => {
+                session.stage = Stage::Snapshot;
+                self.app.begin_snapshot(router);
+            }
+            GuestMessage::SnapshotEnd(_) => {
+                session.stage = Stage::Live;
+                self.app.end_snapshot(router);
+            }
+            GuestMessage::Changes { changes, .. } => {
+                for change in changes {
+                    if let Err(error) = self.app.apply(router, change) {
+                        return Err((RefusalReason::Limit, error.to_string()));
+                    }
+                }
+            }
+            GuestMessage::Hello(_) | GuestMessage::Ping(_) | GuestMessage::Pong(_) => {}
+        }
+        if self.sessions.get(&id).is_some_and(|session| session.stage == Stage::Snapshot) {
+            // Within a snapshot there is nothing to confirm but that it was taken.
+            self.ack(id, seq);
+        } else {
+            let mark = self.next_mark;
+            self.next_mark += 1;
+            self.marks.insert(mark, (id, seq));
+            self.app.mark(router, mark);
+        }
+        Ok(())
+    }
+}
+
+/// The address belongs to the control vif with this MAC; the switch lets no other source through.
+fn is_address_of(mac: MacAddr, peer: IpAddr) -> bool {
+    match peer {
+        IpAddr::V4(addr) => addr == control::guest_ipv4(mac),
+        IpAddr::V6(addr) => addr == control::guest_ipv6(mac),
+    }
+}

@@ -1,0 +1,219 @@
+//! The daemon's one loop: events of all sources to the core, the core's effects to where they belong.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ovsdb::SessionHandle;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use xenflow_proto::{Name, control};
+
+use crate::config::{Config, ConfigError, parse_remotes};
+use crate::core::{Core, Effect, Event};
+use crate::db::{self, SessionState, Status, status};
+use crate::guest::{self, Sessions, Tell};
+use crate::ovs::{database, switch};
+use crate::ports::{ControlPort, PortProblem};
+use crate::{control_port, tls};
+
+/// Events that wait for the core; a source that has more waits itself, and so slows its peer.
+const EVENTS: usize = 256;
+/// The core never asks the switch for more at once.
+const COMMANDS: usize = 16;
+/// How often the database is told what changed.
+const STATUS_PERIOD: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its settings.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Its certificate, key or authority.
+    #[error("the certificates cannot be used")]
+    Tls(#[from] tls::ConfigError),
+    /// A remote.
+    #[error(transparent)]
+    Remote(#[from] ovsdb::RemoteParseError),
+    /// The certificate is another node's.
+    #[error("the certificate is of {certificate}, but the node is {node}")]
+    Node {
+        /// What the certificate says.
+        certificate: String,
+        /// What the configuration says.
+        node: Name,
+    },
+    /// The configured name is none.
+    #[error(transparent)]
+    Name(#[from] xenflow_proto::identity::NameError),
+}
+
+/// Runs until `stop` resolves. Flows stay as they are then.
+///
+/// # Errors
+/// [`StartError`] before anything is touched; nothing later ends the daemon.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), StartError> {
+    let node: Name = config.node.parse()?;
+    let server = tls::load(&config.ca, &config.cert, &config.key)?;
+    if server.identity != xenflow_proto::Identity::Node(node.clone()) {
+        return Err(StartError::Node { certificate: server.identity.to_string(), node });
+    }
+    let (events, mut inbox) = mpsc::channel(EVENTS);
+    let (commands, orders) = mpsc::channel(COMMANDS);
+    let socket = config.ovs_rundir.join(format!("{}.mgmt", config.bridge));
+    tokio::spawn(switch::run(socket, orders, events.clone()));
+    tokio::spawn(database::ports(parse_remotes(&config.ovs_db)?, config.bridge.clone(), events.clone()));
+    let database = database::desired(parse_remotes(config.xenflow_db())?, events.clone());
+
+    let sessions = Sessions::default();
+    let mut listener = Listener { server: server.config, sessions: sessions.clone(), events, current: None };
+    let mut core = Core::new(node.clone(), config.max_objects_per_router);
+    let mut reporter = Reporter { node, database, known: BTreeMap::new(), cleared: false, job: None };
+    let mut problems = std::collections::BTreeSet::new();
+    let mut tick = tokio::time::interval(STATUS_PERIOD);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    tokio::pin!(stop);
+    loop {
+        let event = tokio::select! {
+            () = &mut stop => return Ok(()),
+            _ = tick.tick() => {
+                reporter.report(&core).await;
+                continue;
+            }
+            event = inbox.recv() => event,
+        };
+        // The loop holds a sender itself.
+        let Some(event) = event else { return Ok(()) };
+        if let Event::Ports(ports) = &event {
+            listener.follow(ports.control);
+        }
+        for effect in core.handle(event) {
+            match effect {
+                Effect::Send(batch, changes) => {
+                    let _ = commands.send(switch::Command::Send(batch, changes)).await;
+                }
+                Effect::Dump(filters) => {
+                    let _ = commands.send(switch::Command::Dump(filters)).await;
+                }
+                Effect::Tell(id, message) => sessions.tell(id, Tell::Message(message)),
+                Effect::Refuse(id, reason, detail) => sessions.tell(id, Tell::Refuse(reason, detail)),
+            }
+        }
+        if *core.problems() != problems {
+            for problem in core.problems().difference(&problems) {
+                match problem {
+                    PortProblem::Unclaimed { .. } => tracing::info!("{problem}"),
+                    PortProblem::Ambiguous { .. } => tracing::warn!("{problem}"),
+                }
+            }
+            problems.clone_from(core.problems());
+        }
+    }
+}
+
+/// The task that listens on the control port, wherever that port is.
+struct Listener {
+    server: Arc<rustls::ServerConfig>,
+    sessions: Sessions,
+    events: mpsc::Sender<Event>,
+    current: Option<(u32, JoinHandle<()>)>,
+}
+
+impl Listener {
+    fn follow(&mut self, port: Option<ControlPort>) {
+        let ifindex = port.map(|port| port.ifindex);
+        if self.current.as_ref().map(|(ifindex, _)| *ifindex) == ifindex {
+            return;
+        }
+        if let Some((_, task)) = self.current.take() {
+            task.abort();
+        }
+        let Some(ifindex) = ifindex else { return };
+        let (server, sessions, events) = (self.server.clone(), self.sessions.clone(), self.events.clone());
+        let task = tokio::spawn(async move {
+            loop {
+                match control_port::ready(ifindex).await {
+                    Err(error) => tracing::error!(%error, "{} cannot be set up", control::HOST_PORT_NAME),
+                    Ok(()) => {
+                        let (server, sessions, events) = (server.clone(), sessions.clone(), events.clone());
+                        let Err(error) = guest::listen(ifindex, server, sessions, events).await;
+                        tracing::error!(%error, "cannot listen for guests");
+                    }
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        });
+        self.current = Some((ifindex, task));
+    }
+}
+
+/// Tells the database how the routers stand, when that changes, off the main loop.
+struct Reporter {
+    node: Name,
+    database: SessionHandle,
+    known: BTreeMap<Name, Status>,
+    cleared: bool,
+    job: Option<JoinHandle<bool>>,
+}
+
+impl Reporter {
+    async fn report(&mut self, core: &Core) {
+        if let Some(job) = self.job.take_if(|job| job.is_finished())
+            && !job.await.unwrap_or(false)
+        {
+            // Nobody knows what of it was written: all of it is due again.
+            self.known.clear();
+            self.cleared = false;
+        }
+        if self.job.is_some() {
+            return;
+        }
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64);
+        let mut operations = Vec::new();
+        if !self.cleared {
+            operations.push(status::clear_node(&self.node));
+        }
+        let mut current = BTreeMap::new();
+        for (router, report) in core.reports() {
+            let state = match report.session {
+                None => SessionState::Down,
+                Some((_, false)) => SessionState::Syncing,
+                Some((_, true)) => SessionState::Up,
+            };
+            let before = self.known.get(router);
+            let status = Status {
+                node: self.node.clone(),
+                router: router.clone(),
+                state,
+                since_ms: before.filter(|old| old.state == state).map_or(now_ms, |old| old.since_ms),
+                routes: report.status.rib.routes as u64,
+                acked_seq: report.session.map_or(0, |(seq, _)| seq.0),
+                message: String::new(),
+            };
+            if before != Some(&status) {
+                operations.extend(status.upsert());
+            }
+            current.insert(router.clone(), status);
+        }
+        for router in self.known.keys().filter(|router| !current.contains_key(*router)) {
+            operations.push(status::clear_router(&self.node, router));
+        }
+        if operations.is_empty() {
+            return;
+        }
+        self.known = current;
+        self.cleared = true;
+        let database = self.database.clone();
+        self.job = Some(tokio::spawn(async move {
+            match database.transact(db::DATABASE, &operations).await {
+                Ok(_) => true,
+                Err(error) => {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "status not written");
+                    false
+                }
+            }
+        }));
+    }
+}

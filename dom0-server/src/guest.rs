@@ -1,0 +1,342 @@
+//! Guests' connections: accepts them on the control network, does the handshakes, turns frames into messages for
+//! the core and back. I/O only; what a guest may do is decided in `core`.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
+use xenflow_proto::control::{HOST_IPV4, HOST_IPV6, HOST_PORT_NAME, PORT};
+use xenflow_proto::frame::{FrameError, MAX_FRAME, MAX_HELLO};
+use xenflow_proto::message::{DecodeError, Hello, RefusalReason};
+use xenflow_proto::{FrameDecoder, GuestMessage, HostMessage, Identity};
+
+use crate::core::{Event, SessionId};
+use crate::tls;
+
+/// Handshakes under way at once, of all guests; a guest that opens more waits.
+const HANDSHAKES: usize = 64;
+/// Time for the handshake, and again for the first message.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// After so long a silence the host asks whether the guest is there; after as much again it is not.
+const SILENCE: Duration = Duration::from_secs(15);
+/// Messages that wait for a guest which does not read; one more ends its session.
+const QUEUE: usize = 1024;
+
+/// What the driver sends to a session's task.
+#[derive(Debug)]
+pub enum Tell {
+    /// A message.
+    Message(HostMessage),
+    /// A last message; then the connection is closed.
+    Refuse(RefusalReason, String),
+}
+
+/// Senders to the sessions that live.
+#[derive(Debug, Clone, Default)]
+pub struct Sessions {
+    senders: Arc<Mutex<HashMap<SessionId, mpsc::Sender<Tell>>>>,
+    last: Arc<AtomicU64>,
+}
+
+impl Sessions {
+    /// Passes something on to a session. One that does not take it is ended.
+    pub fn tell(&self, id: SessionId, what: Tell) {
+        let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
+        let ends = matches!(what, Tell::Refuse(..));
+        if let Some(sender) = senders.get(&id)
+            && (sender.try_send(what).is_err() || ends)
+        {
+            // Its task ends when the channel does.
+            senders.remove(&id);
+        }
+    }
+
+    fn open(&self) -> (SessionId, mpsc::Receiver<Tell>) {
+        let id = SessionId(self.last.fetch_add(1, Ordering::Relaxed) + 1);
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        self.senders.lock().unwrap_or_else(PoisonError::into_inner).insert(id, sender);
+        (id, receiver)
+    }
+
+    fn forget(&self, id: SessionId) {
+        self.senders.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+}
+
+/// Listens on the control port of that number until the task is aborted.
+///
+/// # Errors
+/// If an address cannot be bound.
+pub async fn listen(
+    ifindex: u32,
+    server: Arc<ServerConfig>,
+    sessions: Sessions,
+    events: mpsc::Sender<Event>,
+) -> io::Result<std::convert::Infallible> {
+    let v6 = bind(SocketAddrV6::new(HOST_IPV6, PORT, 0, ifindex).into())?;
+    let v4 = bind((HOST_IPV4, PORT).into())?;
+    tracing::info!(ifindex, port = PORT, "listening for guests on {HOST_PORT_NAME}");
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    loop {
+        let accepted = tokio::select! {
+            accepted = v6.accept() => accepted,
+            accepted = v4.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: asking again at once would only burn the processor.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = handshakes.clone().acquire_owned().await else { continue };
+        let (server, sessions, events) = (server.clone(), sessions.clone(), events.clone());
+        tokio::spawn(async move {
+            let opened = handshake(stream, peer, server).await;
+            drop(permit);
+            let end = match opened {
+                Ok(opened) => serve(opened, peer.ip(), &sessions, &events).await,
+                Err(end) => end,
+            };
+            tracing::warn!(%peer, reason = %Chain(&end), "session ended");
+        });
+    }
+}
+
+fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    // The addresses are link-local: whoever comes by another interface is no guest.
+    socket.bind_device(Some(HOST_PORT_NAME.as_bytes()))?;
+    socket.bind(addr)?;
+    socket.listen(128)
+}
+
+/// Why a session ended; the router or the peer is named beside it.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error(transparent)]
+    Tls(#[from] tls::AcceptError),
+    #[error("{router}: no hello within {} s", HANDSHAKE.as_secs())]
+    NoHello { router: Identity },
+    #[error("{router}: the connection broke")]
+    Io {
+        router: Identity,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{router}: the guest closed the connection")]
+    Closed { router: Identity },
+    #[error("{router}: the guest closed the connection in the middle of a message")]
+    Truncated { router: Identity },
+    #[error("{router}: refused frame")]
+    Frame {
+        router: Identity,
+        #[source]
+        source: FrameError,
+    },
+    #[error("{router}: refused message")]
+    Message {
+        router: Identity,
+        #[source]
+        source: DecodeError,
+    },
+    #[error("{router}: the first message is no hello")]
+    NotHello { router: Identity },
+    #[error("{router}: silent for {} s", 2 * SILENCE.as_secs())]
+    Silent { router: Identity },
+    #[error("{router}: does not read what it is told")]
+    Slow { router: Identity },
+    #[error("{router}: refused ({reason:?}): {detail}")]
+    Refused { router: Identity, reason: RefusalReason, detail: String },
+    #[error("the daemon stops")]
+    Stopped,
+}
+
+/// An error with its causes, in one line.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+struct Opened {
+    stream: TlsStream<TcpStream>,
+    identity: Identity,
+    hello: Hello,
+    decoder: FrameDecoder,
+}
+
+async fn handshake(stream: TcpStream, peer: SocketAddr, server: Arc<ServerConfig>) -> Result<Opened, End> {
+    let _ = stream.set_nodelay(true);
+    let (mut stream, identity) = tls::accept(server, stream, peer, HANDSHAKE).await?;
+    let mut decoder = FrameDecoder::new(MAX_HELLO);
+    let read = timeout(HANDSHAKE, next_message(&mut stream, &mut decoder, &identity)).await;
+    let first = read.map_err(|_| End::NoHello { router: identity.clone() })?;
+    match first {
+        Ok(GuestMessage::Hello(hello)) => {
+            decoder.set_limit(MAX_FRAME);
+            Ok(Opened { stream, identity, hello, decoder })
+        }
+        Ok(_) => {
+            let detail = "the first message must be hello".to_owned();
+            say_goodbye(&mut stream, RefusalReason::Protocol, detail).await;
+            Err(End::NotHello { router: identity })
+        }
+        Err(end) => {
+            say_why(&mut stream, &end).await;
+            Err(end)
+        }
+    }
+}
+
+/// Reads on until a message is there. Cancel safe: what was read stays in the decoder.
+async fn next_message(
+    stream: &mut (impl AsyncRead + Unpin),
+    decoder: &mut FrameDecoder,
+    router: &Identity,
+) -> Result<GuestMessage, End> {
+    loop {
+        let frame = decoder.next_frame().map_err(|source| End::Frame { router: router.clone(), source })?;
+        if let Some(frame) = frame {
+            let message = GuestMessage::decode(frame);
+            return message.map_err(|source| End::Message { router: router.clone(), source });
+        }
+        match stream.read_buf(decoder.buffer()).await {
+            Ok(0) if decoder.is_mid_frame() => return Err(End::Truncated { router: router.clone() }),
+            Ok(0) => return Err(End::Closed { router: router.clone() }),
+            Ok(_) => {}
+            Err(source) => return Err(End::Io { router: router.clone(), source }),
+        }
+    }
+}
+
+/// One session, from its hello to its end.
+async fn serve(opened: Opened, peer: IpAddr, sessions: &Sessions, events: &mpsc::Sender<Event>) -> End {
+    let Opened { mut stream, identity, hello, decoder } = opened;
+    let (id, tells) = sessions.open();
+    tracing::info!(session = id.0, router = %identity, %peer, agent = %hello.agent, "session opened");
+    let end = match events.send(Event::Opened(id, identity.clone(), peer, hello)).await {
+        Ok(()) => converse(&mut stream, decoder, id, &identity, tells, events).await,
+        Err(_) => End::Stopped,
+    };
+    sessions.forget(id);
+    let _ = events.send(Event::Closed(id)).await;
+    say_why(&mut stream, &end).await;
+    end
+}
+
+async fn converse(
+    stream: &mut TlsStream<TcpStream>,
+    mut decoder: FrameDecoder,
+    id: SessionId,
+    router: &Identity,
+    mut tells: mpsc::Receiver<Tell>,
+    events: &mpsc::Sender<Event>,
+) -> End {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    // Reading and writing go on side by side: a guest that does not read must not stop being read.
+    let reading = async {
+        let mut asked = false;
+        loop {
+            match timeout(SILENCE, next_message(&mut reader, &mut decoder, router)).await {
+                Ok(Ok(message)) => {
+                    asked = false;
+                    if events.send(Event::Said(id, message)).await.is_err() {
+                        return End::Stopped;
+                    }
+                }
+                Ok(Err(end)) => return end,
+                Err(_) if asked => return End::Silent { router: router.clone() },
+                Err(_) => {
+                    asked = true;
+                    if events.send(Event::Silent(id)).await.is_err() {
+                        return End::Stopped;
+                    }
+                }
+            }
+        }
+    };
+    let writing = async {
+        let mut out = BytesMut::new();
+        loop {
+            let Some(tell) = tells.recv().await else { return End::Slow { router: router.clone() } };
+            let mut next = Some(tell);
+            while let Some(tell) = next {
+                match tell {
+                    Tell::Message(message) => message.encode(&mut out),
+                    Tell::Refuse(reason, detail) => {
+                        return End::Refused { router: router.clone(), reason, detail };
+                    }
+                }
+                next = tells.try_recv().ok();
+            }
+            if let Err(source) = write(&mut writer, &mut out).await {
+                return End::Io { router: router.clone(), source };
+            }
+        }
+    };
+    tokio::select! {
+        end = reading => end,
+        end = writing => end,
+    }
+}
+
+async fn write(writer: &mut (impl AsyncWrite + Unpin), out: &mut BytesMut) -> io::Result<()> {
+    writer.write_all(out).await?;
+    out.clear();
+    writer.flush().await
+}
+
+/// Tells the guest what it did wrong, if the session ended because of that.
+async fn say_why(stream: &mut TlsStream<TcpStream>, end: &End) {
+    let (reason, detail) = match end {
+        End::Refused { reason, detail, .. } => (*reason, detail.clone()),
+        End::Frame { source: error @ FrameError::TooLong { .. }, .. } => {
+            (RefusalReason::Limit, error.to_string())
+        }
+        End::Frame { source: error @ FrameError::Empty, .. } => (RefusalReason::Protocol, error.to_string()),
+        End::Message { source, .. } => (RefusalReason::Protocol, source.to_string()),
+        End::Tls(_)
+        | End::NoHello { .. }
+        | End::Io { .. }
+        | End::Closed { .. }
+        | End::Truncated { .. }
+        | End::NotHello { .. }
+        | End::Silent { .. }
+        | End::Slow { .. }
+        | End::Stopped => return,
+    };
+    say_goodbye(stream, reason, detail).await;
+}
+
+async fn say_goodbye(stream: &mut TlsStream<TcpStream>, reason: RefusalReason, detail: String) {
+    let mut out = BytesMut::new();
+    HostMessage::Refusal { reason, detail }.encode(&mut out);
+    // A guest that does not read gets nothing; the session is over either way.
+    let _ = timeout(Duration::from_secs(1), async {
+        write(stream, &mut out).await?;
+        stream.shutdown().await
+    })
+    .await;
+}

@@ -1,0 +1,249 @@
+//! OVSDB: watches the ports of the integration bridge and the desired state, and makes the bridge and the control
+//! port what they must be.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ovsdb::{
+    Condition, Event as Said, Monitor, Mutator, Operation, Remote, Row, RowChange, Session, SessionConfig,
+    SessionHandle, Uuid,
+};
+use tokio::sync::mpsc;
+use xenflow_proto::control::{HOST_MAC, HOST_PORT_NAME};
+
+use crate::core::Event;
+use crate::db::{self, Desired};
+use crate::ports::{ControlPort, SwitchPort, SwitchPorts};
+
+const OPEN_VSWITCH: &str = "Open_vSwitch";
+/// The versions that ovs-ofctl speaks by default, so that operators can look, and ours.
+const PROTOCOLS: [&str; 4] = ["OpenFlow10", "OpenFlow13", "OpenFlow14", "OpenFlow15"];
+
+/// Watches the XenFlow database until the core is gone. The handle is for writing status.
+pub fn desired(remotes: Vec<Remote>, events: mpsc::Sender<Event>) -> SessionHandle {
+    let mut session = Session::start(SessionConfig::new(remotes).monitor(db::monitor()));
+    let handle = session.handle();
+    tokio::spawn(async move {
+        let mut rows = db::Rows::default();
+        let mut left_out = BTreeSet::new();
+        let mut known = None;
+        while let Some(said) = session.next().await {
+            let (changes, is_snapshot) = match said {
+                Said::Snapshot { changes, .. } => (changes, true),
+                Said::Update { changes, .. } => (changes, false),
+                Said::Connected { remote } => {
+                    tracing::info!(%remote, "XenFlow database connected");
+                    continue;
+                }
+                Said::Disconnected { reason } => {
+                    tracing::warn!(%reason, "no XenFlow database: going on with what is known");
+                    continue;
+                }
+            };
+            rows.apply(&changes);
+            let (desired, invalid) = Desired::assemble(&rows);
+            let invalid: BTreeSet<String> = invalid.iter().map(ToString::to_string).collect();
+            for row in invalid.difference(&left_out) {
+                tracing::warn!(%row, "a row of the XenFlow database is left out");
+            }
+            left_out = invalid;
+            if (is_snapshot && known.is_none()) || known.as_ref() != Some(&desired) {
+                known = Some(desired.clone());
+                if events.send(Event::Desired(desired)).await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    handle
+}
+
+/// Watches the integration bridge until the core is gone, and keeps it as it must be.
+pub async fn ports(remotes: Vec<Remote>, bridge: String, events: mpsc::Sender<Event>) {
+    let monitor = Monitor::new(OPEN_VSWITCH)
+        .table("Open_vSwitch", &["bridges"])
+        .table("Bridge", &["name", "ports", "fail_mode", "protocols"])
+        .table("Port", &["name", "interfaces"])
+        .table("Interface", &["name", "ofport", "ifindex", "external_ids", "type", "mac"]);
+    let mut session = Session::start(SessionConfig::new(remotes).monitor(monitor));
+    let handle = session.handle();
+    let mut rows = Tables::default();
+    let mut known: Option<SwitchPorts> = None;
+    while let Some(said) = session.next().await {
+        match said {
+            Said::Snapshot { changes, .. } | Said::Update { changes, .. } => rows.apply(changes),
+            Said::Connected { remote } => {
+                tracing::info!(%remote, "Open_vSwitch database connected");
+                continue;
+            }
+            Said::Disconnected { reason } => {
+                tracing::warn!(%reason, "no Open_vSwitch database: going on with what is known");
+                continue;
+            }
+        }
+        let wrong = rows.repairs(&bridge);
+        if !wrong.is_empty() {
+            repair(&handle, &bridge, &wrong).await;
+        }
+        let Some(ports) = rows.ports(&bridge) else { continue };
+        if known.as_ref() != Some(&ports) {
+            known = Some(ports.clone());
+            if events.send(Event::Ports(ports)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+async fn repair(handle: &SessionHandle, bridge: &str, operations: &[Operation]) {
+    match handle.transact(OPEN_VSWITCH, operations).await {
+        Ok(_) => tracing::info!(bridge, "integration bridge set up"),
+        // The next change of the database, or the next connection, is the next try.
+        Err(error) => {
+            tracing::error!(bridge, error = &error as &dyn std::error::Error, "the bridge cannot be set up");
+        }
+    }
+}
+
+/// The rows that are watched.
+#[derive(Debug, Default)]
+struct Tables(BTreeMap<Arc<str>, BTreeMap<Uuid, Arc<Row>>>);
+
+impl Tables {
+    fn apply(&mut self, changes: Vec<RowChange>) {
+        for RowChange { table, uuid, old: _, new } in changes {
+            let rows = self.0.entry(table).or_default();
+            match new {
+                Some(row) => rows.insert(uuid, row),
+                None => rows.remove(&uuid),
+            };
+        }
+    }
+
+    fn rows(&self, table: &str) -> impl Iterator<Item = (Uuid, &Row)> {
+        self.0.get(table).into_iter().flatten().map(|(uuid, row)| (*uuid, &**row))
+    }
+
+    fn named(&self, table: &str, name: &str) -> Option<(Uuid, &Row)> {
+        self.rows(table).find(|(_, row)| row.str("name") == Ok(name))
+    }
+
+    /// Operations that make the bridge what it must be; none if it is.
+    fn repairs(&self, bridge: &str) -> Vec<Operation> {
+        let mut operations = Vec::new();
+        let protocols: BTreeSet<&str> = PROTOCOLS.into();
+        let control_port = self.named("Interface", HOST_PORT_NAME);
+        let mac = HOST_MAC.to_string();
+        if let Some((uuid, interface)) = control_port
+            && interface.opt_str("mac") != Ok(Some(&mac))
+        {
+            operations
+                .push(Operation::update("Interface").filter(Condition::uuid(uuid)).set("mac", mac.as_str()));
+        }
+        let add_control_port = control_port.is_none();
+        if add_control_port {
+            operations.push(
+                Operation::insert("Interface")
+                    .uuid_name("control_interface")
+                    .set("name", HOST_PORT_NAME)
+                    .set("type", "internal")
+                    .set("mac", mac.as_str()),
+            );
+            operations.push(
+                Operation::insert("Port")
+                    .uuid_name("control_port")
+                    .set("name", HOST_PORT_NAME)
+                    .set("interfaces", named("control_interface")),
+            );
+        }
+        match self.named("Bridge", bridge) {
+            Some((uuid, row)) => {
+                let is = || Condition::uuid(uuid);
+                if row.opt_str("fail_mode") != Ok(Some("secure")) {
+                    operations.push(Operation::update("Bridge").filter(is()).set("fail_mode", "secure"));
+                }
+                if row.set_str("protocols").as_ref() != Ok(&protocols) {
+                    operations
+                        .push(Operation::update("Bridge").filter(is()).set("protocols", set(&PROTOCOLS)));
+                }
+                if add_control_port {
+                    let ports = Operation::mutate("Bridge").filter(is());
+                    operations.push(ports.mutation("ports", Mutator::Insert, named("control_port")));
+                }
+            }
+            None => {
+                operations.push(
+                    Operation::insert("Interface")
+                        .uuid_name("local_interface")
+                        .set("name", bridge)
+                        .set("type", "internal"),
+                );
+                operations.push(
+                    Operation::insert("Port")
+                        .uuid_name("local_port")
+                        .set("name", bridge)
+                        .set("interfaces", named("local_interface")),
+                );
+                let mut ports = vec![named("local_port")];
+                if add_control_port {
+                    ports.push(named("control_port"));
+                }
+                operations.push(
+                    Operation::insert("Bridge")
+                        .uuid_name("bridge")
+                        .set("name", bridge)
+                        .set("fail_mode", "secure")
+                        .set("protocols", set(&PROTOCOLS))
+                        .set("ports", ovsdb::Datum::Set(ports.into_iter().collect())),
+                );
+                operations.push(Operation::mutate("Open_vSwitch").mutation(
+                    "bridges",
+                    Mutator::Insert,
+                    named("bridge"),
+                ));
+            }
+        }
+        operations
+    }
+
+    /// What is plugged into the bridge; none while there is no bridge.
+    fn ports(&self, bridge: &str) -> Option<SwitchPorts> {
+        let (_, bridge) = self.named("Bridge", bridge)?;
+        let ports = bridge.set_uuid("ports").ok()?;
+        let ports = ports.iter().filter_map(|uuid| self.0.get("Port")?.get(uuid));
+        let interfaces = ports.filter_map(|port| port.set_uuid("interfaces").ok()).flatten();
+        let mut all = SwitchPorts::default();
+        for interface in interfaces.filter_map(|uuid| self.0.get("Interface")?.get(&uuid)) {
+            let Ok(name) = interface.str("name") else { continue };
+            // Numbers from 0xff00 on are reserved; -1 says that the port could not be made.
+            let number = interface.opt_int("ofport").ok().flatten();
+            let Some(number) = number.and_then(|n| u32::try_from(n).ok()).filter(|n| (1..0xff00).contains(n))
+            else {
+                continue;
+            };
+            if name == HOST_PORT_NAME {
+                let ifindex = interface.opt_int("ifindex").ok().flatten();
+                let ifindex = ifindex.and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
+                all.control = ifindex.map(|ifindex| ControlPort { number, ifindex });
+                continue;
+            }
+            let id = |key| interface.map_get("external_ids", key).ok().flatten();
+            all.ports.push(SwitchPort {
+                name: name.to_owned(),
+                number,
+                iface_id: id("iface-id").map(str::to_owned),
+                attached_mac: id("attached-mac").and_then(|mac| mac.to_ascii_lowercase().parse().ok()),
+            });
+        }
+        all.ports.sort_by(|a, b| a.name.cmp(&b.name));
+        Some(all)
+    }
+}
+
+fn named(name: &str) -> ovsdb::Atom {
+    ovsdb::Atom::NamedUuid(name.into())
+}
+
+fn set(values: &[&str]) -> ovsdb::Datum {
+    ovsdb::Datum::Set(values.iter().map(|value| ovsdb::Atom::from(*value)).collect())
+}

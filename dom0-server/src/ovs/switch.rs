@@ -1,0 +1,194 @@
+//! OpenFlow with the integration bridge over its `<bridge>.mgmt` socket: connects, stays connected, sends batches
+//! as bundles and dumps flows.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use openflow::{BundleId, Config, Event as Said, FlowFilter, FlowMod, Message, Session};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use xenflow_flow_app::FlowChange;
+
+use crate::core::{BatchId, Event};
+
+/// What the core wants of the switch.
+#[derive(Debug)]
+pub enum Command {
+    /// One bundle.
+    Send(BatchId, Vec<FlowChange>),
+    /// The flows of these filters, then [`Event::DumpEnd`].
+    Dump(Vec<FlowFilter>),
+}
+
+/// A switch that is busy with a bundle of the largest size answers no echo meanwhile.
+const PROBE: Duration = Duration::from_secs(30);
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum Down {
+    #[error("cannot connect to {path}")]
+    Connect {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the connection broke")]
+    Io(#[from] std::io::Error),
+    #[error("the switch closed the connection")]
+    Closed,
+    #[error("the conversation failed")]
+    Session(#[from] openflow::SessionError),
+    #[error("a message cannot be sent")]
+    Encode(#[from] openflow::EncodeError),
+    #[error("the daemon stops")]
+    Stopped,
+}
+
+/// Runs until the core is gone.
+pub async fn run(socket: PathBuf, mut commands: mpsc::Receiver<Command>, events: mpsc::Sender<Event>) {
+    let mut pause = BACKOFF_MIN;
+    loop {
+        let mut was_up = false;
+        let reason = converse(&socket, &mut commands, &events, &mut was_up).await;
+        if matches!(reason, Down::Stopped) {
+            return;
+        }
+        if was_up {
+            tracing::warn!(error = &reason as &dyn std::error::Error, "the switch is gone");
+            pause = BACKOFF_MIN;
+            if events.send(Event::SwitchDown).await.is_err() {
+                return;
+            }
+        } else {
+            tracing::debug!(error = &reason as &dyn std::error::Error, "no switch yet");
+        }
+        // What the core asked of the connection that ended is void; it asks again after the next SwitchUp.
+        while commands.try_recv().is_ok() {}
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(BACKOFF_MAX);
+    }
+}
+
+/// What the answers of one connection belong to.
+#[derive(Debug, Default)]
+struct Pending {
+    bundles: HashMap<BundleId, BatchId>,
+    /// The last request of a dump.
+    last_dump: Option<u32>,
+}
+
+async fn converse(
+    path: &Path,
+    commands: &mut mpsc::Receiver<Command>,
+    events: &mpsc::Sender<Event>,
+    was_up: &mut bool,
+) -> Down {
+    match try_converse(path, commands, events, was_up).await {
+        Ok(never) => match never {},
+        Err(down) => down,
+    }
+}
+
+async fn try_converse(
+    path: &Path,
+    commands: &mut mpsc::Receiver<Command>,
+    events: &mpsc::Sender<Event>,
+    was_up: &mut bool,
+) -> Result<std::convert::Infallible, Down> {
+    let stream = UnixStream::connect(path).await;
+    let mut stream = stream.map_err(|source| Down::Connect { path: path.into(), source })?;
+    let config = Config { probe_interval: PROBE, ..Config::default() };
+    let mut session = Session::new(config, Instant::now());
+    let mut pending = Pending::default();
+    let mut input = BytesMut::with_capacity(64 * 1024);
+    let (mut reader, mut writer) = stream.split();
+    let mut output = bytes::Bytes::new();
+    loop {
+        while let Some(said) = session.poll_event() {
+            if matches!(said, Said::Up(_)) {
+                *was_up = true;
+                // Commands from before this connection mean the one that ended.
+                while commands.try_recv().is_ok() {}
+            }
+            for event in translate(said, &mut pending) {
+                events.send(event).await.map_err(|_| Down::Stopped)?;
+            }
+        }
+        if output.is_empty() {
+            output = session.poll_transmit().unwrap_or_default();
+        }
+        let deadline = session.poll_timeout().map(|(at, _)| at);
+        let timeout = async {
+            match deadline {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            read = reader.read_buf(&mut input) => {
+                if read? == 0 {
+                    return Err(Down::Closed);
+                }
+                session.handle_input(&input, Instant::now())?;
+                input.clear();
+            }
+            written = writer.write_buf(&mut output), if !output.is_empty() => { written?; }
+            command = commands.recv(), if session.is_up() => {
+                match command.ok_or(Down::Stopped)? {
+                    Command::Send(batch, changes) => {
+                        let messages: Vec<Message> =
+                            changes.into_iter().map(|change| Message::FlowMod(FlowMod::from(change))).collect();
+                        let bundle = session.send_bundle(&messages)?;
+                        pending.bundles.insert(bundle, batch);
+                    }
+                    Command::Dump(filters) => {
+                        for filter in filters {
+                            pending.last_dump = Some(session.request_flows(filter)?);
+                        }
+                    }
+                }
+            }
+            () = timeout => session.handle_timeout(Instant::now())?,
+        }
+    }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "a switch says more than is listened to")]
+fn translate(said: Said, pending: &mut Pending) -> Vec<Event> {
+    match said {
+        Said::Up(features) => {
+            tracing::info!(datapath = format_args!("{:016x}", features.datapath_id), "switch connected");
+            vec![Event::SwitchUp]
+        }
+        Said::BundleCommitted { id } => {
+            pending.bundles.remove(&id).map(Event::Confirmed).into_iter().collect()
+        }
+        Said::BundleFailed { id, errors } => {
+            for (_, error) in errors.iter().filter(|(index, _)| index.is_none()) {
+                tracing::debug!(%error, "a bundle failed");
+            }
+            let culprits = errors.into_iter().filter_map(|(index, error)| Some((index?, error.to_string())));
+            let batch = pending.bundles.remove(&id);
+            batch.map(|batch| Event::Refused(batch, culprits.collect())).into_iter().collect()
+        }
+        Said::Flows { xid, flows, more } => {
+            let flows = flows.into_iter().map(|described| described.flow).collect();
+            let end = !more && pending.last_dump == Some(xid);
+            let end = end.then_some(Event::DumpEnd);
+            [Event::Dumped(flows)].into_iter().chain(end).collect()
+        }
+        Said::Error { xid, error } => {
+            tracing::error!(xid, %error, "the switch reports an error");
+            Vec::new()
+        }
+        other => {
+            tracing::trace!(?other, "message of the switch");
+            Vec::new()
+        }
+    }
+}

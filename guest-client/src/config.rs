@@ -1,0 +1,234 @@
+//! The configuration file: TOML, unknown keys refused. Reads files; opens nothing else.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use xenflow_proto::{Name, control};
+
+/// Effective values of the configuration.
+#[derive(Debug, Clone, Serialize)]
+pub struct Config {
+    /// The router this guest is; the one in its certificate.
+    pub router: String,
+    /// Link-local address of the host.
+    pub host: IpAddr,
+    /// The interface on the control network.
+    pub control_interface: String,
+    /// TCP port of the host.
+    pub port: u16,
+    /// PEM file with the certificates of the CA.
+    pub ca: PathBuf,
+    /// PEM file with this router's certificate.
+    pub cert: PathBuf,
+    /// PEM file with its key.
+    pub key: PathBuf,
+    /// Unix socket that tells the state.
+    pub status_socket: PathBuf,
+    /// Filter of the log, as "info" or "warn,xenflow_guest=debug".
+    pub log: String,
+    /// First wait before another try to reach the host, in milliseconds.
+    pub reconnect_min_ms: u64,
+    /// Longest wait, in milliseconds.
+    pub reconnect_max_ms: u64,
+    /// Bytes that the kernel may queue on the netlink socket.
+    pub receive_buffer_bytes: usize,
+}
+
+/// As written in the file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    router: String,
+    #[serde(default = "default_host")]
+    host: String,
+    control_interface: Option<String>,
+    #[serde(default = "default_port")]
+    port: u16,
+    ca: PathBuf,
+    cert: PathBuf,
+    key: PathBuf,
+    #[serde(default = "default_status_socket")]
+    status_socket: PathBuf,
+    #[serde(default = "default_log")]
+    log: String,
+    #[serde(default = "default_reconnect_min")]
+    reconnect_min_ms: u64,
+    #[serde(default = "default_reconnect_max")]
+    reconnect_max_ms: u64,
+    #[serde(default = "default_receive_buffer")]
+    receive_buffer_bytes: usize,
+}
+
+fn default_host() -> String {
+    control::HOST_IPV6.to_string()
+}
+
+fn default_port() -> u16 {
+    control::PORT
+}
+
+fn default_status_socket() -> PathBuf {
+    "/run/xenflow-guest.sock".into()
+}
+
+fn default_log() -> String {
+    "info".into()
+}
+
+fn default_reconnect_min() -> u64 {
+    200
+}
+
+fn default_reconnect_max() -> u64 {
+    5000
+}
+
+fn default_receive_buffer() -> usize {
+    16 << 20
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, a key that is unknown, missing, or of the wrong type; the cause names line and key.
+    #[error("{}", path.display())]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// Line, key, expectation.
+        source: Box<toml::de::Error>,
+    },
+    /// `router` is no name.
+    #[error("router")]
+    Router(#[source] xenflow_proto::identity::NameError),
+    /// `host` is no address.
+    #[error(
+        "host \"{0}\" is not an address, as fe80::1, fe80::1%eth0 or 169.254.0.1 (names are not looked up)"
+    )]
+    Host(String),
+    /// `host` is routable.
+    #[error("host {0} is not link-local: the control network has no other addresses")]
+    HostScope(IpAddr),
+    /// Two interfaces.
+    #[error("host names interface \"{host}\", control_interface \"{key}\"")]
+    TwoInterfaces {
+        /// After the `%`.
+        host: String,
+        /// The key's value.
+        key: String,
+    },
+    /// No interface.
+    #[error("control_interface is missing: name the interface on the control network")]
+    NoInterface,
+    /// Not an interface name.
+    #[error("control_interface \"{0}\" is not an interface name: 1 to 15 bytes, no space or slash")]
+    Interface(String),
+    /// Waits that make no sense.
+    #[error("reconnect_min_ms is {min}, reconnect_max_ms {max}: 10 <= min <= max <= 3600000 is needed")]
+    Reconnect {
+        /// `reconnect_min_ms`.
+        min: u64,
+        /// `reconnect_max_ms`.
+        max: u64,
+    },
+    /// `port` is 0.
+    #[error("port is 0, not 1 to 65535")]
+    Port,
+    /// `log` is no filter.
+    #[error("log \"{value}\" is not a filter, as \"info\" or \"warn,xenflow_guest_client=debug\"")]
+    Log {
+        /// Its value.
+        value: String,
+        /// Why.
+        source: tracing_subscriber::filter::ParseError,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the key and the rule.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks the contents of a file; `path` is for errors.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the key and the rule.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let file: File = toml::from_str(text)
+            .map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })?;
+        let router: Name = file.router.parse().map_err(ConfigError::Router)?;
+        let (address, zone) = match file.host.split_once('%') {
+            Some((address, zone)) => (address, Some(zone.to_owned())),
+            None => (file.host.as_str(), None),
+        };
+        let host: IpAddr = address.parse().map_err(|_| ConfigError::Host(file.host.clone()))?;
+        let link_local = match host {
+            IpAddr::V4(v4) => v4.is_link_local(),
+            IpAddr::V6(v6) => is_link_local(v6),
+        };
+        if !link_local {
+            return Err(ConfigError::HostScope(host));
+        }
+        let control_interface = match (zone, file.control_interface) {
+            (Some(host), Some(key)) if host != key => return Err(ConfigError::TwoInterfaces { host, key }),
+            (Some(name), _) | (None, Some(name)) => name,
+            (None, None) => return Err(ConfigError::NoInterface),
+        };
+        if !matches!(control_interface.len(), 1..=15)
+            || control_interface.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control())
+        {
+            return Err(ConfigError::Interface(control_interface));
+        }
+        let (min, max) = (file.reconnect_min_ms, file.reconnect_max_ms);
+        if !(10..=max).contains(&min) || max > 3_600_000 {
+            return Err(ConfigError::Reconnect { min, max });
+        }
+        if file.port == 0 {
+            return Err(ConfigError::Port);
+        }
+        if let Err(source) = file.log.parse::<tracing_subscriber::filter::Targets>() {
+            return Err(ConfigError::Log { value: file.log, source });
+        }
+        Ok(Self {
+            router: router.to_string(),
+            host,
+            control_interface,
+            port: file.port,
+            ca: file.ca,
+            cert: file.cert,
+            key: file.key,
+            status_socket: file.status_socket,
+            log: file.log,
+            reconnect_min_ms: min,
+            reconnect_max_ms: max,
+            receive_buffer_bytes: file.receive_buffer_bytes,
+        })
+    }
+
+    /// First and longest wait before another try to reach the host.
+    #[must_use]
+    pub fn reconnect(&self) -> (Duration, Duration) {
+        (Duration::from_millis(self.reconnect_min_ms), Duration::from_millis(self.reconnect_max_ms))
+    }
+}
+
+fn is_link_local(v6: Ipv6Addr) -> bool {
+    let [first, ..] = v6.segments();
+    first & 0xffc0 == 0xfe80
+}

@@ -1,0 +1,554 @@
+//! The one loop: owns the mirror and the session, moves bytes between kernel, host and status socket.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tracing::{debug, info, warn};
+use xenflow_proto::frame::{MAX_FRAME, MAX_HELLO};
+use xenflow_proto::message::{Hello, VERSION};
+use xenflow_proto::table::Link;
+use xenflow_proto::{FrameDecoder, FrameError, HostMessage, MacAddr, Name, control};
+
+use crate::backoff::Backoff;
+use crate::config::Config;
+use crate::mirror::Mirror;
+use crate::netlink::{Input, Netlink};
+use crate::session::{Acked, Event, Session, SessionError};
+use crate::status::{AckLine, State, Status};
+use crate::tls;
+
+/// From an event with silent followers to the dump: one burst, one dump.
+const DUMP_DELAY: Duration = Duration::from_millis(5);
+/// A connection that is not made and authenticated by then is tried anew.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bytes ready to be sent beyond which no more messages are made: the socket is slower than the window.
+const OUT_HIGH: usize = 64 << 10;
+/// Datagrams read from the kernel before the host gets its turn.
+const BURST: usize = 64;
+
+/// What ends the client.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The netlink socket.
+    #[error("netlink")]
+    Netlink(#[source] io::Error),
+    /// The status socket.
+    #[error("status socket {}", path.display())]
+    Status {
+        /// Its path.
+        path: std::path::PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The credentials.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
+    /// The name, which [`Config::load`] would have refused.
+    #[error(transparent)]
+    Router(#[from] xenflow_proto::identity::NameError),
+    /// The kernel's boot id.
+    #[error("/proc/sys/kernel/random/boot_id")]
+    BootId(#[source] io::Error),
+}
+
+/// Why there is no session, or no more.
+#[derive(Debug, thiserror::Error)]
+enum LinkError {
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("message from the host")]
+    Decode(#[from] xenflow_proto::DecodeError),
+    #[error("connection closed by the host")]
+    Closed,
+    #[error("connection")]
+    Io(#[source] io::Error),
+    #[error("connecting to {to}")]
+    Connect { to: SocketAddr, source: io::Error },
+    #[error("TLS with {to}")]
+    Handshake { to: SocketAddr, source: io::Error },
+    #[error("no answer from {0} within {CONNECT_TIMEOUT:?}")]
+    Timeout(SocketAddr),
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
+    #[error("interface {0} is not there")]
+    NoInterface(String),
+    #[error("interface {0} is not up")]
+    InterfaceDown(String),
+    #[error("interface {0} has no MAC address of six bytes")]
+    NoMac(String),
+}
+
+impl LinkError {
+    /// The other end went away from under a session, as it does when this guest was moved: the next host is
+    /// there already.
+    fn is_reset(&self) -> bool {
+        matches!(self, Self::Closed)
+            || matches!(self, Self::Io(e) if matches!(e.kind(),
+                io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe))
+    }
+}
+
+type Stream = TlsStream<TcpStream>;
+
+#[derive(Debug)]
+struct Connection {
+    session: Session,
+    reader: ReadHalf<Stream>,
+    writer: WriteHalf<Stream>,
+    decoder: FrameDecoder,
+    out: BytesMut,
+    /// TLS may hold bytes back until it is flushed.
+    unflushed: bool,
+    node: Option<Name>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Waiting { until: Duration },
+    Connecting(JoinHandle<Result<Stream, LinkError>>),
+    Open(Box<Connection>),
+}
+
+/// `CLOCK_MONOTONIC`.
+#[must_use]
+pub fn now() -> Duration {
+    let time = clock_gettime(ClockId::Monotonic);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+struct Driver {
+    config: Config,
+    hello: Hello,
+    netlink: Netlink,
+    status: Status,
+    mirror: Mirror,
+    phase: Phase,
+    backoff: Backoff,
+    /// When the next dump is to start.
+    dump_due: Option<Duration>,
+    dump_began: Duration,
+    dump_ended: Duration,
+    dump_took: Duration,
+    /// What of the control interface matters for reaching the host.
+    control: Option<(u32, Option<MacAddr>, bool, bool)>,
+    error: Option<String>,
+    rejected: u64,
+    dumps: u64,
+    overflows: u64,
+}
+
+/// Runs until the kernel's sockets fail. `seed` is for the jitter of reconnects.
+///
+/// # Errors
+/// [`RunError`]; a host that is away is none.
+pub async fn run(config: Config, seed: u64) -> Result<(), RunError> {
+    // Wrong files are told at once, not at the first connection.
+    tls::client_config(&config.ca, &config.cert, &config.key, &config.router)?;
+    let hello = Hello {
+        versions: vec![VERSION],
+        router: config.router.parse()?,
+        boot_id: boot_id().map_err(RunError::BootId)?,
+        agent: concat!("xenflow-guest ", env!("CARGO_PKG_VERSION")).into(),
+    };
+    let status = Status::listen(&config.status_socket)
+        .map_err(|source| RunError::Status { path: config.status_socket.clone(), source })?;
+    let netlink = Netlink::open(config.receive_buffer_bytes).map_err(RunError::Netlink)?;
+    let (min, max) = config.reconnect();
+    let start = now();
+    let mut driver = Driver {
+        hello,
+        netlink,
+        status,
+        mirror: Mirror::new(),
+        phase: Phase::Waiting { until: start },
+        backoff: Backoff::new(min, max, seed),
+        dump_due: Some(start),
+        dump_began: start,
+        dump_ended: start,
+        dump_took: Duration::ZERO,
+        control: None,
+        error: None,
+        rejected: 0,
+        dumps: 0,
+        overflows: 0,
+        config,
+    };
+    info!(router = driver.config.router, host = %driver.config.host,
+        interface = driver.config.control_interface, "starting");
+    loop {
+        driver.step().await?;
+    }
+}
+
+fn boot_id() -> io::Result<[u8; 16]> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let digits: String = text.trim().chars().filter(|&c| c != '-').collect();
+    match u128::from_str_radix(&digits, 16) {
+        Ok(id) if digits.len() == 32 => Ok(id.to_be_bytes()),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// What the loop waits for.
+enum Wake {
+    Kernel(io::Result<()>),
+    Connected(Box<Result<Stream, LinkError>>),
+    Read(io::Result<usize>),
+    Written(io::Result<()>),
+    Timer,
+}
+
+impl Driver {
+    async fn step(&mut self) -> Result<(), RunError> {
+        self.transmit();
+        self.tell();
+        let deadline = self.deadline();
+        let timer = tokio::time::sleep(deadline.saturating_sub(now()));
+        let wake = match &mut self.phase {
+            Phase::Waiting { .. } => tokio::select! {
+                result = self.netlink.readable() => Wake::Kernel(result),
+                () = timer => Wake::Timer,
+            },
+            Phase::Connecting(task) => tokio::select! {
+                result = self.netlink.readable() => Wake::Kernel(result),
+                done = task => Wake::Connected(Box::new(
+                    done.unwrap_or_else(|e| Err(LinkError::Io(io::Error::other(e)))))),
+                () = timer => Wake::Timer,
+            },
+            Phase::Open(connection) => {
+                let Connection { reader, writer, decoder, out, unflushed, .. } = &mut **connection;
+                tokio::select! {
+                    result = self.netlink.readable() => Wake::Kernel(result),
+                    result = reader.read_buf(decoder.buffer()) => Wake::Read(result),
+                    result = write(writer, out, unflushed) => Wake::Written(result),
+                    () = timer => Wake::Timer,
+                }
+            }
+        };
+        let time = now();
+        match wake {
+            Wake::Kernel(result) => {
+                result.map_err(RunError::Netlink)?;
+                self.read_kernel(time)?;
+            }
+            Wake::Connected(result) => self.connected(*result, time),
+            Wake::Read(result) => self.received(result, time),
+            Wake::Written(Ok(())) | Wake::Timer => {}
+            Wake::Written(Err(error)) => self.lost(LinkError::Io(error), time),
+        }
+        self.timers(time)
+    }
+
+    fn deadline(&self) -> Duration {
+        let dump = self.dump_due.filter(|_| !self.netlink.is_dumping());
+        let phase = match &self.phase {
+            // Who and where to connect from is known after the first dump.
+            Phase::Waiting { until } => self.mirror.is_trusted().then_some(*until),
+            Phase::Connecting(_) => None,
+            Phase::Open(connection) => Some(connection.session.poll_timeout().0),
+        };
+        dump.into_iter().chain(phase).min().unwrap_or_else(|| now() + Duration::from_secs(3600))
+    }
+
+    fn timers(&mut self, time: Duration) -> Result<(), RunError> {
+        if self.dump_due.is_some_and(|due| due <= time) && !self.netlink.is_dumping() {
+            self.dump_due = None;
+            self.dump_began = time;
+            self.mirror.begin_dump();
+            self.netlink.start_dump().map_err(RunError::Netlink)?;
+        }
+        match &mut self.phase {
+            Phase::Waiting { until } if *until <= time && self.mirror.is_trusted() => self.connect(time),
+            Phase::Open(connection) => {
+                if let Err(error) = connection.session.handle_timeout(time) {
+                    self.lost(error.into(), time);
+                }
+            }
+            Phase::Waiting { .. } | Phase::Connecting(_) => {}
+        }
+        Ok(())
+    }
+
+    /// At most once in twice the time that a dump takes, so that a flapping link does not eat the guest.
+    fn want_dump(&mut self, time: Duration) {
+        let due = (time + DUMP_DELAY).max(self.dump_ended + self.dump_took);
+        self.dump_due = Some(self.dump_due.map_or(due, |before| before.min(due)));
+    }
+
+    fn read_kernel(&mut self, time: Duration) -> Result<(), RunError> {
+        let mut inputs = Vec::new();
+        for _ in 0..BURST {
+            if !self.netlink.read(|input| inputs.push(input)).map_err(RunError::Netlink)? {
+                break;
+            }
+            for input in std::mem::take(&mut inputs) {
+                self.input(input, time);
+            }
+        }
+        self.watch_control(time);
+        Ok(())
+    }
+
+    fn input(&mut self, input: Input, time: Duration) {
+        match input {
+            Input::Event(event) => {
+                if self.mirror.apply(event, time) {
+                    self.want_dump(time);
+                }
+            }
+            Input::Dumped(event) => self.mirror.apply_dumped(event, time),
+            Input::DumpEnded { whole } => {
+                self.dump_ended = time;
+                self.dump_took = time.saturating_sub(self.dump_began);
+                debug!(whole, took_us = self.dump_took.as_micros(), "dump ended");
+                if whole {
+                    self.dumps += 1;
+                    self.mirror.end_dump(time);
+                } else {
+                    self.want_dump(time);
+                }
+            }
+            Input::Overflow => {
+                self.overflows += 1;
+                debug!("the kernel dropped events");
+                self.mirror.distrust();
+                self.want_dump(time);
+            }
+        }
+    }
+
+    /// A change at the control interface may mean another host: look at once.
+    fn watch_control(&mut self, time: Duration) {
+        if !self.mirror.is_trusted() {
+            return;
+        }
+        let link = self.mirror.link(&self.config.control_interface);
+        let control = link.map(|link| (link.ifindex, link.mac, link.up, link.running));
+        if control == self.control {
+            return;
+        }
+        debug!(?control, "control interface changed");
+        self.control = control;
+        self.backoff.reset();
+        match &mut self.phase {
+            Phase::Waiting { until } => *until = time,
+            Phase::Connecting(task) => {
+                task.abort();
+                self.phase = Phase::Waiting { until: time };
+            }
+            Phase::Open(connection) => connection.session.probe(time),
+        }
+    }
+
+    fn connect(&mut self, time: Duration) {
+        let link = self.mirror.link(&self.config.control_interface);
+        match attempt(&self.config, link) {
+            Ok(task) => self.phase = Phase::Connecting(task),
+            Err(error) => self.lost(error, time),
+        }
+    }
+
+    fn connected(&mut self, result: Result<Stream, LinkError>, time: Duration) {
+        match result {
+            Ok(stream) => {
+                let (reader, writer) = tokio::io::split(stream);
+                self.phase = Phase::Open(Box::new(Connection {
+                    session: Session::new(time, self.hello.clone()),
+                    reader,
+                    writer,
+                    decoder: FrameDecoder::new(MAX_HELLO),
+                    out: BytesMut::new(),
+                    unflushed: false,
+                    node: None,
+                }));
+            }
+            Err(error) => self.lost(error, time),
+        }
+    }
+
+    /// The session or the attempt is over; says why, once, and waits.
+    fn lost(&mut self, error: LinkError, time: Duration) {
+        self.mirror.stop_stream();
+        let up = matches!(&self.phase, Phase::Open(connection) if connection.node.is_some());
+        let wait = if up && error.is_reset() { Duration::ZERO } else { self.backoff.wait() };
+        self.phase = Phase::Waiting { until: time + wait };
+        let text = chain(&error);
+        if self.error.as_ref() != Some(&text) {
+            warn!(error = text, "no session with the host");
+        } else {
+            debug!(error = text, wait_ms = wait.as_millis(), "no session with the host");
+        }
+        self.error = Some(text);
+    }
+
+    fn received(&mut self, result: io::Result<usize>, time: Duration) {
+        let outcome = match result {
+            Ok(0) => Err(LinkError::Closed),
+            Ok(_) => self.messages(time),
+            Err(error) => Err(LinkError::Io(error)),
+        };
+        if let Err(error) = outcome {
+            self.lost(error, time);
+        }
+    }
+
+    fn messages(&mut self, time: Duration) -> Result<(), LinkError> {
+        let Phase::Open(connection) = &mut self.phase else { return Ok(()) };
+        while let Some(frame) = connection.decoder.next_frame()? {
+            let message = HostMessage::decode(frame)?;
+            match connection.session.handle_message(time, message, &mut self.mirror)? {
+                None => {}
+                Some(Event::Up(node)) => {
+                    info!(%node, "session is up");
+                    connection.decoder.set_limit(MAX_FRAME);
+                    connection.node = Some(node);
+                    self.backoff.reset();
+                    self.error = None;
+                    self.rejected = 0;
+                }
+                Some(Event::Acked(step)) => {
+                    self.rejected += step.rejected.len() as u64;
+                    acknowledged(&self.status, &step, time);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes messages as long as the window and the socket take them.
+    fn transmit(&mut self) {
+        let Phase::Open(connection) = &mut self.phase else { return };
+        while connection.out.len() < OUT_HIGH {
+            let Some(message) = connection.session.poll_transmit(&mut self.mirror) else { break };
+            message.encode(&mut connection.out);
+        }
+    }
+
+    fn tell(&self) {
+        let (state, node, seq, acked) = match &self.phase {
+            Phase::Waiting { .. } if !self.mirror.is_trusted() => ("starting", None, 0, 0),
+            Phase::Waiting { .. } => ("down", None, 0, 0),
+            Phase::Connecting(_) => ("connecting", None, 0, 0),
+            Phase::Open(connection) => {
+                let session = &connection.session;
+                let node = connection.node.as_ref().map(ToString::to_string);
+                let state = match (&node, session.is_live()) {
+                    (None, _) => "connecting",
+                    (Some(_), false) => "syncing",
+                    (Some(_), true) => "up",
+                };
+                (state, node, session.sent().0, session.acked().0)
+            }
+        };
+        self.status.update(State {
+            state,
+            node,
+            error: self.error.clone(),
+            seq,
+            acked,
+            routes: self.mirror.routes(),
+            neighbors: self.mirror.neighbors(),
+            backlog: self.mirror.backlog(),
+            rejected: self.rejected,
+            dumps: self.dumps,
+            overflows: self.overflows,
+        });
+    }
+}
+
+fn acknowledged(status: &Status, step: &Acked, time: Duration) {
+    for (key, reason) in step.rejected.iter().take(10) {
+        warn!(?key, reason, "stays with the guest");
+    }
+    if step.rejected.len() > 10 {
+        warn!(count = step.rejected.len(), "more stay with the guest");
+    }
+    status.acked(&AckLine {
+        acked: step.seq.0,
+        monotonic_ns: nanos(time),
+        queued_ns: step.oldest.map(nanos),
+        changes: step.changes,
+        rejected: step.rejected.len(),
+    });
+}
+
+/// Writes, then flushes, then waits for ever. May be dropped at any time without losing bytes.
+async fn write(writer: &mut WriteHalf<Stream>, out: &mut BytesMut, unflushed: &mut bool) -> io::Result<()> {
+    if !out.is_empty() {
+        *unflushed = true;
+        writer.write_buf(out).await.map(|_| ())
+    } else if *unflushed {
+        writer.flush().await?;
+        *unflushed = false;
+        Ok(())
+    } else {
+        std::future::pending().await
+    }
+}
+
+/// Starts to connect, from the one source address that the host's switch lets through.
+fn attempt(config: &Config, link: Option<&Link>) -> Result<JoinHandle<Result<Stream, LinkError>>, LinkError> {
+    let name = &config.control_interface;
+    let link = link.ok_or_else(|| LinkError::NoInterface(name.clone()))?;
+    if !link.up {
+        return Err(LinkError::InterfaceDown(name.clone()));
+    }
+    let mac = link.mac.ok_or_else(|| LinkError::NoMac(name.clone()))?;
+    // Read anew each time: certificates are renewed under a running client.
+    let tls = tls::client_config(&config.ca, &config.cert, &config.key, &config.router)?;
+    let (to, from): (SocketAddr, SocketAddr) = match config.host {
+        IpAddr::V6(host) => (
+            SocketAddrV6::new(host, config.port, 0, link.ifindex).into(),
+            SocketAddrV6::new(control::guest_ipv6(mac), 0, 0, link.ifindex).into(),
+        ),
+        IpAddr::V4(host) => ((host, config.port).into(), (control::guest_ipv4(mac), 0).into()),
+    };
+    let device = name.clone();
+    let connect = async move {
+        let connect = |source| LinkError::Connect { to, source };
+        let socket = if to.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }.map_err(connect)?;
+        if to.is_ipv4() {
+            // Any interface may have a route to 169.254.0.0/16.
+            socket.bind_device(Some(device.as_bytes())).map_err(connect)?;
+        }
+        socket.bind(from).map_err(connect)?;
+        let tcp = socket.connect(to).await.map_err(connect)?;
+        tcp.set_nodelay(true).map_err(connect)?;
+        // An address sends no server name; the host is known by the URI in its certificate.
+        let name = rustls_pki_types::ServerName::IpAddress(to.ip().into());
+        let stream = TlsConnector::from(Arc::new(tls)).connect(name, tcp).await;
+        stream.map_err(|source| LinkError::Handshake { to, source })
+    };
+    Ok(tokio::spawn(async move {
+        tokio::time::timeout(CONNECT_TIMEOUT, connect).await.unwrap_or(Err(LinkError::Timeout(to)))
+    }))
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,423 @@
+//! The mirror of the kernel's tables, and what of it the host does not know yet. Pure: time is an argument.
+//!
+//! Kernel side: events change the mirror at once; a dump (begin, entries, end) corrects it over the union of
+//! keys. Host side: a changed key is *dirty* until it is taken; what is taken is the value at that moment, so
+//! changes of one key coalesce and a slow host costs no more memory than one mark per key. A key that came and
+//! went before the host heard of it leaves no mark.
+//!
+//! Not here: how changes are numbered and confirmed ([`crate::session`]), when to dump ([`crate::driver`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::time::Duration;
+
+use xenflow_proto::table::{Hop, HopFlags, Link, NextHopKind, Route, RouteKey, RouteTarget};
+use xenflow_proto::{Change, Key, Object};
+
+use crate::translate::{Event, Place};
+
+/// A key with its rank: what a route refers to comes before it in a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Slot(u8, Key);
+
+impl From<Key> for Slot {
+    fn from(key: Key) -> Self {
+        let rank = match key {
+            Key::Link(_) => 0,
+            Key::Address(_) => 1,
+            Key::NextHop(_) => 2,
+            Key::Neighbor(_) => 3,
+            Key::Route(_) => 4,
+        };
+        Self(rank, key)
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    object: Object,
+    /// The dump during or before which it was last confirmed, by whatever message.
+    seen: u32,
+    /// The dump that listed it.
+    dumped: u32,
+    /// The stream whose host was told of this key.
+    told: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Dirty {
+    ticket: u64,
+    since: Duration,
+    /// The host was told of the key before.
+    known: bool,
+}
+
+/// How much one message may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Most changes.
+    pub changes: usize,
+    /// Most bytes of encoded changes.
+    pub bytes: usize,
+}
+
+/// Changes for one message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// In order, one per key.
+    pub changes: Vec<Change>,
+    /// When the kernel told the oldest of them; none in a snapshot.
+    pub oldest: Option<Duration>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Mirror {
+    entries: BTreeMap<Slot, Entry>,
+    /// Keys under which the kernel has several routes; `entries` has the first.
+    duplicated: BTreeSet<RouteKey>,
+    dump: u32,
+    trusted: bool,
+    stream: u32,
+    streaming: bool,
+    dirty: BTreeMap<Slot, Dirty>,
+    order: BTreeMap<u64, Slot>,
+    next_ticket: u64,
+    routes: usize,
+    neighbors: usize,
+}
+
+impl Mirror {
+    /// An empty one, not to be trusted before the first dump ends.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A dump has ended, and nothing was lost since.
+    #[must_use]
+    pub fn is_trusted(&self) -> bool {
+        self.trusted
+    }
+
+    /// Number of routes.
+    #[must_use]
+    pub fn routes(&self) -> usize {
+        self.routes
+    }
+
+    /// Number of neighbors.
+    #[must_use]
+    pub fn neighbors(&self) -> usize {
+        self.neighbors
+    }
+
+    /// The object under a key.
+    #[must_use]
+    pub fn object(&self, key: Key) -> Option<&Object> {
+        self.entries.get(&Slot::from(key)).map(|entry| &entry.object)
+    }
+
+    /// All objects; what a route refers to comes before it.
+    pub fn objects(&self) -> impl Iterator<Item = &Object> {
+        self.entries.values().map(|entry| &entry.object)
+    }
+
+    /// The link of this name.
+    #[must_use]
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.objects()
+            .map_while(|o| if let Object::Link(link) = o { Some(link) } else { None })
+            .find(|link| link.name == name)
+    }
+
+    /// Takes in an event of the kernel. True: other objects may have gone without a word, a dump is needed.
+    #[must_use]
+    pub fn apply(&mut self, event: Event, now: Duration) -> bool {
+        match event {
+            Event::Upsert(object) => {
+                let silent = has_silent_followers(&object.key());
+                self.put(object, now, false) && silent
+            }
+            Event::Remove(key) => {
+                let silent = has_silent_followers(&key);
+                self.delete(&Slot::from(key), now) && silent
+            }
+            Event::Route(route, place) => {
+                self.place(route, place, now);
+                false
+            }
+            Event::RouteGone(route) => self.route_gone(&route, now),
+        }
+    }
+
+    fn place(&mut self, route: Route, place: Place, now: Duration) {
+        let key = route.key;
+        match (self.route(key), place) {
+            (None, _) | (Some(_), Place::Replaced) => {}
+            (Some(_), Place::Only) => {
+                self.duplicated.remove(&key);
+            }
+            (Some(first), _) if same(first, &route) => {}
+            (Some(_), Place::First) => {
+                self.duplicated.insert(key);
+            }
+            // An IPv6 route that got one more hop is told whole; anything else stands behind the first.
+            (Some(first), Place::Last) => {
+                if !extends(&route, first) {
+                    self.duplicated.insert(key);
+                    return;
+                }
+            }
+        }
+        self.put(Object::Route(route), now, false);
+    }
+
+    fn route_gone(&mut self, route: &Route, now: Duration) -> bool {
+        let Some(first) = self.route(route.key) else { return false };
+        if self.duplicated.contains(&route.key) || !same(first, route) {
+            return true;
+        }
+        self.delete(&Slot::from(Key::Route(route.key)), now);
+        false
+    }
+
+    /// A dump of all tables starts, or starts again.
+    pub fn begin_dump(&mut self) {
+        self.dump += 1;
+        self.duplicated.clear();
+    }
+
+    /// Takes in an entry of the dump. Of several routes with one key, the first counts.
+    pub fn apply_dumped(&mut self, event: Event, now: Duration) {
+        match event {
+            Event::Upsert(object) => {
+                self.put(object, now, true);
+            }
+            Event::Route(route, _) => {
+                let slot = Slot::from(Key::Route(route.key));
+                let listed = self.entries.get(&slot).filter(|entry| entry.dumped == self.dump);
+                match listed.map(|entry| entry.object == Object::Route(route.clone())) {
+                    None => {
+                        self.put(Object::Route(route), now, true);
+                    }
+                    Some(true) => {}
+                    Some(false) => {
+                        self.duplicated.insert(route.key);
+                    }
+                }
+            }
+            Event::Remove(key) => {
+                self.delete(&Slot::from(key), now);
+            }
+            Event::RouteGone(_) => {}
+        }
+    }
+
+    /// The dump ended whole: what neither it nor an event since its beginning named is gone.
+    pub fn end_dump(&mut self, now: Duration) {
+        let dump = self.dump;
+        let gone = self.entries.iter().filter(|(_, entry)| entry.seen != dump);
+        let gone: Vec<Slot> = gone.map(|(slot, _)| slot.clone()).collect();
+        for slot in gone {
+            self.delete(&slot, now);
+        }
+        self.trusted = true;
+    }
+
+    /// Events were lost: not to be trusted until the next dump ends.
+    pub fn distrust(&mut self) {
+        self.trusted = false;
+    }
+
+    fn route(&self, key: RouteKey) -> Option<&Route> {
+        match self.object(Key::Route(key)) {
+            Some(Object::Route(route)) => Some(route),
+            _ => None,
+        }
+    }
+
+    /// True if that changed anything.
+    fn put(&mut self, object: Object, now: Duration, by_dump: bool) -> bool {
+        let slot = Slot::from(object.key());
+        let dump = self.dump;
+        if let Some(entry) = self.entries.get_mut(&slot) {
+            entry.seen = dump;
+            if by_dump {
+                entry.dumped = dump;
+            }
+            if entry.object == object {
+                return false;
+            }
+            entry.object = object;
+            let known = entry.told == self.stream;
+            self.mark(slot, now, known);
+            return true;
+        }
+        self.count(&slot, 1);
+        // A key that went and came back before the host was told stays one it knows.
+        let known = self.dirty.get(&slot).is_some_and(|dirty| dirty.known);
+        self.mark(slot.clone(), now, known);
+        let told = if known { self.stream } else { self.stream.wrapping_sub(1) };
+        self.entries.insert(slot, Entry { object, seen: dump, dumped: if by_dump { dump } else { 0 }, told });
+        true
+    }
+
+    fn delete(&mut self, slot: &Slot, now: Duration) -> bool {
+        let Some(entry) = self.entries.remove(slot) else { return false };
+        self.count(slot, -1);
+        if let Key::Route(key) = slot.1 {
+            self.duplicated.remove(&key);
+        }
+        if entry.told == self.stream {
+            self.mark(slot.clone(), now, true);
+        } else {
+            self.unmark(slot);
+        }
+        true
+    }
+
+    fn count(&mut self, slot: &Slot, by: isize) {
+        match slot.1 {
+            Key::Route(_) => self.routes = self.routes.saturating_add_signed(by),
+            Key::Neighbor(_) => self.neighbors = self.neighbors.saturating_add_signed(by),
+            Key::Link(_) | Key::Address(_) | Key::NextHop(_) => {}
+        }
+    }
+
+    fn mark(&mut self, slot: Slot, since: Duration, known: bool) {
+        if !self.streaming || self.dirty.contains_key(&slot) {
+            return;
+        }
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.order.insert(ticket, slot.clone());
+        self.dirty.insert(slot, Dirty { ticket, since, known });
+    }
+
+    fn unmark(&mut self, slot: &Slot) -> Option<Dirty> {
+        let dirty = self.dirty.remove(slot)?;
+        self.order.remove(&dirty.ticket);
+        Some(dirty)
+    }
+
+    /// A new host that knows nothing listens from now on.
+    pub fn start_stream(&mut self) {
+        self.stop_stream();
+        // Entries are made with the stream before as `told`.
+        self.stream = self.stream.wrapping_add(1);
+        self.streaming = true;
+    }
+
+    /// Nobody listens; changes need not be remembered.
+    pub fn stop_stream(&mut self) {
+        self.streaming = false;
+        self.dirty.clear();
+        self.order.clear();
+    }
+
+    /// Number of keys that the host does not know the state of, what a running snapshot still sends apart.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        self.dirty.len()
+    }
+
+    /// Changes that the host does not know of yet, the oldest first; they count as told.
+    pub fn take_changes(&mut self, limits: Limits) -> Option<Batch> {
+        let mut batch = Batch { changes: Vec::new(), oldest: None };
+        let mut bytes = 0;
+        while batch.changes.len() < limits.changes {
+            let Some((_, slot)) = self.order.first_key_value() else { break };
+            let change = match self.entries.get(slot) {
+                Some(entry) => Change::Upsert(entry.object.clone()),
+                None => Change::Remove(slot.1.clone()),
+            };
+            bytes += encoded_bound(&change);
+            if bytes > limits.bytes && !batch.changes.is_empty() {
+                break;
+            }
+            let slot = slot.clone();
+            if let Some(entry) = self.entries.get_mut(&slot) {
+                entry.told = self.stream;
+            }
+            let since = self.unmark(&slot).map(|dirty| dirty.since);
+            batch.oldest = batch.oldest.into_iter().chain(since).min();
+            batch.changes.push(change);
+        }
+        (!batch.changes.is_empty()).then_some(batch)
+    }
+
+    /// The next part of a snapshot, after `cursor`, which moves; what was told already is left out. None: that
+    /// was all of it.
+    pub fn take_snapshot(&mut self, cursor: &mut Option<Slot>, limits: Limits) -> Option<Batch> {
+        let mut changes = Vec::new();
+        let mut bytes = 0;
+        let mut taken = Vec::new();
+        let after = cursor.take().map_or(Bound::Unbounded, Bound::Excluded);
+        for (slot, entry) in self.entries.range_mut((after, Bound::Unbounded)) {
+            if entry.told == self.stream {
+                continue;
+            }
+            let change = Change::Upsert(entry.object.clone());
+            bytes += encoded_bound(&change);
+            if changes.len() == limits.changes || (bytes > limits.bytes && !changes.is_empty()) {
+                break;
+            }
+            entry.told = self.stream;
+            changes.push(change);
+            taken.push(slot.clone());
+        }
+        for slot in &taken {
+            self.unmark(slot);
+        }
+        *cursor = taken.pop();
+        (!changes.is_empty()).then_some(Batch { changes, oldest: None })
+    }
+}
+
+/// Links, addresses and next-hop objects take routes with them that the kernel says nothing about.
+fn has_silent_followers(key: &Key) -> bool {
+    match key {
+        Key::Link(_) | Key::Address(_) | Key::NextHop(_) => true,
+        Key::Route(_) | Key::Neighbor(_) => false,
+    }
+}
+
+/// The same route, whatever the state of its hops.
+fn same(a: &Route, b: &Route) -> bool {
+    let hops = |route: &Route| match &route.target {
+        RouteTarget::NextHop(id) => Err(*id),
+        RouteTarget::Hops(hops) => {
+            Ok(hops.iter().map(|hop| Hop { flags: HopFlags::default(), ..*hop }).collect::<Vec<_>>())
+        }
+    };
+    a.key == b.key && a.kind == b.kind && a.protocol == b.protocol && hops(a) == hops(b)
+}
+
+/// Has all the hops of `first`, and more.
+fn extends(route: &Route, first: &Route) -> bool {
+    let (RouteTarget::Hops(more), RouteTarget::Hops(hops)) = (&route.target, &first.target) else {
+        return false;
+    };
+    route.key.dst.addr().is_ipv6()
+        && more.len() > hops.len()
+        && hops.iter().all(|hop| more.iter().any(|m| (m.gateway, m.oif) == (hop.gateway, hop.oif)))
+}
+
+/// No change is encoded in more bytes than this: fields of schema v1 at their longest.
+fn encoded_bound(change: &Change) -> usize {
+    const FIXED: usize = 128;
+    const HOP: usize = 48;
+    const MEMBER: usize = 16;
+    FIXED
+        + match change {
+            Change::Upsert(Object::Route(Route { target: RouteTarget::Hops(hops), .. })) => hops.len() * HOP,
+            Change::Upsert(Object::NextHop(next_hop)) => match &next_hop.kind {
+                NextHopKind::Group(members) => members.len() * MEMBER,
+                NextHopKind::Single(_) => HOP,
+                NextHopKind::Blackhole | NextHopKind::Unsupported => 0,
+            },
+            Change::Upsert(Object::Link(_) | Object::Address(_) | Object::Neighbor(_) | Object::Route(_))
+            | Change::Remove(_) => 0,
+        }
+}

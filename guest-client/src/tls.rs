@@ -1,0 +1,193 @@
+//! TLS 1.3 towards the host: own certificate, and the check of the host's. Reads the PEM files.
+//!
+//! A host is known by the URI in its certificate, not by a name or address: every host answers the same one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
+use rustls::crypto::CryptoProvider;
+use rustls::server::ParsedCertificate;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
+};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use xenflow_proto::Identity;
+
+/// Credentials that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read, or is not PEM.
+    #[error("cannot read {}", path.display())]
+    Pem {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: rustls_pki_types::pem::Error,
+    },
+    /// A file without a certificate.
+    #[error("{} holds no certificate", .0.display())]
+    Empty(PathBuf),
+    /// A CA certificate that cannot be one.
+    #[error("{} is not usable as a CA", path.display())]
+    Ca {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: Error,
+    },
+    /// Own certificate without an identity, or with another one.
+    #[error("the certificate in {} is not that of router \"{router}\"", path.display())]
+    Own {
+        /// Which file.
+        path: PathBuf,
+        /// Whose it should be.
+        router: String,
+        /// What is in it.
+        source: CertificateIdentityError,
+    },
+    /// Certificate and key do not fit.
+    #[error("certificate and key cannot be used")]
+    Key(#[source] Error),
+}
+
+/// A certificate that does not say who it speaks for, or speaks for somebody else.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateIdentityError {
+    /// Not X.509.
+    #[error("the certificate cannot be parsed")]
+    Malformed,
+    /// No URI, or several.
+    #[error("{0} URIs of the form xenflow://… among its alternative names, not 1")]
+    Count(usize),
+    /// Not an identity.
+    #[error(transparent)]
+    Uri(#[from] xenflow_proto::identity::IdentityError),
+    /// An identity of the wrong kind or name.
+    #[error("it is that of {found}, not of {wanted}")]
+    Other {
+        /// Whose it is.
+        found: Identity,
+        /// Whose it should be.
+        wanted: String,
+    },
+}
+
+/// Who a certificate speaks for: the one `xenflow:` URI among its subject alternative names.
+///
+/// # Errors
+/// [`CertificateIdentityError`] if there is not exactly one.
+pub fn certificate_identity(cert: &CertificateDer<'_>) -> Result<Identity, CertificateIdentityError> {
+    let cert = webpki::EndEntityCert::try_from(cert).map_err(|_| CertificateIdentityError::Malformed)?;
+    let uris: Vec<&str> = cert.valid_uri_names().filter(|uri| uri.starts_with("xenflow:")).collect();
+    match uris.as_slice() {
+        [uri] => Ok(uri.parse()?),
+        _ => Err(CertificateIdentityError::Count(uris.len())),
+    }
+}
+
+/// What is needed to connect as `router`.
+///
+/// # Errors
+/// [`TlsError`] names the file.
+pub fn client_config(ca: &Path, cert: &Path, key: &Path, router: &str) -> Result<ClientConfig, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for root in certificates(ca)? {
+        roots.add(root).map_err(|source| TlsError::Ca { path: ca.into(), source })?;
+    }
+    let chain = certificates(cert)?;
+    let own = chain.first().ok_or_else(|| TlsError::Empty(cert.into()))?;
+    let identity = certificate_identity(own).and_then(|found| match &found {
+        Identity::Router(name) if name.as_str() == router => Ok(()),
+        Identity::Router(_) | Identity::Node(_) | Identity::Operator(_) => {
+            let wanted = format!("xenflow://router/{router}");
+            Err(CertificateIdentityError::Other { found, wanted })
+        }
+    });
+    identity.map_err(|source| TlsError::Own { path: cert.into(), router: router.into(), source })?;
+    let key =
+        PrivateKeyDer::from_pem_file(key).map_err(|source| TlsError::Pem { path: key.into(), source })?;
+
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Arc::new(NodeVerifier::new(roots, Arc::clone(&provider)));
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(TlsError::Key)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_auth_cert(chain, key)
+        .map_err(TlsError::Key)?;
+    // A resumed session would not show the certificate again.
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let pem = |source| TlsError::Pem { path: path.into(), source };
+    let list: Vec<_> =
+        CertificateDer::pem_file_iter(path).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)?;
+    if list.is_empty() { Err(TlsError::Empty(path.into())) } else { Ok(list) }
+}
+
+/// Accepts `xenflow://node/<any name>` of the CA, for server use (RFC 5280, 4.2.1.12), while it is valid.
+#[derive(Debug)]
+struct NodeVerifier {
+    roots: RootCertStore,
+    provider: Arc<CryptoProvider>,
+}
+
+impl NodeVerifier {
+    fn new(roots: RootCertStore, provider: Arc<CryptoProvider>) -> Self {
+        Self { roots, provider }
+    }
+}
+
+impl ServerCertVerifier for NodeVerifier {
+    fn verify_server_cert(
+        &self,
+        cert: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        verify_server_cert_signed_by_trust_anchor(
+            &ParsedCertificate::try_from(cert)?,
+            &self.roots,
+            intermediates,
+            now,
+            self.provider.signature_verification_algorithms.all,
+        )?;
+        let error = match certificate_identity(cert) {
+            Ok(Identity::Node(_)) => return Ok(ServerCertVerified::assertion()),
+            Ok(found) => CertificateIdentityError::Other { found, wanted: "xenflow://node/NAME".into() },
+            Err(error) => error,
+        };
+        Err(CertificateError::Other(OtherError(Arc::new(error))).into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(rustls::PeerIncompatible::Tls12NotOffered.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

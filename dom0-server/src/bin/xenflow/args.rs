@@ -1,0 +1,245 @@
+//! The command line, declared.
+//!
+//! Values stay text where the rules of the product judge them, so that every refusal has the same words.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Configures the virtual networks, routers and ports of XenFlow, and shows how they are.
+#[derive(Debug, Parser)]
+#[command(name = "xenflow", version, arg_required_else_help = true)]
+pub(crate) struct Args {
+    /// OVSDB server with the XenFlow database: unix:PATH or tcp:IP[:PORT]; several with commas
+    #[arg(
+        long,
+        global = true,
+        env = "XENFLOW_DB",
+        value_name = "REMOTE",
+        default_value = "unix:/var/run/openvswitch/db.sock"
+    )]
+    pub(crate) db: String,
+    /// Print data as JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Give up after so many seconds
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub(crate) timeout: u32,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create the XenFlow database in the running local ovsdb-server; does only what is not done yet
+    Init {
+        /// File of the database, created if it is not there
+        #[arg(long, value_name = "FILE", default_value = "/etc/openvswitch/xenflow.db")]
+        db_file: PathBuf,
+        /// Control socket of ovsdb-server; by default ovsdb-server.PID.ctl beside the socket of --db
+        #[arg(long, value_name = "SOCKET")]
+        ctl: Option<PathBuf>,
+    },
+    #[command(flatten)]
+    Database(DatabaseCommand),
+    /// The private certificate authority
+    #[command(subcommand)]
+    Pki(PkiCommand),
+    /// Print the completions of a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Commands on the contents of the database.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DatabaseCommand {
+    /// Virtual networks
+    #[command(subcommand)]
+    Network(NamedCommand),
+    /// Virtual links of a network: one VLAN each
+    #[command(subcommand)]
+    Segment(SegmentCommand),
+    /// Virtual routers of a network
+    #[command(subcommand)]
+    Router(RouterCommand),
+    /// Interfaces of routers
+    #[command(subcommand)]
+    Vif(VifCommand),
+    /// Ports of end hosts and ordinary VMs
+    #[command(subcommand)]
+    Access(AccessCommand),
+    /// Trunks of nodes
+    #[command(subcommand)]
+    Uplink(UplinkCommand),
+    /// Everything on one page, with what the daemons report
+    Show,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NamedCommand {
+    /// Add one
+    Add {
+        /// Its name
+        name: String,
+    },
+    /// List all
+    List,
+    /// Remove one that nothing refers to
+    Remove {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SegmentCommand {
+    /// Add one
+    Add {
+        /// Its name
+        name: String,
+        /// The network it belongs to
+        #[arg(long)]
+        network: String,
+        /// Its VLAN, 1 to 4094, on every uplink
+        #[arg(long, allow_negative_numbers = true)]
+        vlan: i64,
+    },
+    /// List all
+    List,
+    /// Remove one that nothing refers to
+    Remove {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RouterCommand {
+    /// Add one; it gets the lowest free number
+    Add {
+        /// Its name, also in its certificate
+        name: String,
+        /// The network it belongs to
+        #[arg(long)]
+        network: String,
+    },
+    /// List all
+    List,
+    /// Remove one that has no vif
+    Remove {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VifCommand {
+    /// Add one: on a segment of the router's network, or on the control network
+    #[command(group = clap::ArgGroup::new("attachment").required(true))]
+    Add {
+        /// Its name: external_ids:iface-id of its OVS interface
+        name: String,
+        /// The router it belongs to
+        #[arg(long)]
+        router: String,
+        /// The segment it is on
+        #[arg(long, group = "attachment")]
+        segment: Option<String>,
+        /// It is the router's control vif
+        #[arg(long, group = "attachment")]
+        control: bool,
+        /// Its MAC address
+        #[arg(long)]
+        mac: String,
+    },
+    /// List all
+    List,
+    /// Remove one
+    Remove {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AccessCommand {
+    /// Add one
+    Add {
+        /// Its name: external_ids:iface-id of its OVS interface
+        name: String,
+        /// The segment it is on
+        #[arg(long)]
+        segment: String,
+        /// A source address it may use; any that is no vif's if none is given
+        #[arg(long = "mac", value_name = "MAC")]
+        macs: Vec<String>,
+    },
+    /// List all
+    List,
+    /// Remove one
+    Remove {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum UplinkCommand {
+    /// Add one
+    Add {
+        /// The node
+        node: String,
+        /// Name of its OVS port
+        port: String,
+    },
+    /// List all, by node
+    List,
+    /// Remove one
+    Remove {
+        /// The node
+        node: String,
+        /// Name of its OVS port
+        port: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PkiCommand {
+    /// Make an authority: ca.pem and ca.key
+    Init {
+        /// Its directory
+        dir: PathBuf,
+    },
+    /// Issue a certificate: NAME.pem and NAME.key
+    Issue {
+        /// To what
+        kind: Holder,
+        /// Name of the router, node or operator
+        name: String,
+        /// Directory of the authority
+        #[arg(long, value_name = "DIR", default_value = "/etc/xenflow/pki")]
+        ca: PathBuf,
+        /// Where to write; the authority's directory by default
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Validity in days
+        #[arg(long, default_value_t = dom0_server::pki::LEAF_DAYS)]
+        days: u32,
+        /// Replace the certificate and key of the same identity
+        #[arg(long)]
+        renew: bool,
+    },
+}
+
+/// Who can have a certificate.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Holder {
+    /// A guest's client
+    Router,
+    /// A host
+    Node,
+    /// A person or tool
+    Operator,
+}

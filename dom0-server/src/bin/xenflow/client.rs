@@ -1,0 +1,86 @@
+//! The database's client: reads it whole, and commits edits that lose no race.
+
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use dom0_server::db::edit::{EditError, Snapshot, is_lost_race};
+use dom0_server::db::{DATABASE, select_all};
+use ovsdb::{Connection, Operation, Options, Remote, RequestError};
+
+use crate::Failure;
+
+/// How often an edit is built anew when somebody else was faster.
+const ATTEMPTS: u32 = 20;
+
+/// Schema that this program is for: the first two numbers must be the database's.
+pub(crate) const VERSION: (&str, &str) = ("0", "1");
+
+/// Runs a command, within its time.
+pub(crate) fn block_on(seconds: u32, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    let limit = Duration::from_secs(seconds.into());
+    runtime.block_on(async {
+        tokio::time::timeout(limit, work).await.map_err(|_| anyhow!("not done within {seconds} s"))?
+    })
+}
+
+/// Connects to the first of the remotes that answers.
+pub(crate) async fn connect(db: &str, seconds: u32) -> Result<Connection, Failure> {
+    let remotes = Remote::parse_list(db)?;
+    let connect_timeout = Duration::from_secs(seconds.into());
+    let options = Options { connect_timeout, ..Options::default() };
+    let opened = Connection::open_any(&remotes, &options).await.map_err(anyhow::Error::from)?;
+    // `None` comes of an empty list only, which does not parse.
+    Ok(opened.map(|(connection, _)| connection).ok_or_else(|| anyhow!("no remote"))?)
+}
+
+/// Checks that the database has the schema of this program.
+pub(crate) fn check_version(version: &str) -> anyhow::Result<()> {
+    let mut parts = version.split('.');
+    if (parts.next(), parts.next()) == (Some(VERSION.0), Some(VERSION.1)) {
+        return Ok(());
+    }
+    let (major, minor) = VERSION;
+    Err(anyhow!("database {DATABASE} has the schema \"{version}\", this xenflow is for {major}.{minor}"))
+}
+
+/// A connection to a server that serves the XenFlow database.
+pub(crate) struct Client {
+    connection: Connection,
+}
+
+impl Client {
+    pub(crate) async fn open(db: &str, seconds: u32) -> Result<Self, Failure> {
+        let connection = connect(db, seconds).await?;
+        match connection.get_schema(DATABASE).await {
+            Ok(schema) => check_version(&schema.version)?,
+            Err(RequestError::Rpc(error)) if error.error == "unknown database" => {
+                return Err(anyhow!("{db} serves no database {DATABASE}: run 'xenflow init' first").into());
+            }
+            Err(other) => return Err(anyhow::Error::from(other).into()),
+        }
+        Ok(Self { connection })
+    }
+
+    pub(crate) async fn snapshot(&self) -> anyhow::Result<Snapshot> {
+        Ok(Snapshot::from_select(&self.connection.transact(DATABASE, &select_all()).await?))
+    }
+
+    /// Commits what `build` makes of the database as it is now; again, if it changed in between.
+    pub(crate) async fn edit(
+        &self,
+        build: impl Fn(&Snapshot) -> Result<Vec<Operation>, EditError>,
+    ) -> Result<(), Failure> {
+        let mut attempt = 1;
+        loop {
+            let mut operations = build(&self.snapshot().await?)?;
+            operations.push(Operation::commit(true));
+            match self.connection.transact(DATABASE, &operations).await {
+                Ok(_) => return Ok(()),
+                Err(error) if is_lost_race(&error) && attempt < ATTEMPTS => attempt += 1,
+                Err(error) => return Err(anyhow::Error::from(error).into()),
+            }
+        }
+    }
+}

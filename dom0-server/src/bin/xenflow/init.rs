@@ -1,0 +1,103 @@
+//! `xenflow init`: the XenFlow database in the running ovsdb-server. Each step is done only if it is not.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, anyhow, bail};
+use dom0_server::db::{DATABASE, edit, schema};
+use ovsdb::{Connection, Operation, Options, Remote};
+
+use crate::Failure;
+use crate::client::{check_version, connect};
+
+/// What was done, one line each.
+pub(crate) async fn run(
+    db: &str,
+    seconds: u32,
+    file: &Path,
+    ctl: Option<&Path>,
+) -> Result<Vec<String>, Failure> {
+    let mut done = Vec::new();
+    let mut connection = connect(db, seconds).await?;
+    let serves = connection.list_dbs().await.map_err(anyhow::Error::from)?;
+    if serves.iter().any(|name| name == DATABASE) {
+        done.push(format!("{db} serves {DATABASE} already"));
+    } else {
+        let ctl = match ctl {
+            Some(ctl) => ctl.to_owned(),
+            None => find_ctl(db)?,
+        };
+        let file = std::path::absolute(file).context("no working directory")?;
+        if file.exists() {
+            done.push(format!("{} is there already", file.display()));
+        } else {
+            create(&file)?;
+            done.push(format!("created {}", file.display()));
+        }
+        add(&ctl, &file).await?;
+        // A server that gets another database closes its clients' connections.
+        connection = connect(db, seconds).await?;
+        done.push(format!("added {DATABASE} to the server behind {db}"));
+    }
+    let found = connection.get_schema(DATABASE).await.map_err(anyhow::Error::from)?;
+    check_version(&found.version)?;
+    done.push(format!("schema {}", found.version));
+    first_row(&connection).await?;
+    Ok(done)
+}
+
+/// The control socket of the server that listens on a unix socket: `ovsdb-server.PID.ctl` in its directory,
+/// with the PID of `ovsdb-server.pid` there.
+fn find_ctl(db: &str) -> anyhow::Result<PathBuf> {
+    let remotes = Remote::parse_list(db)?;
+    let Some(Remote::Unix(socket)) = remotes.first() else {
+        bail!("{db} is not a unix: socket of this host: say --ctl SOCKET");
+    };
+    let dir = socket.parent().unwrap_or(Path::new("/"));
+    let pidfile = dir.join("ovsdb-server.pid");
+    let pid = fs::read_to_string(&pidfile)
+        .with_context(|| format!("cannot read {} (or say --ctl SOCKET)", pidfile.display()))?;
+    let pid: u32 = pid.trim().parse().map_err(|_| anyhow!("{} holds no process id", pidfile.display()))?;
+    Ok(dir.join(format!("ovsdb-server.{pid}.ctl")))
+}
+
+/// `ovsdb-tool create`: the format of the file is that program's business.
+fn create(file: &Path) -> anyhow::Result<()> {
+    let mut source = file.as_os_str().to_owned();
+    source.push(".schema");
+    let source = PathBuf::from(source);
+    fs::write(&source, schema()).with_context(|| format!("cannot write {}", source.display()))?;
+    let ran = Command::new("ovsdb-tool").arg("create").arg(file).arg(&source).output();
+    fs::remove_file(&source).with_context(|| format!("cannot remove {}", source.display()))?;
+    let ran = ran.context("cannot run ovsdb-tool (package openvswitch-switch or openvswitch-common)")?;
+    if !ran.status.success() {
+        bail!("ovsdb-tool create failed: {}", String::from_utf8_lossy(&ran.stderr).trim());
+    }
+    Ok(())
+}
+
+/// `ovs-appctl ovsdb-server/add-db`: the control socket speaks JSON-RPC as well (unixctl).
+async fn add(ctl: &Path, file: &Path) -> anyhow::Result<()> {
+    let remote = Remote::Unix(ctl.to_owned());
+    let options = Options { probe_interval: None, ..Options::default() };
+    let (connection, _) = Connection::open(&remote, &options).await.context("no control socket")?;
+    let path = file.to_str().ok_or_else(|| anyhow!("{} is not UTF-8", file.display()))?;
+    connection
+        .request("ovsdb-server/add-db", &[path])
+        .await
+        .with_context(|| format!("the server does not add {}", file.display()))?;
+    Ok(())
+}
+
+async fn first_row(connection: &Connection) -> anyhow::Result<()> {
+    let found = connection.transact(DATABASE, &[Operation::select("XenFlow")]).await?;
+    if found.iter().all(|result| result.rows().is_empty()) {
+        match connection.transact(DATABASE, &edit::first_row()).await {
+            // Another one was faster: the table takes one row.
+            Err(error) if edit::is_lost_race(&error) => {}
+            other => drop(other?),
+        }
+    }
+    Ok(())
+}

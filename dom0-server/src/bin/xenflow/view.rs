@@ -1,0 +1,153 @@
+//! What lists and the page of `xenflow show` look like, as JSON and as text.
+
+use std::fmt::Write;
+
+use dom0_server::db::edit::Snapshot;
+use dom0_server::db::{Access, Attachment, Desired, Kind, Status, Vif};
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+
+/// A list, one object each.
+pub(crate) fn list(desired: &Desired, kind: Kind) -> Vec<Value> {
+    let name = |name: &xenflow_proto::Name| name.to_string();
+    match kind {
+        Kind::Node => {
+            let nodes = desired.uplinks.iter();
+            nodes.map(|(node, uplinks)| json!({ "node": name(node), "uplinks": uplinks })).collect()
+        }
+        Kind::Network => desired.networks.keys().map(|network| json!({ "name": name(network) })).collect(),
+        Kind::Segment => {
+            let row = |s: &dom0_server::db::Segment| json!({ "name": name(&s.name), "network": name(&s.network), "vlan": s.vlan.get() });
+            desired.segments.values().map(row).collect()
+        }
+        Kind::Router => {
+            let row = |r: &dom0_server::db::row::Router| json!({ "name": name(&r.name), "network": name(&r.network), "id": r.id.get() });
+            desired.routers.values().map(row).collect()
+        }
+        Kind::Vif => desired.vifs.values().map(vif).collect(),
+        Kind::Access => desired.access.values().map(access).collect(),
+    }
+}
+
+fn vif(vif: &Vif) -> Value {
+    let (kind, segment) = match &vif.attachment {
+        Attachment::Segment(segment) => ("data", Some(segment.to_string())),
+        Attachment::Control => ("control", None),
+    };
+    json!({
+        "name": vif.name.to_string(), "router": vif.router.to_string(), "number": vif.number.get(),
+        "kind": kind, "segment": segment, "mac": vif.mac.to_string(),
+    })
+}
+
+fn access(access: &Access) -> Value {
+    let macs: Vec<_> = access.macs.iter().map(ToString::to_string).collect();
+    json!({ "name": access.name.to_string(), "segment": access.segment.to_string(), "macs": macs })
+}
+
+fn status(status: &Status) -> Value {
+    json!({
+        "node": status.node.to_string(), "router": status.router.to_string(), "state": status.state.as_str(),
+        "since_ms": status.since_ms, "routes": status.routes,
+        "acked_seq": status.acked_seq, "message": status.message,
+    })
+}
+
+/// Objects with the same members as columns, in a fixed order: `name` (or `node`) first.
+pub(crate) fn columns(rows: &[Value]) -> String {
+    let Some(Value::Object(first)) = rows.first() else { return String::new() };
+    let mut heads: Vec<&str> = first.keys().map(String::as_str).collect();
+    let order = ["node", "name", "network", "router", "number", "id", "vlan", "kind", "segment", "mac"];
+    heads.sort_by_key(|head| order.iter().position(|known| known == head).unwrap_or(order.len()));
+    let empty = Map::new();
+    let cell = |row: &Value, head: &str| match row.as_object().unwrap_or(&empty).get(head) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(items)) if items.is_empty() => "-".to_owned(),
+        Some(Value::Array(items)) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","),
+        Some(Value::Null) | None => "-".to_owned(),
+        Some(other) => other.to_string(),
+    };
+    let mut lines = vec![heads.iter().map(|head| head.to_uppercase()).collect::<Vec<_>>()];
+    lines.extend(rows.iter().map(|row| heads.iter().map(|head| cell(row, head)).collect()));
+    let width = |at: usize| lines.iter().filter_map(|line| line.get(at)).map(String::len).max().unwrap_or(0);
+    let widths: Vec<_> = (0..heads.len()).map(width).collect();
+    let mut text = String::new();
+    for line in &lines {
+        let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        text += cells.collect::<Vec<_>>().join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// The page of `xenflow show` as JSON.
+pub(crate) fn page_json(now: &Snapshot) -> Value {
+    let list = |kind| list(&now.desired, kind);
+    let invalid: Vec<_> = now.invalid.iter().map(ToString::to_string).collect();
+    json!({
+        "networks": list(Kind::Network), "segments": list(Kind::Segment), "routers": list(Kind::Router),
+        "vifs": list(Kind::Vif), "access": list(Kind::Access), "nodes": list(Kind::Node),
+        "status": now.status().iter().map(status).collect::<Vec<_>>(), "invalid": invalid,
+    })
+}
+
+/// The page of `xenflow show`.
+pub(crate) fn page(now: &Snapshot) -> String {
+    let mut page = String::new();
+    let reports = now.status();
+    for network in now.desired.networks.keys() {
+        line(&mut page, 0, format_args!("network {network}"));
+        for segment in now.desired.segments.values().filter(|s| s.network == *network) {
+            line(&mut page, 1, format_args!("segment {} vlan {}", segment.name, segment.vlan));
+            for port in now.desired.access.values().filter(|a| a.segment == segment.name) {
+                let macs: Vec<_> = port.macs.iter().map(ToString::to_string).collect();
+                line(&mut page, 2, format_args!("access {} {}", port.name, macs.join(" ")));
+            }
+        }
+        for router in now.desired.routers.values().filter(|r| r.network == *network) {
+            line(&mut page, 1, format_args!("router {} id {}", router.name, router.id));
+            for vif in now.desired.vifs_of(&router.name) {
+                let place = match &vif.attachment {
+                    Attachment::Segment(segment) => format!("segment {segment}"),
+                    Attachment::Control => "control".to_owned(),
+                };
+                line(&mut page, 2, format_args!("vif {} {} {} {place}", vif.number, vif.name, vif.mac));
+            }
+            for report in reports.iter().filter(|report| report.router == router.name) {
+                let since = i128::from(report.since_ms) * 1_000_000;
+                let since = OffsetDateTime::from_unix_timestamp_nanos(since).map_or("?".to_owned(), date);
+                let Status { node, state, routes, acked_seq, message, .. } = report;
+                let text = format_args!(
+                    "on {node}: {state} since {since}, routes {routes}, acked {acked_seq}{}{}",
+                    if message.is_empty() { "" } else { ": " },
+                    message.escape_debug(),
+                );
+                line(&mut page, 2, text);
+            }
+        }
+    }
+    for (node, uplinks) in &now.desired.uplinks {
+        let uplinks: Vec<_> = uplinks.iter().map(String::as_str).collect();
+        line(&mut page, 0, format_args!("node {node} uplinks {}", uplinks.join(" ")));
+    }
+    for row in &now.invalid {
+        line(&mut page, 0, format_args!("left out: {row}"));
+    }
+    page
+}
+
+fn line(page: &mut String, depth: usize, text: std::fmt::Arguments<'_>) {
+    let mut whole = String::new();
+    // Writing to a string cannot fail.
+    let _ = write!(whole, "{:1$}{text}", "", depth * 2);
+    page.push_str(whole.trim_end());
+    page.push('\n');
+}
+
+/// UTC, to the second (RFC 3339).
+pub(crate) fn date(at: OffsetDateTime) -> String {
+    let at = at.to_offset(time::UtcOffset::UTC);
+    let (year, month, day) = at.to_calendar_date();
+    let (h, m, s) = at.to_hms();
+    format!("{year:04}-{:02}-{day:02}T{h:02}:{m:02}:{s:02}Z", u8::from(month))
+}

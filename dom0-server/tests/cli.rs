@@ -1,0 +1,554 @@
+//! The built `xenflow` against a real `ovsdb-server`: what it does, and the exact words of every refusal.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("xenflow-cli-{}-{number}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+/// A private ovsdb-server that serves `Other` (as a host's serves `Open_vSwitch`) until it is dropped.
+struct Server {
+    process: Child,
+    dir: Dir,
+}
+
+const OTHER: &str =
+    r#"{"name": "Other", "version": "1.0.0", "tables": {"T": {"columns": {"c": {"type": "string"}}}}}"#;
+
+impl Server {
+    fn start() -> Self {
+        let dir = Dir::new();
+        fs::write(dir.0.join("other.ovsschema"), OTHER).unwrap();
+        let mut create = Command::new("ovsdb-tool");
+        create.current_dir(&dir.0).args(["create", "other.db", "other.ovsschema"]);
+        assert!(create.status().expect("ovsdb-tool is needed").success());
+        let process = Command::new("ovsdb-server")
+            .current_dir(&dir.0)
+            .env("OVS_RUNDIR", &dir.0)
+            .args(["--no-chdir", "--remote=punix:db.sock", "--pidfile=ovsdb-server.pid", "other.db"])
+            .arg("-vconsole:off")
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("ovsdb-server is needed");
+        let server = Self { process, dir };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !server.ctl().exists() || !server.dir.0.join("db.sock").exists() {
+            assert!(Instant::now() < deadline, "ovsdb-server does not start");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        server
+    }
+
+    /// With the XenFlow database.
+    fn ready() -> Self {
+        let server = Self::start();
+        server.ok(&server.init());
+        server
+    }
+
+    fn ctl(&self) -> PathBuf {
+        self.dir.0.join(format!("ovsdb-server.{}.ctl", self.process.id()))
+    }
+
+    fn db(&self) -> String {
+        format!("unix:{}", self.dir.0.join("db.sock").display())
+    }
+
+    fn init(&self) -> String {
+        format!("init --db-file {}", self.dir.0.join("xenflow.db").display())
+    }
+
+    fn run(&self, line: &str) -> Output {
+        run(&self.db(), line)
+    }
+
+    fn ok(&self, line: &str) -> String {
+        ok(line, self.run(line))
+    }
+
+    fn json(&self, line: &str) -> Value {
+        serde_json::from_str(&self.ok(&format!("{line} --json"))).unwrap()
+    }
+
+    fn refused(&self, line: &str, code: i32, message: &str) {
+        refused(line, &self.run(line), code, message);
+    }
+
+    /// A transaction behind the back of `xenflow`.
+    fn transact(&self, operations: &Value) -> String {
+        let mut all = vec![json!("XenFlow")];
+        all.extend(operations.as_array().unwrap().iter().cloned());
+        let ran = Command::new("ovsdb-client")
+            .args(["transact", &self.db(), &Value::from(all).to_string()])
+            .output()
+            .expect("ovsdb-client is needed");
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8(ran.stdout).unwrap()
+    }
+
+    /// One that succeeds.
+    fn write(&self, operations: &Value) {
+        let said = self.transact(operations);
+        assert!(!said.contains("error"), "{operations}: {said}");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+fn run(db: &str, line: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xenflow"));
+    command.env("XENFLOW_DB", db).args(line.split(' ')).output().unwrap()
+}
+
+fn ok(line: &str, output: Output) -> String {
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), stderr.as_str()), (Some(0), ""), "{line}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn refused(line: &str, output: &Output, code: i32, message: &str) {
+    assert_eq!(String::from_utf8_lossy(&output.stderr), format!("xenflow: {message}\n"), "{line}");
+    assert_eq!(output.status.code(), Some(code), "{line}");
+    assert!(output.stdout.is_empty(), "{line}");
+}
+
+/// Two networks: red with a router of two vifs and an access port, blue with a segment.
+fn populate(server: &Server) {
+    for line in [
+        "network add red",
+        "network add blue",
+        "segment add red-core --network red --vlan 100",
+        "segment add red-lan1 --network red --vlan 101",
+        "segment add blue-core --network blue --vlan 200",
+        "router add r1 --network red",
+        "vif add r1-core --router r1 --segment red-core --mac 52:54:00:00:00:01",
+        "vif add r1-ctl --router r1 --control --mac 52:54:00:00:00:0A",
+        "access add red-h1 --segment red-lan1 --mac 52:54:00:00:01:01",
+        "uplink add a trunk0",
+    ] {
+        assert_eq!(server.ok(line), "", "{line}");
+    }
+}
+
+#[test]
+fn init_does_only_what_is_not_done() {
+    let server = Server::start();
+    let (db, file) = (server.db(), server.dir.0.join("xenflow.db"));
+    server.refused("network list", 1, &format!("{db} serves no database XenFlow: run 'xenflow init' first"));
+    let said = server.ok(&server.init());
+    let file = file.display();
+    assert_eq!(said, format!("created {file}\nadded XenFlow to the server behind {db}\nschema 0.1.0\n"));
+    assert_eq!(server.ok(&server.init()), format!("{db} serves XenFlow already\nschema 0.1.0\n"));
+    server.ok("network add red");
+
+    // A restarted ovsdb-server knows only the files that it was started with; the contents are still there.
+    let mut remove = Command::new("ovs-appctl");
+    remove.arg("-t").arg(server.ctl()).args(["ovsdb-server/remove-db", "XenFlow"]);
+    assert!(remove.status().expect("ovs-appctl is needed").success());
+    let said = server.ok(&format!("{} --ctl {}", server.init(), server.ctl().display()));
+    assert_eq!(
+        said,
+        format!("{file} is there already\nadded XenFlow to the server behind {db}\nschema 0.1.0\n")
+    );
+    assert_eq!(server.ok("network list"), "NAME\nred\n");
+    let rows = server
+        .transact(&json!([{"op": "select", "table": "XenFlow", "where": [], "columns": ["external_ids"]}]));
+    assert_eq!(rows.matches("created-by").count(), 1, "{rows}");
+}
+
+#[test]
+fn init_refuses_another_schema_and_a_missing_server() {
+    let server = Server::start();
+    let other = server.dir.0.join("other.ovsschema");
+    fs::write(&other, OTHER.replace("Other", "XenFlow").replace("1.0.0", "9.8.7")).unwrap();
+    let file = server.dir.0.join("xenflow.db");
+    let mut create = Command::new("ovsdb-tool");
+    assert!(create.arg("create").args([&file, &other]).status().unwrap().success());
+    let message = "database XenFlow has the schema \"9.8.7\", this xenflow is for 0.1";
+    server.refused(&server.init(), 1, message);
+    server.refused("show", 1, message);
+
+    let dir = Dir::new();
+    let db = format!("unix:{}/none.sock", dir.0.display());
+    for line in ["init", "show"] {
+        let message = format!("cannot connect to {db}: No such file or directory (os error 2)");
+        refused(line, &run(&db, line), 1, &message);
+    }
+    refused("show", &run("pipe:x", "show"), 2, "remote 'pipe:x' does not begin with unix:, tcp: or ssl:");
+}
+
+#[test]
+fn what_is_added_is_listed_and_shown() {
+    let server = Server::ready();
+    populate(&server);
+    assert_eq!(
+        server.ok("segment list"),
+        "NAME       NETWORK  VLAN\nblue-core  blue     200\nred-core   red      100\nred-lan1   red      101\n"
+    );
+    assert_eq!(server.json("router list"), json!([{"name": "r1", "network": "red", "id": 1}]));
+    assert_eq!(
+        server.json("vif list"),
+        json!([
+            {"name": "r1-core", "router": "r1", "number": 1, "kind": "data", "segment": "red-core", "mac": "52:54:00:00:00:01"},
+            {"name": "r1-ctl", "router": "r1", "number": 2, "kind": "control", "segment": null, "mac": "52:54:00:00:00:0a"},
+        ])
+    );
+    assert_eq!(
+        server.json("access list"),
+        json!([{"name": "red-h1", "segment": "red-lan1", "macs": ["52:54:00:00:01:01"]}])
+    );
+    assert_eq!(server.json("uplink list"), json!([{"node": "a", "uplinks": ["trunk0"]}]));
+    server.write(&json!([{"op": "insert", "table": "Status", "row": {
+        "node": "a", "router": "r1", "state": "up", "since_ms": 1_700_000_000_000_i64, "routes": 3,
+        "acked_seq": 7, "message": "ip rule 100 is unknown"}}]));
+    assert_eq!(
+        server.ok("show"),
+        "network blue\n  segment blue-core vlan 200\n\
+         network red\n  segment red-core vlan 100\n  segment red-lan1 vlan 101\n    access red-h1 52:54:00:00:01:01\n  \
+         router r1 id 1\n    vif 1 r1-core 52:54:00:00:00:01 segment red-core\n    vif 2 r1-ctl 52:54:00:00:00:0a control\n    \
+         on a: up since 2023-11-14T22:13:20Z, routes 3, acked 7: ip rule 100 is unknown\n\
+         node a uplinks trunk0\n"
+    );
+    let page = server.json("show");
+    assert_eq!(page["status"][0]["acked_seq"], 7);
+    assert_eq!(page["networks"], json!([{"name": "blue"}, {"name": "red"}]));
+    assert_eq!(page["invalid"], json!([]));
+}
+
+#[test]
+fn wrong_input_is_refused_in_these_words() {
+    let server = Server::ready();
+    populate(&server);
+    let before = server.json("show");
+    let vif = "vif add v --router r1 --segment red-core --mac";
+    for (line, message) in [
+        ("network add Red", "\"Red\" is not a name: 1 to 63 of a-z 0-9 . _ -, the first a letter or digit"),
+        ("network add red", "network red exists already"),
+        ("network remove green", "there is no network green"),
+        ("network remove red", "network red is in use by segment red-core, segment red-lan1, router r1"),
+        ("network remove blue", "network blue is in use by segment blue-core"),
+        ("segment add s --network red --vlan 0", "VLAN 0 is out of range: 1 to 4094 are usable"),
+        ("segment add s --network red --vlan 4095", "VLAN 4095 is out of range: 1 to 4094 are usable"),
+        ("segment add s --network red --vlan -1", "VLAN -1 is out of range: 1 to 4094 are usable"),
+        (
+            "segment add s --network red --vlan x",
+            "invalid value 'x' for '--vlan <VLAN>': invalid digit found in string",
+        ),
+        ("segment add s --network red --vlan 200", "VLAN 200 is taken by segment blue-core"),
+        ("segment add s --network green --vlan 7", "there is no network green"),
+        ("segment add red-core --network red --vlan 7", "segment red-core exists already"),
+        ("segment add s --vlan 7", "the following required arguments were not provided: --network <NETWORK>"),
+        ("segment remove red-core", "segment red-core is in use by vif r1-core"),
+        ("segment remove red-lan1", "segment red-lan1 is in use by access port red-h1"),
+        ("router add r1 --network blue", "router r1 exists already"),
+        ("router add r2 --network green", "there is no network green"),
+        ("router remove r1", "router r1 is in use by vif r1-core, vif r1-ctl"),
+        (
+            "vif add r1-core --router r1 --segment red-core --mac 52:54:00:00:00:02",
+            "vif r1-core exists already",
+        ),
+        ("vif add v --router r9 --segment red-core --mac 52:54:00:00:00:02", "there is no router r9"),
+        ("vif add v --router r1 --segment nix --mac 52:54:00:00:00:02", "there is no segment nix"),
+        (
+            "vif add v --router r1 --segment blue-core --mac 52:54:00:00:00:02",
+            "segment blue-core is of network blue, router r1 of network red",
+        ),
+        (
+            "vif add v --router r1 --control --mac 52:54:00:00:00:02",
+            "the place of the control vif of router r1 is taken by vif r1-ctl",
+        ),
+        (
+            "vif add red-h1 --router r1 --segment red-core --mac 52:54:00:00:00:02",
+            "name red-h1 is taken by access port red-h1",
+        ),
+        (
+            "vif add v --router r1 --segment red-core --control --mac 52:54:00:00:00:02",
+            "the argument '--segment <SEGMENT>' cannot be used with '--control'",
+        ),
+        (
+            "vif add v --router r1 --mac 52:54:00:00:00:02",
+            "the following required arguments were not provided: <--segment <SEGMENT>|--control>",
+        ),
+        (
+            &format!("{vif} 52:54:00:00:00"),
+            "\"52:54:00:00:00\" is not a MAC address (six bytes in hexadecimal with colons, as 52:54:00:12:34:56)",
+        ),
+        (
+            &format!("{vif} 01:54:00:00:00:02"),
+            "MAC address 01:54:00:00:00:02 cannot be used: it is a multicast address",
+        ),
+        (&format!("{vif} 00:00:00:00:00:00"), "MAC address 00:00:00:00:00:00 cannot be used: it is all zero"),
+        (
+            &format!("{vif} 0e:58:46:00:00:01"),
+            "MAC address 0e:58:46:00:00:01 cannot be used: it is the host's on the control network",
+        ),
+        (&format!("{vif} 52:54:00:00:00:0A"), "MAC address 52:54:00:00:00:0a is taken by vif r1-ctl"),
+        (&format!("{vif} 52:54:00:00:01:01"), "MAC address 52:54:00:00:01:01 is taken by access port red-h1"),
+        ("vif remove nix", "there is no vif nix"),
+        ("access add r1-core --segment red-core", "name r1-core is taken by vif r1-core"),
+        ("access add h --segment nix", "there is no segment nix"),
+        (
+            "access add h --segment red-core --mac 52:54:00:00:00:01",
+            "MAC address 52:54:00:00:00:01 is taken by vif r1-core",
+        ),
+        (
+            "access add h --segment red-core --mac ff:ff:ff:ff:ff:ff",
+            "MAC address ff:ff:ff:ff:ff:ff cannot be used: it is a multicast address",
+        ),
+        ("uplink add a trunk0", "port trunk0 is an uplink of node a already"),
+        (
+            "uplink add a x/y",
+            "\"x/y\" is not a port name: 1 to 63 printable characters without blanks and slashes",
+        ),
+        ("uplink remove a nix", "port nix is no uplink of node a"),
+        ("uplink remove b trunk0", "there is no node b"),
+        ("nix", "unrecognized subcommand 'nix'"),
+        ("show --timeout 0", "invalid value '0' for '--timeout <SECONDS>': 0 is not in 1..=3600"),
+    ] {
+        server.refused(line, 2, message);
+    }
+    assert_eq!(server.json("show"), before, "a refusal changes nothing");
+}
+
+#[test]
+fn the_database_refuses_what_no_index_or_reference_allows() {
+    let server = Server::ready();
+    populate(&server);
+    let everything = |table, row: Value| json!([{"op": "update", "table": table, "where": [], "row": row}]);
+    for (operations, rule) in [
+        (everything("Router", json!({"id": 9})), "constraint violation"),
+        (everything("Vif", json!({"number": 9})), "constraint violation"),
+        (everything("Segment", json!({"vlan": 300})), "constraint violation"),
+        (everything("Segment", json!({"vlan": 4095})), "constraint violation"),
+        (everything("Vif", json!({"kind": "other"})), "constraint violation"),
+        (everything("Vif", json!({"mac": "x"})), "constraint violation"),
+        (json!([{"op": "insert", "table": "Network", "row": {"name": ""}}]), "constraint violation"),
+        (json!([{"op": "insert", "table": "Network", "row": {"name": "red"}}]), "constraint violation"),
+        (json!([{"op": "insert", "table": "XenFlow", "row": {}}]), "constraint violation"),
+        (
+            json!([{"op": "delete", "table": "Network", "where": [["name", "==", "red"]]}]),
+            "referential integrity violation",
+        ),
+        (json!([{"op": "delete", "table": "Router", "where": []}]), "referential integrity violation"),
+    ] {
+        let said = server.transact(&operations);
+        assert!(said.contains(&format!("\"error\":\"{rule}\"")), "{operations}: {said}");
+    }
+}
+
+#[test]
+fn an_invalid_row_is_named_and_can_be_removed() {
+    let server = Server::ready();
+    populate(&server);
+    server.write(&json!([{"op": "insert", "table": "Network", "row": {"name": "Bad"}}]));
+    server.write(&json!([{"op": "update", "table": "Vif", "where": [["name", "==", "r1-core"]], "row": {"mac": "52-54-00-00-00-01"}}]));
+    let invalid = server.json("show")["invalid"].to_string();
+    assert!(invalid.contains("\\\"Bad\\\" is not a name"), "{invalid}");
+    assert!(invalid.contains("\\\"52-54-00-00-00-01\\\" is not a MAC address"), "{invalid}");
+    assert_eq!(server.json("network list").as_array().unwrap().len(), 2);
+    server.ok("network remove Bad");
+    server.ok("vif remove r1-core");
+    assert_eq!(server.json("show")["invalid"], json!([]));
+}
+
+#[test]
+fn numbers_are_the_lowest_free_and_removal_goes_from_the_leaves() {
+    let server = Server::ready();
+    populate(&server);
+    for name in ["r2", "r3"] {
+        server.ok(&format!("router add {name} --network red"));
+    }
+    server.ok("router remove r2");
+    server.ok("router add r4 --network blue");
+    let ids: Vec<_> = server
+        .json("router list")
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| (r["name"].clone(), r["id"].clone()))
+        .collect();
+    assert_eq!(ids, [(json!("r1"), json!(1)), (json!("r3"), json!(3)), (json!("r4"), json!(2))]);
+    server.ok("vif add r3-core --router r3 --segment red-core --mac 52:54:00:00:00:03");
+    assert_eq!(server.json("vif list")[2]["number"], 1, "numbers are within the router");
+
+    server.write(
+        &json!([{"op": "insert", "table": "Status", "row": {"node": "a", "router": "r1", "state": "down"}}]),
+    );
+    server.ok("uplink add a trunk1");
+    for line in [
+        "vif remove r1-core",
+        "vif remove r1-ctl",
+        "vif remove r3-core",
+        "router remove r1",
+        "router remove r3",
+        "router remove r4",
+        "access remove red-h1",
+        "segment remove red-core",
+        "segment remove red-lan1",
+        "segment remove blue-core",
+        "network remove red",
+        "network remove blue",
+        "uplink remove a trunk0",
+    ] {
+        server.ok(line);
+    }
+    assert_eq!(server.json("uplink list"), json!([{"node": "a", "uplinks": ["trunk1"]}]));
+    server.ok("uplink remove a trunk1");
+    for (part, rows) in server.json("show").as_object().unwrap() {
+        assert_eq!(rows, &json!([]), "{part}");
+    }
+}
+
+/// The unique index lets one of two through; the other reads again and takes the next number.
+#[test]
+fn routers_added_at_the_same_time_all_get_numbers_of_their_own() {
+    let server = Server::ready();
+    server.ok("network add red");
+    let children: Vec<_> = (0..8)
+        .map(|n| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_xenflow"));
+            let line = format!("router add r{n} --network red --timeout 60");
+            command.env("XENFLOW_DB", server.db()).args(line.split(' ')).spawn().unwrap()
+        })
+        .collect();
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    let routers = server.json("router list");
+    let mut ids: Vec<_> = routers.as_array().unwrap().iter().map(|r| r["id"].as_u64().unwrap()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (1..=8).collect::<Vec<_>>());
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn the_authority_issues_and_never_overwrites() {
+    let dir = Dir::new();
+    let ca = dir.0.join("ca");
+    let at = ca.display();
+    let call = |line: &str| run("unix:/nowhere", line);
+    let no = |line: &str, code, message: &str| refused(line, &call(line), code, message);
+    let init = format!("pki init {at}");
+    assert_eq!(ok(&init, call(&init)), format!("created {at}/ca.pem and {at}/ca.key; keep the key here\n"));
+    assert_eq!(mode(&ca.join("ca.key")), 0o600);
+    no(&init, 2, &format!("{at}/ca.pem exists already: an authority is never overwritten"));
+
+    let issue = format!("pki issue router r1 --ca {at}");
+    let said = ok(&issue, call(&issue));
+    assert!(said.starts_with("issued xenflow://router/r1 until 2"), "{said}");
+    assert!(said.ends_with(&format!(": {at}/r1.pem and {at}/r1.key\n")), "{said}");
+    assert_eq!(mode(&ca.join("r1.key")), 0o600);
+    let (cert, key) = (fs::read(ca.join("r1.pem")).unwrap(), fs::read(ca.join("r1.key")).unwrap());
+    no(
+        &issue,
+        2,
+        &format!("{at}/r1.pem exists already; --renew replaces the certificate of the same identity"),
+    );
+    let wrong = format!("pki issue node r1 --ca {at} --renew");
+    no(&wrong, 2, &format!("{at}/r1.pem is not a certificate of xenflow://node/r1, so it is not renewed"));
+    assert_eq!(fs::read(ca.join("r1.pem")).unwrap(), cert);
+    ok(&issue, call(&format!("{issue} --renew")));
+    assert_ne!(fs::read(ca.join("r1.pem")).unwrap(), cert);
+    assert_ne!(fs::read(ca.join("r1.key")).unwrap(), key);
+    assert_eq!(mode(&ca.join("r1.key")), 0o600);
+
+    let out = dir.0.join("out");
+    let line = format!("pki issue node a --ca {at} --out {} --days 7 --json", out.display());
+    let said: Value = serde_json::from_str(&ok(&line, call(&line))).unwrap();
+    assert_eq!(said["identity"], "xenflow://node/a");
+    assert_eq!(said["key"], out.join("a.key").to_str().unwrap());
+
+    let text = Command::new("openssl")
+        .args(["x509", "-noout", "-text", "-in"])
+        .arg(out.join("a.pem"))
+        .output()
+        .expect("openssl is needed");
+    let text = String::from_utf8(text.stdout).unwrap();
+    for part in [
+        "URI:xenflow://node/a",
+        "IP Address:FE80:0:0:0:0:0:0:1",
+        "IP Address:169.254.0.1",
+        "Subject: CN = a",
+        "TLS Web Client Authentication, TLS Web Server Authentication",
+        "NIST CURVE: P-256",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let mut verify = Command::new("openssl");
+    verify.args(["verify", "-purpose", "sslserver", "-CAfile"]).arg(ca.join("ca.pem")).arg(out.join("a.pem"));
+    let verified = verify.output().unwrap();
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+
+    for (line, code, message) in [
+        (
+            format!("pki issue router R --ca {at}"),
+            2,
+            "\"R\" is not a name: 1 to 63 of a-z 0-9 . _ -, the first a letter or digit".to_owned(),
+        ),
+        (
+            format!("pki issue router ca --ca {at}"),
+            2,
+            "\"ca\" is the authority's own file name: choose another name or directory".to_owned(),
+        ),
+        (
+            format!("pki issue router r2 --ca {at} --days 0"),
+            2,
+            "0 days are out of range: 1 to 3650".to_owned(),
+        ),
+        (
+            format!("pki issue router r2 --ca {at}/nix"),
+            1,
+            format!("cannot read {at}/nix/ca.pem: No such file or directory (os error 2)"),
+        ),
+        (
+            format!("pki issue guest r2 --ca {at}"),
+            2,
+            "invalid value 'guest' for '<KIND>' [possible values: router, node, operator]".to_owned(),
+        ),
+    ] {
+        no(&line, code, &message);
+    }
+    assert!(!ca.join("r2.pem").exists() && !ca.join("r2.key").exists());
+
+    fs::copy(ca.join("r1.key"), ca.join("ca.key")).unwrap();
+    no(&format!("pki issue router r2 --ca {at}"), 1, &format!("{at}/ca.key is not the key of {at}/ca.pem"));
+}
+
+#[test]
+fn help_version_and_completions_go_to_stdout() {
+    let call = |line: &str| ok(line, run("unix:/nowhere", line));
+    assert!(call("--help").contains("Usage: xenflow"));
+    assert!(call("--version").starts_with("xenflow 0."));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(call(&format!("completions {shell}")).contains("xenflow"));
+    }
+}

@@ -69,6 +69,12 @@ enum Command {
     /// Sends raw frames (runs inside the lab)
     #[command(hide = true)]
     Inject(inject::InjectArgs),
+    /// Kills a lab's process group when standard input ends
+    #[command(hide = true)]
+    Guard {
+        /// The process group
+        group: i32,
+    },
     /// Runs the job (process 1 starts this inside the lab)
     #[command(hide = true)]
     Inside,
@@ -130,6 +136,7 @@ fn run(command: Command, binary: &Path) -> Result<u8> {
         Command::Shell { scenario, args } => shell(scenario, args, binary),
         Command::Probe(command) => probe::main(&command).map(|()| 0),
         Command::Inject(args) => inject::main(&args).map(|()| 0),
+        Command::Guard { group } => uml::guard(group).map(|()| 0),
         Command::Inside => init::inside().map(|()| 0),
     }
 }

@@ -9,7 +9,7 @@ use crate::job::{Job, Mode, Product};
 use crate::progress::print;
 use crate::scenario::Scenario;
 use crate::scenarios;
-use crate::uml::Logs;
+use crate::uml::{Interrupted, Logs};
 use crate::{setup, uml};
 
 /// A check by cargo: name and arguments.
@@ -36,20 +36,20 @@ pub fn run(filter: Option<&str>, seed: u64, lab: &Path) -> Result<bool> {
 
     let mut tally = Tally::default();
     for (name, args) in checks {
-        tally.take(name, || setup::run(setup::cargo()?.args(*args)));
+        tally.take(name, || setup::run(setup::cargo()?.args(*args)))?;
     }
     if harness {
-        tally.take(HARNESS, || self::harness(lab));
+        tally.take(HARNESS, || self::harness(lab))?;
     }
     let mut product = None;
     if scenarios.iter().any(|scenario| scenario.needs_product) {
         tally.take("product", || {
             product = Some(setup::product()?);
             Ok(())
-        });
+        })?;
     }
     for scenario in scenarios {
-        tally.take(scenario.name, || self::scenario(scenario, seed, lab, product.as_ref()));
+        tally.take(scenario.name, || self::scenario(scenario, seed, lab, product.as_ref()))?;
     }
     print(format!("{} passed, {} failed", tally.passed, tally.failed));
     Ok(tally.failed == 0)
@@ -96,7 +96,8 @@ struct Tally {
 }
 
 impl Tally {
-    fn take(&mut self, name: &str, check: impl FnOnce() -> Result<()>) {
+    /// Runs a check and prints its line. Only an interruption is an error.
+    fn take(&mut self, name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
         let start = Instant::now();
         let end = check();
         let seconds = start.elapsed().as_secs_f64();
@@ -105,10 +106,12 @@ impl Tally {
                 self.passed += 1;
                 print(format!("ok    {name} ({seconds:.1} s)"));
             }
+            Err(error) if error.is::<Interrupted>() => return Err(error),
             Err(error) => {
                 self.failed += 1;
                 print(format!("FAIL  {name} ({seconds:.1} s): {error:#}"));
             }
         }
+        Ok(())
     }
 }

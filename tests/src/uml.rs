@@ -1,7 +1,8 @@
 //! Boots one lab, shows what it tells, bounds its time, and cleans up after it.
 //!
-//! Owns the UML process, a scratch folder below the temporary directory, and the folder in which the logs of a
-//! failed run are kept. Several labs may run at once; nothing is shared between them.
+//! Owns the UML process; folders are [`crate::scratch`]'s. Several labs may run at once; nothing is shared between
+//! them. UML is many processes to this machine, and those it traces survive it if it is killed at a bad moment, one
+//! of them at full speed: so it has a process group of its own, and a guard that ends the group if we are killed.
 
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Read};
@@ -10,11 +11,11 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::Pid;
 
@@ -23,6 +24,7 @@ use crate::job::{self, Event, Job, Mode, Outcome};
 use crate::process::tail;
 use crate::progress::{print, say};
 use crate::scenario::Scenario;
+use crate::scratch::{Scratch, keep_results, memory_dir};
 
 /// What the lab gets beyond its scenario's limit before it is ended from outside.
 const OUTSIDE_MARGIN: Duration = Duration::from_secs(15);
@@ -30,8 +32,6 @@ const OUTSIDE_MARGIN: Duration = Duration::from_secs(15);
 const TAIL: usize = 12;
 /// Lines of the console kept for the report.
 const CONSOLE_LINES: usize = 400;
-/// First part of the names of scratch folders; the process id follows.
-const SCRATCH: &str = "xenflow-lab-";
 
 /// The end of a run.
 #[derive(Debug)]
@@ -55,10 +55,15 @@ pub enum Logs {
     Drop,
 }
 
+/// Somebody wants us to end (Ctrl-C, or a signal by hand): the lab has been ended, and nothing else should begin.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted by {0}")]
+pub struct Interrupted(pub Signal);
+
 /// Boots the lab for a job and stays until it is off. `commands` is for [`Mode::Commands`].
 pub fn run(scenario: &Scenario, job: &Job, commands: Option<&[u8]>, logs: Logs) -> Result<Report> {
     let scratch = Scratch::create()?;
-    let results = scratch.0.join("results");
+    let results = scratch.path().join("results");
     std::fs::create_dir(&results)?;
     job::write(&results.join(job::JOB), job)?;
     if let Some(commands) = commands {
@@ -66,7 +71,7 @@ pub fn run(scenario: &Scenario, job: &Job, commands: Option<&[u8]>, logs: Logs) 
     }
     let console = Arc::new(Mutex::new(VecDeque::new()));
     let start = Instant::now();
-    let end = boot(scenario, job, &scratch.0, &results, &console);
+    let end = boot(scenario, job, scratch.path(), &results, &console);
     let wall_s = start.elapsed().as_secs_f64();
     let console: Vec<String> =
         console.lock().map(|lines| lines.iter().cloned().collect()).unwrap_or_default();
@@ -74,6 +79,7 @@ pub fn run(scenario: &Scenario, job: &Job, commands: Option<&[u8]>, logs: Logs) 
 
     let result = results.join(job::RESULT);
     let outcome = match end {
+        Err(error) if error.is::<Interrupted>() => return Err(error),
         Err(error) => Outcome::failure(format!("{error:#}"), wall_s),
         Ok(()) if result.exists() => job::read(&result)?,
         Ok(()) => Outcome::failure("the lab went off without a result", wall_s),
@@ -113,7 +119,7 @@ fn boot(
     command
         .args(["--pdeathsig", "TERM", "linux.uml"])
         .arg(format!("mem={}M", scenario.memory_mib))
-        .args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet", "panic=1"])
+        .args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet", "panic=1", "noreboot"])
         .args(["con=null", "ssl=null", "ssl0=null,fd:2"])
         .arg(if interactive { "con0=fd:0,fd:1" } else { "con0=null,fd:1" })
         .arg(format!("uml_dir={}/", scratch.display()))
@@ -130,7 +136,11 @@ fn boot(
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped());
         None
     };
-    let mut uml = Uml { child: command.spawn().context("cannot start linux.uml")?, group: !interactive };
+    // Before any thread starts, so that no thread takes the signals in our place.
+    let signals = Signals::block()?;
+    let child = command.spawn().context("cannot start linux.uml")?;
+    let guard = if interactive { None } else { Some(Guard::start(binary, child.id())?) };
+    let mut uml = Uml { child, guard };
 
     let stderr = uml.child.stderr.take().context("no pipe")?;
     let name = scenario.name;
@@ -147,7 +157,7 @@ fn boot(
         readers.push(std::thread::spawn(move || for_lines(stdout, |line| remember(&lines, line))));
     }
     let limit = (!interactive).then(|| Duration::from_secs(job.limit_s) + OUTSIDE_MARGIN);
-    let end = uml.wait(limit);
+    let end = uml.wait(limit, &signals);
     // Readers end when the last holder of the pipes is gone; ending the lab first makes that certain.
     drop(uml);
     for reader in readers {
@@ -161,11 +171,12 @@ fn boot(
 #[derive(Debug)]
 struct Uml {
     child: Child,
-    group: bool,
+    /// There if it has a process group of its own.
+    guard: Option<Guard>,
 }
 
 impl Uml {
-    fn wait(&mut self, limit: Option<Duration>) -> Result<()> {
+    fn wait(&mut self, limit: Option<Duration>, signals: &Signals) -> Result<()> {
         let start = Instant::now();
         loop {
             if self.child.try_wait()?.is_some() {
@@ -174,6 +185,9 @@ impl Uml {
             }
             if let Some(limit) = limit.filter(|limit| start.elapsed() >= *limit) {
                 bail!("the lab did not end within {} s and was killed", limit.as_secs());
+            }
+            if let Some(signal) = signals.pending()? {
+                return Err(Interrupted(signal).into());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -185,19 +199,78 @@ impl Drop for Uml {
         let Ok(id) = i32::try_from(self.child.id()) else { return };
         let pid = Pid::from_raw(id);
         if matches!(self.child.try_wait(), Ok(None)) {
-            // On SIGTERM it ends the processes it traces itself.
+            // On SIGTERM it ends most of the processes it traces itself.
             let _ = kill(pid, Signal::SIGTERM);
             let start = Instant::now();
             while matches!(self.child.try_wait(), Ok(None)) && start.elapsed() < Duration::from_secs(2) {
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
-        if self.group {
-            // What is left of its own process group, if anything is.
+        if let Some(guard) = self.guard.take() {
+            // What is left of its process group, if anything is.
             let _ = killpg(pid, Signal::SIGKILL);
+            drop(guard);
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A process that outlives us: when our end of its pipe closes without a word, it kills the lab's process group.
+#[derive(Debug)]
+struct Guard(Child);
+
+impl Guard {
+    fn start(binary: &Path, group: u32) -> Result<Self> {
+        let child = Command::new(binary)
+            .args(["guard", &group.to_string()])
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .spawn()
+            .context("cannot start the guard")?;
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The program `lab guard`: see [`Guard`].
+pub fn guard(group: i32) -> Result<()> {
+    // 0 and 1 would mean our own group, and everybody.
+    ensure!(group > 1, "{group} is not a process group to guard");
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+    Ok(())
+}
+
+/// The signals that ask us to end, held back while this lives and read like a file.
+struct Signals {
+    set: SigSet,
+    file: SignalFd,
+}
+
+impl Signals {
+    fn block() -> Result<Self> {
+        let set: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+        set.thread_block()?;
+        let file = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        Ok(Self { set, file })
+    }
+
+    fn pending(&self) -> Result<Option<Signal>> {
+        let Some(signal) = self.file.read_signal()? else { return Ok(None) };
+        Ok(Some(Signal::try_from(i32::try_from(signal.ssi_signo)?)?))
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        let _ = self.set.thread_unblock();
     }
 }
 
@@ -214,59 +287,6 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         let _ = tcsetattr(std::io::stdin(), SetArg::TCSANOW, &self.0);
     }
-}
-
-/// The lab's scratch folder, removed when dropped.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn create() -> Result<Self> {
-        let base = std::env::temp_dir();
-        sweep(&base);
-        let path = base.join(format!("{SCRATCH}{}", std::process::id()));
-        // Left by a process of the same number, which is certainly gone.
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Removes scratch folders whose process is gone (killed before it could clean up).
-fn sweep(base: &Path) {
-    for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.strip_prefix(SCRATCH)) else { continue };
-        if pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists() {
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
-/// Where the lab's memory is kept as a file: in memory if there is enough, which is much faster.
-fn memory_dir(mib: u32, scratch: &Path) -> Result<PathBuf> {
-    let shm = Path::new("/dev/shm");
-    let problem = match statvfs(shm) {
-        Err(error) => error.to_string(),
-        Ok(stat) if stat.flags().contains(FsFlags::ST_NOEXEC) => "it is mounted noexec".to_owned(),
-        Ok(stat) => {
-            let free = stat.blocks_available().saturating_mul(stat.fragment_size()) >> 20;
-            if free >= u64::from(mib) && nix::unistd::access(shm, nix::unistd::AccessFlags::W_OK).is_ok() {
-                return Ok(shm.to_owned());
-            }
-            format!("it has {free} MiB free for this user, and the lab needs {mib}")
-        }
-    };
-    say(format!(
-        "lab: cannot use /dev/shm: {problem}; the lab's memory goes to {}, slower",
-        scratch.display()
-    ));
-    Ok(scratch.to_owned())
 }
 
 fn for_lines(from: impl Read, mut to: impl FnMut(&str)) {
@@ -296,29 +316,6 @@ fn show(scenario: &str, event: &Event, raw: bool) {
     }
 }
 
-/// Moves the results to a place that stays.
-fn keep_results(results: &Path, scenario: &str, lab: &Path) -> Result<PathBuf> {
-    let base = lab.parent().context("the lab's binary has no folder")?;
-    let time = utc(SystemTime::now());
-    let kept = base.join(format!("{scenario}-{time}-{}", std::process::id()));
-    copy_dir(results, &kept).with_context(|| format!("cannot keep the logs in {}", kept.display()))?;
-    Ok(kept)
-}
-
-fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_dir(&entry.path(), &target)?;
-        } else if entry.file_type()?.is_file() {
-            std::fs::copy(entry.path(), target)?;
-        }
-    }
-    Ok(())
-}
-
 /// The end of every log, newest last, and of the console.
 fn show_failure(scenario: &str, outcome: &Outcome, kept: &Path, console: &[String]) {
     let mut logs: Vec<(SystemTime, PathBuf)> = std::fs::read_dir(kept)
@@ -343,20 +340,6 @@ fn show_failure(scenario: &str, outcome: &Outcome, kept: &Path, console: &[Strin
     say(format!("lab: its logs are in {}", kept.display()));
 }
 
-/// Seconds since 1970 as `20261121-042019`, in UTC (Howard Hinnant's `civil_from_days`).
-fn utc(time: SystemTime) -> String {
-    let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}", rest / 3600, rest / 60 % 60, rest % 60)
-}
-
 /// The terminal outside, for [`Mode::Shell`]: `None` if standard input or output is none.
 pub fn terminal() -> Option<(Option<(u16, u16)>, String)> {
     if !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
@@ -369,17 +352,4 @@ pub fn terminal() -> Option<(Option<(u16, u16)>, String)> {
         Some((rows.parse().ok()?, columns.parse().ok()?))
     });
     Some((size, std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned())))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_utc() {
-        let at = |seconds| utc(UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!(at(0), "19700101-000000");
-        assert_eq!(at(951_827_696), "20000229-123456");
-        assert_eq!(at(1_795_234_819), "20261121-042019");
-    }
 }

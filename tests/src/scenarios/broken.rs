@@ -12,7 +12,7 @@ use crate::scenario::{Lab, Scenario};
 /// The registry's entry.
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "broken",
-    about: "fails as its argument says: error, panic, hang, kill or off",
+    about: "fails as its argument says: error, panic, hang, kill, off, crash or reboot",
     memory_mib: 128,
     limit: Duration::from_secs(10),
     needs_product: false,
@@ -21,12 +21,14 @@ pub(super) const SCENARIO: Scenario = Scenario {
 };
 
 /// Every way to fail, with what the report must then say.
-pub const WAYS: [(&str, &str); 5] = [
+pub const WAYS: [(&str, &str); 7] = [
     ("error", "an error, as ordered"),
     ("panic", "the scenario panicked: as ordered"),
     ("hang", "not done within its 10 s"),
     ("kill", "ended by SIGKILL"),
     ("off", "went off without a result"),
+    ("crash", "went off without a result"),
+    ("reboot", "went off without a result"),
 ];
 
 #[expect(clippy::panic, reason = "panicking is its job")]
@@ -42,11 +44,16 @@ fn run(lab: &mut Lab) -> Result<Value> {
             kill(Pid::this(), Signal::SIGKILL)?;
             bail!("SIGKILL did not kill");
         }
-        [way] if way == "off" => {
-            std::fs::write("/proc/sysrq-trigger", "o")?;
-            std::thread::sleep(Duration::from_secs(30));
-            bail!("the kernel did not power off");
-        }
-        other => bail!("broken takes one of error, panic, hang, kill and off, not {other:?}"),
+        [way] if way == "off" => kernel("o"),
+        [way] if way == "crash" => kernel("c"),
+        [way] if way == "reboot" => kernel("b"),
+        other => bail!("broken does not know how to {other:?}"),
     }
+}
+
+/// Orders the kernel to do something after which it is not there any more (Documentation/admin-guide/sysrq.rst).
+fn kernel(order: &str) -> Result<Value> {
+    std::fs::write("/proc/sysrq-trigger", order)?;
+    std::thread::sleep(Duration::from_secs(5));
+    bail!("the kernel did not obey {order:?}");
 }

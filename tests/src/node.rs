@@ -1,0 +1,209 @@
+//! A node: a [`Host`] that runs XenFlow: its database, its daemon `xenflow-dom0`, and the operator's `xenflow`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::host::{Host, Vif};
+use crate::net::Netns;
+use crate::process::{self, Process, wait_for};
+use crate::scenario::Lab;
+use crate::trunk::Trunk;
+
+/// The integration bridge.
+pub const BRIDGE: &str = "br-xf";
+/// The bound for a daemon to come up.
+const START: Duration = Duration::from_secs(20);
+
+/// The certificate authority of a lab.
+#[derive(Debug)]
+pub struct Pki {
+    dir: PathBuf,
+    xenflow: PathBuf,
+}
+
+impl Pki {
+    /// Makes the authority.
+    pub fn create(lab: &Lab) -> Result<Self> {
+        let pki = Self { dir: lab.work().join("pki"), xenflow: lab.product()?.xenflow.clone() };
+        process::output(Command::new(&pki.xenflow).args(["pki", "init"]).arg(&pki.dir))?;
+        Ok(pki)
+    }
+
+    /// Where the authority keeps its files; `ca.pem` is the certificate that everybody trusts.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Issues a certificate to a `router` or `node`, with more arguments as `xenflow pki issue` takes them. Lines
+    /// of a configuration that name it and its key come back.
+    pub fn issue(&self, kind: &str, name: &str, more: &[&str]) -> Result<String> {
+        let mut command = Command::new(&self.xenflow);
+        command.args(["pki", "issue", kind, name, "--ca"]).arg(&self.dir).args(more);
+        process::output(&mut command)?;
+        Ok(self.config(name))
+    }
+
+    /// The lines of a configuration that name a certificate of this authority.
+    pub fn config(&self, name: &str) -> String {
+        let file = |name: String| self.dir.join(name).display().to_string();
+        format!(
+            "ca = \"{}\"\ncert = \"{}\"\nkey = \"{}\"\n",
+            file("ca.pem".into()),
+            file(format!("{name}.pem")),
+            file(format!("{name}.key"))
+        )
+    }
+}
+
+/// A host with XenFlow on it.
+#[derive(Debug)]
+pub struct Node {
+    // Dropped from top to bottom: the daemon before the switch.
+    daemon: Option<Process>,
+    host: Host,
+    xenflow: PathBuf,
+    dom0: PathBuf,
+    config: PathBuf,
+    logs: PathBuf,
+    starts: u32,
+}
+
+impl Node {
+    /// Makes the host, its XenFlow database and the daemon's configuration. Neither switch nor daemon runs yet.
+    pub fn create(lab: &Lab, name: &str, pki: &Pki) -> Result<Self> {
+        let host = Host::create(lab, name)?;
+        let product = lab.product()?;
+        let config = host.rundir().join("dom0.toml");
+        let certificate = pki.issue("node", name, &[])?;
+        let text = format!(
+            "node = \"{name}\"\n{certificate}ovs_db = \"unix:{}\"\novs_rundir = \"{}\"\nlog = \"debug\"\n",
+            host.db_socket().display(),
+            host.rundir().display()
+        );
+        std::fs::write(&config, text)?;
+        let node = Self {
+            daemon: None,
+            xenflow: product.xenflow.clone(),
+            dom0: product.dom0.clone(),
+            config,
+            logs: lab.results().to_owned(),
+            host,
+            starts: 0,
+        };
+        let database = node.host.rundir().join("xenflow.db").display().to_string();
+        let control = node.host.rundir().join("ovsdb-server.ctl").display().to_string();
+        node.xenflow(&["init", "--db-file", &database, "--ctl", &control])?;
+        Ok(node)
+    }
+
+    /// The host below.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The host below, to stop and start its switch.
+    pub fn host_mut(&mut self) -> &mut Host {
+        &mut self.host
+    }
+
+    /// The command `xenflow` of this node's database, to add arguments to.
+    pub fn xenflow_command(&self) -> Command {
+        let mut command = self.host.command(&self.xenflow);
+        command.arg(format!("--db=unix:{}", self.host.db_socket().display()));
+        command
+    }
+
+    /// Runs `xenflow`; what it prints comes back.
+    pub fn xenflow(&self, args: &[&str]) -> Result<String> {
+        process::output(self.xenflow_command().args(args))
+    }
+
+    /// Runs `xenflow` once a line, words split at blanks.
+    pub fn configure(&self, lines: &str) -> Result<()> {
+        for line in lines.lines().filter(|line| !line.trim().is_empty()) {
+            self.xenflow(&line.split_whitespace().collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+
+    /// `xenflow show --json`.
+    pub fn show(&self) -> Result<Value> {
+        Ok(serde_json::from_str(&self.xenflow(&["show", "--json"])?)?)
+    }
+
+    /// Starts the switch, then the daemon, and waits until the daemon listens for guests.
+    pub fn start(&mut self) -> Result<()> {
+        self.host.start_vswitchd()?;
+        self.start_daemon()
+    }
+
+    /// Starts the daemon and waits until it listens for guests. Its log is `<node>-xenflow-dom0-<n>.log`.
+    pub fn start_daemon(&mut self) -> Result<()> {
+        self.starts += 1;
+        let log = self.logs.join(format!("{}-xenflow-dom0-{}.log", self.host.name(), self.starts));
+        let mut command = self.host.command(&self.dom0);
+        command.arg("run").arg("--config").arg(&self.config);
+        let mut daemon =
+            Process::spawn(&format!("xenflow-dom0 of {}", self.host.name()), &mut command, &log)?;
+        daemon.wait_for_log("listening for guests", START)?;
+        self.daemon = Some(daemon);
+        Ok(())
+    }
+
+    /// The daemon, to signal it or to read its log.
+    pub fn daemon(&mut self) -> Result<&mut Process> {
+        self.daemon.as_mut().context("xenflow-dom0 is not running")
+    }
+
+    /// kill -9.
+    pub fn kill_daemon(&mut self) -> Result<()> {
+        let mut daemon = self.daemon.take().context("xenflow-dom0 is not running")?;
+        daemon.kill()?;
+        Ok(())
+    }
+
+    /// Plugs a namespace into the integration bridge as a toolstack does: a veth whose end here is a port with
+    /// the `external_ids` that everybody sets.
+    pub fn plug(&self, ns: &Netns, interface: &str, vif: &Vif<'_>) -> Result<()> {
+        self.host.plug(vif.port, ns, interface, vif.mac)?;
+        self.host.attach(BRIDGE, vif)
+    }
+
+    /// Makes the trunk a port of the integration bridge and an uplink of the node.
+    pub fn add_trunk(&self) -> Result<()> {
+        self.host.add_port(BRIDGE, Trunk::PORT, &[])?;
+        self.xenflow(&["uplink", "add", self.host.name(), Trunk::PORT])?;
+        Ok(())
+    }
+
+    /// Waits until the daemon has told the database that a router's session is up.
+    pub fn wait_session(&self, router: &str, limit: Duration) -> Result<()> {
+        wait_for(&format!("the session of {router} on {}", self.host.name()), limit, || {
+            let shown = self.xenflow(&["--json", "show"])?;
+            let shown: Value = serde_json::from_str(&shown)?;
+            Ok(session_is_up(&shown, router).then_some(()))
+        })
+    }
+
+    /// Flows of the integration bridge, as `ovs-ofctl` prints them.
+    pub fn flows(&self) -> Result<String> {
+        self.host.ofctl(&["--no-stats", "dump-flows", BRIDGE])
+    }
+}
+
+/// Looks for the router's report anywhere in what `xenflow show --json` prints.
+fn session_is_up(shown: &Value, router: &str) -> bool {
+    match shown {
+        Value::Object(fields) => {
+            let is = |key: &str, value: &str| fields.get(key).and_then(Value::as_str) == Some(value);
+            let here = is("router", router) && is("state", "up");
+            here || fields.values().any(|value| session_is_up(value, router))
+        }
+        Value::Array(values) => values.iter().any(|value| session_is_up(value, router)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
+}

@@ -1,0 +1,194 @@
+//! A virtual router: a [`Guest`] that runs `xenflow-guest`, with its control vif.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::guest::Guest;
+use crate::host::Vif;
+use crate::node::{Node, Pki};
+use crate::process::{Process, wait_for};
+use crate::scenario::Lab;
+
+/// Name of the control vif in every guest.
+pub const CONTROL: &str = "ctl";
+const START: Duration = Duration::from_secs(20);
+
+/// A vif of a router on a segment.
+#[derive(Debug, Clone)]
+pub struct Link<'a> {
+    /// Its name in the guest.
+    pub name: &'a str,
+    /// The segment.
+    pub segment: &'a str,
+    /// Its address with prefix length.
+    pub address: &'a str,
+}
+
+/// A virtual router.
+#[derive(Debug)]
+pub struct VirtualRouter {
+    // Dropped from top to bottom: the client before its namespace.
+    client: Option<Process>,
+    guest: Guest,
+    name: String,
+    number: u8,
+    program: PathBuf,
+    config: PathBuf,
+    logs: PathBuf,
+    starts: u32,
+}
+
+impl VirtualRouter {
+    /// Makes the guest, configures the router and its vifs on the node, and plugs them in. `number` must be unique
+    /// among the lab's routers: MAC addresses and port names come from it.
+    pub fn create(
+        lab: &Lab,
+        node: &Node,
+        pki: &Pki,
+        (network, name, number): (&str, &str, u8),
+        links: &[Link<'_>],
+    ) -> Result<Self> {
+        let guest = Guest::create(lab, name)?;
+        let config = guest.dir().join("guest.toml");
+        let text = format!(
+            "router = \"{name}\"\ncontrol_interface = \"{CONTROL}\"\n{}status_socket = \"{}\"\nlog = \"debug\"\n",
+            pki.issue("router", name, &[])?,
+            guest.dir().join("status.sock").display()
+        );
+        std::fs::write(&config, text)?;
+        let router = Self {
+            client: None,
+            guest,
+            name: name.to_owned(),
+            number,
+            program: lab.product()?.guest.clone(),
+            config,
+            logs: lab.results().to_owned(),
+            starts: 0,
+        };
+        node.configure(&format!("router add {name} --network {network}"))?;
+        for (index, link) in links.iter().enumerate() {
+            let mac = router.mac(index);
+            let Link { name: interface, segment, address } = link;
+            node.configure(&format!(
+                "vif add {name}-{interface} --router {name} --segment {segment} --mac {mac}"
+            ))?;
+            router.plug(node, interface, &mac)?;
+            router.guest.netns().configure(interface, &[address])?;
+        }
+        let mac = router.mac(99);
+        node.configure(&format!("vif add {name}-{CONTROL} --router {name} --control --mac {mac}"))?;
+        router.plug(node, CONTROL, &mac)?;
+        router.guest.netns().configure(CONTROL, &[])?;
+        Ok(router)
+    }
+
+    /// The MAC address of its vif with this index; 99 is the control vif.
+    pub fn mac(&self, index: usize) -> String {
+        format!("02:52:00:00:{:02x}:{index:02x}", self.number)
+    }
+
+    fn plug(&self, node: &Node, interface: &str, mac: &str) -> Result<()> {
+        let port = self.port(interface);
+        let iface_id = format!("{}-{interface}", self.name);
+        let vif = Vif { port: &port, iface_id: &iface_id, mac, vm_uuid: None };
+        node.plug(self.guest.netns(), interface, &vif)
+    }
+
+    /// Name of the switch port of one of its interfaces.
+    pub fn port(&self, interface: &str) -> String {
+        format!("v{}-{interface}", self.number)
+    }
+
+    /// The guest.
+    pub fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    /// The guest, to start routing daemons in it.
+    pub fn guest_mut(&mut self) -> &mut Guest {
+        &mut self.guest
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The configuration file of its client.
+    pub fn config(&self) -> &std::path::Path {
+        &self.config
+    }
+
+    /// Starts `xenflow-guest`. Its log is `<router>-xenflow-guest-<n>.log`.
+    pub fn start_client(&mut self) -> Result<()> {
+        self.starts += 1;
+        let log = self.logs.join(format!("{}-xenflow-guest-{}.log", self.name, self.starts));
+        let mut command = self.guest.netns().command(&self.program);
+        command.arg("run").arg("--config").arg(&self.config);
+        let client = Process::spawn(&format!("xenflow-guest of {}", self.name), &mut command, &log)?;
+        self.client = Some(client);
+        Ok(())
+    }
+
+    /// The client, to signal it or to read its log.
+    pub fn client(&mut self) -> Result<&mut Process> {
+        self.client.as_mut().context("xenflow-guest is not running")
+    }
+
+    /// Ends the client.
+    pub fn stop_client(&mut self) -> Result<()> {
+        self.client.take().context("xenflow-guest is not running")?.stop()?;
+        Ok(())
+    }
+
+    /// What the client says of itself from now on.
+    pub fn watch(&self) -> Result<Watch> {
+        let path = self.guest.dir().join("status.sock");
+        let what = format!("the status socket of {}", self.name);
+        let stream = wait_for(&what, START, || Ok(UnixStream::connect(&path).ok()))?;
+        Ok(Watch { lines: BufReader::new(stream) })
+    }
+}
+
+/// A connection to a client's status socket.
+#[derive(Debug)]
+pub struct Watch {
+    lines: BufReader<UnixStream>,
+}
+
+/// A line of the status socket; the fields that tests read.
+#[derive(Debug, Deserialize)]
+struct Line {
+    acked: Option<u64>,
+    changes: Option<u64>,
+}
+
+impl Watch {
+    /// Waits for the next acknowledgement of at least one change; its sequence number.
+    pub fn acked(&mut self, limit: Duration) -> Result<u64> {
+        let deadline = Instant::now() + limit;
+        let mut text = String::new();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                bail!("no acknowledgement within {limit:?}; the last line was {text:?}");
+            }
+            self.lines.get_ref().set_read_timeout(Some(left))?;
+            text.clear();
+            let read = self.lines.read_line(&mut text).context("no acknowledgement in time")?;
+            if read == 0 {
+                bail!("the client closed its status socket");
+            }
+            let line: Line = serde_json::from_str(&text).with_context(|| format!("status line {text:?}"))?;
+            if let (Some(acked), Some(1..)) = (line.acked, line.changes) {
+                return Ok(acked);
+            }
+        }
+    }
+}

@@ -178,7 +178,7 @@ impl App {
             return None;
         } else {
             let ready = |scoped: &&mut Scoped| scoped.sync == Sync::Unknown && scoped.router.synced;
-            let (id, scoped) = self.routers.iter_mut().find(|(_, scoped)| ready(&scoped))?;
+            let (id, scoped) = self.routers.iter_mut().find(|(_, scoped)| ready(scoped))?;
             scoped.sync = Sync::Dumping;
             Scope::Router(*id)
         };

@@ -171,6 +171,7 @@ pub fn violation(flow: &Flow) -> Option<String> {
     };
     let mut pending: Vec<&Action> = Vec::new();
     for instruction in &flow.instructions {
+        #[allow(clippy::wildcard_enum_match_arm, reason = "the rest leads nowhere")]
         match instruction {
             Instruction::GotoTable(table) if !stage.next.contains(table) => {
                 return Some(format!("{} goes to table {table}", stage.name));
@@ -180,6 +181,7 @@ pub fn violation(flow: &Flow) -> Option<String> {
         }
     }
     while let Some(action) = pending.pop() {
+        #[allow(clippy::wildcard_enum_match_arm, reason = "the rest leads nowhere")]
         match action {
             Action::Clone(actions) => pending.extend(actions.iter()),
             Action::Resubmit { table: Some(table), .. } if !stage.next.contains(table) => {

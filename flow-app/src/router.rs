@@ -97,7 +97,7 @@ impl Router {
         let key = change.key();
         let readers = match key {
             Key::NextHop(id) => self.rib.users_of(id),
-            _ => Default::default(),
+            Key::Link(_) | Key::Address(_) | Key::Route(_) | Key::Neighbor(_) => Default::default(),
         };
         if !self.rib.apply(change, limit)? {
             return Ok(());

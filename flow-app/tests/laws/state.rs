@@ -1,0 +1,423 @@
+//! The changes that an app sends lead to what it desires, whatever happens in between and whatever the switch held
+//! before.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+
+use openflow::{Flow, Instruction, Match};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use xenflow_flow_app::pipeline::{self, cookie};
+use xenflow_flow_app::{App, FlowKey, RouterId};
+use xenflow_proto::{Change, Key};
+
+use super::model::{Model, desired, same};
+use super::world::{Dice, LIMIT, Plan, Tables, World, object, plan, router_id, sane, world};
+use super::{finds, law};
+
+/// No two flows of one priority may meet in one packet and disagree.
+fn disagreement(flows: &BTreeMap<FlowKey, Flow>) -> Option<String> {
+    let mut groups: BTreeMap<(u8, u16), Vec<(&Flow, Vec<_>)>> = BTreeMap::new();
+    for flow in flows.values() {
+        let group = groups.entry((flow.table, flow.priority)).or_default();
+        group.push((flow, flow.matching.fields().collect()));
+    }
+    for group in groups.values() {
+        for (i, (a, a_fields)) in group.iter().enumerate() {
+            for (b, b_fields) in &group[i + 1..] {
+                let apart = a_fields.iter().any(|x| {
+                    b_fields.iter().any(|y| x.field == y.field && (x.value ^ y.value) & x.mask & y.mask != 0)
+                });
+                if !apart && a.instructions != b.instructions {
+                    return Some(format!("both may match: {a:?}, {b:?}"));
+                }
+            }
+        }
+    }
+    None
+}
+
+fn declared(app: &App) -> Result<(), String> {
+    let flows = desired(app)?;
+    match flows.values().find_map(pipeline::violation).or_else(|| disagreement(&flows)) {
+        Some(violation) => Err(violation),
+        None => Ok(()),
+    }
+}
+
+#[test]
+fn flows_keep_to_the_declared_pipeline_and_never_disagree() {
+    law(400, world(), |world| declared(&world.app()));
+}
+
+#[test]
+fn a_violation_is_noticed() {
+    let any = || Flow::new(pipeline::ROUTE, 1, 0, Match::any());
+    assert!(pipeline::violation(&any().goto(pipeline::NEXT_HOP)).is_none());
+    for table in [pipeline::EGRESS, pipeline::ADMISSION, pipeline::ROUTE, 9] {
+        assert!(pipeline::violation(&any().goto(table)).is_some(), "{table}");
+    }
+    assert!(pipeline::violation(&any().apply([openflow::Action::output(1)])).is_some());
+    let hidden = openflow::Action::Clone(Box::new([openflow::Action::resubmit(pipeline::EGRESS)]));
+    assert!(pipeline::violation(&any().apply([hidden])).is_some());
+    let flow =
+        |value, goto| Flow::new(0, 1, 0, Match::builder().reg_masked(0, value, value).build()).goto(goto);
+    let set = |flows: [Flow; 2]| flows.into_iter().map(|flow| (FlowKey::from(&flow), flow)).collect();
+    assert!(disagreement(&set([flow(1, 1), flow(2, 1)])).is_none());
+    assert!(disagreement(&set([flow(1, 1), flow(2, 2)])).is_some());
+}
+
+/// What can happen to an app and its switch.
+#[derive(Debug, Clone)]
+enum Event {
+    /// The host's configuration or ports change.
+    Topology(Dice),
+    /// A guest connects and says all it has.
+    Begin(u8),
+    /// It says what a sane guest says.
+    Sane(u8),
+    Upsert(u8, Dice),
+    Remove(u8, Dice),
+    End(u8),
+    Mark(u8),
+    /// The switch was away; that part of its flows (of 8) is gone.
+    Reset(u8),
+    BeginDump,
+    EndDump,
+    Batch(u8),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let router = || 0..6u8;
+    prop_oneof![
+        3 => any::<Dice>().prop_map(Event::Topology),
+        2 => router().prop_map(Event::Begin),
+        2 => router().prop_map(Event::Sane),
+        12 => (router(), any::<Dice>()).prop_map(|(r, d)| Event::Upsert(r, d)),
+        8 => (router(), any::<Dice>()).prop_map(|(r, d)| Event::Remove(r, d)),
+        4 => router().prop_map(Event::End),
+        2 => router().prop_map(Event::Mark),
+        1 => (0..9u8).prop_map(Event::Reset),
+        6 => Just(Event::BeginDump),
+        6 => Just(Event::EndDump),
+        12 => (1..60u8).prop_map(Event::Batch),
+    ]
+}
+
+/// A guest as the test remembers it.
+#[derive(Debug, Default)]
+struct Guest {
+    tables: Tables,
+    synced: bool,
+    /// Keys confirmed by the snapshot that is under way.
+    confirmed: Option<BTreeSet<Key>>,
+    marks: Vec<u64>,
+}
+
+impl Guest {
+    fn apply(&mut self, change: &Change) -> bool {
+        let key = change.key();
+        match change {
+            Change::Upsert(object) => {
+                if self.tables.len() >= LIMIT && !self.tables.contains_key(&key) {
+                    return false;
+                }
+                self.tables.insert(key.clone(), object.clone());
+                if let Some(confirmed) = &mut self.confirmed {
+                    confirmed.insert(key);
+                }
+            }
+            Change::Remove(key) => {
+                self.tables.remove(key);
+            }
+        }
+        true
+    }
+
+    fn end(&mut self) {
+        if let Some(confirmed) = self.confirmed.take() {
+            self.tables.retain(|key, _| confirmed.contains(key));
+        }
+        self.synced = true;
+    }
+}
+
+/// An app with a model of its switch and of its guests.
+struct Run {
+    plan: Plan,
+    app: App,
+    model: Model,
+    guests: BTreeMap<u8, Guest>,
+    dump: Option<Vec<Flow>>,
+    token: u64,
+}
+
+impl Run {
+    fn new(plan: Plan, model: Model) -> Self {
+        let app = App::new(LIMIT);
+        let mut run = Self { plan, app, model, guests: BTreeMap::new(), dump: None, token: 0 };
+        run.set_topology();
+        run
+    }
+
+    fn set_topology(&mut self) {
+        let topology = self.plan.topology();
+        let ids = topology.routers();
+        self.app.set_topology(topology);
+        let there = |r: &u8| ids.contains(&router_id(*r));
+        self.guests.retain(|r, _| there(r));
+        for r in (0..6).filter(there) {
+            self.guests.entry(r).or_default();
+        }
+    }
+
+    fn change(&mut self, r: u8, change: Change) -> Result<(), String> {
+        let Some(guest) = self.guests.get_mut(&r) else { return Ok(()) };
+        let fits = guest.apply(&change);
+        match self.app.apply(router_id(r), change) {
+            Ok(()) if fits => Ok(()),
+            Err(_) if !fits => Ok(()),
+            result => Err(format!("the limit of objects: {result:?}, but fits: {fits}")),
+        }
+    }
+
+    fn step(&mut self, event: Event) -> Result<(), String> {
+        let count = self.plan.routers.len() as u8;
+        match event {
+            Event::Topology(dice) => {
+                self.plan.mutate(dice);
+                self.set_topology();
+            }
+            Event::Begin(r) => {
+                self.app.begin_snapshot(router_id(r));
+                if let Some(guest) = self.guests.get_mut(&r) {
+                    guest.confirmed = Some(BTreeSet::new());
+                }
+            }
+            Event::Sane(r) if r < count => {
+                for object in sane(&self.plan, r) {
+                    self.change(r, Change::Upsert(object))?;
+                }
+            }
+            Event::Upsert(r, dice) if r < count => {
+                self.change(r, Change::Upsert(object(&self.plan, r, dice)))?
+            }
+            Event::Remove(r, dice) if r < count => {
+                // Of what there is: a random key is seldom there.
+                let keys = self.guests.get(&r).map(|guest| guest.tables.keys().cloned().collect::<Vec<_>>());
+                let keys = keys.unwrap_or_default();
+                let at = usize::from(u16::from_be_bytes([dice[0], dice[1]])).checked_rem(keys.len());
+                if let Some(key) = at.and_then(|at| keys.get(at)) {
+                    self.change(r, Change::Remove(key.clone()))?;
+                }
+            }
+            Event::Sane(_) | Event::Upsert(..) | Event::Remove(..) => {}
+            Event::End(r) => {
+                self.app.end_snapshot(router_id(r));
+                if let Some(guest) = self.guests.get_mut(&r) {
+                    guest.end();
+                }
+            }
+            Event::Mark(r) => {
+                self.token += 1;
+                self.app.mark(router_id(r), self.token);
+                if let Some(guest) = self.guests.get_mut(&r) {
+                    guest.marks.push(self.token);
+                }
+            }
+            Event::Reset(eighths) => {
+                self.app.switch_reset();
+                self.dump = None;
+                let mut n = 0u8;
+                self.model.flows.retain(|_, _| {
+                    n = n.wrapping_add(5) % 8;
+                    n >= eighths
+                });
+            }
+            Event::BeginDump => {
+                if let Some((_, filters)) = self.app.begin_dump() {
+                    self.dump = Some(self.model.dump(&filters));
+                }
+            }
+            Event::EndDump => {
+                if let Some(flows) = self.dump.take() {
+                    flows.into_iter().for_each(|flow| self.app.dumped(flow));
+                    self.app.dump_end();
+                }
+            }
+            Event::Batch(max) => self.batch(max.into())?,
+        }
+        Ok(())
+    }
+
+    fn batch(&mut self, max: usize) -> Result<(), String> {
+        let batch = self.app.next_batch(max);
+        if batch.changes.len() > max {
+            return Err(format!("{} of {max} changes", batch.changes.len()));
+        }
+        batch.changes.into_iter().for_each(|change| self.model.change(change));
+        for (id, token) in batch.reached {
+            let guest = self.guests.get_mut(&(id.0 as u8 - 1)).ok_or("a mark of nobody")?;
+            if guest.marks.is_empty() || guest.marks.remove(0) != token {
+                return Err(format!("mark {token} of router {id}, but {:?}", guest.marks));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets everything that is under way come to its end.
+    fn finish(&mut self) -> Result<(), String> {
+        self.step(Event::EndDump)?;
+        for _ in 0..100_000 {
+            self.step(Event::BeginDump)?;
+            self.step(Event::EndDump)?;
+            self.batch(25)?;
+            if self.app.is_idle() {
+                return Ok(());
+            }
+        }
+        Err("it does not settle".to_owned())
+    }
+
+    /// The end is what the app desires, and what an app desires that knows only the end.
+    fn verify(&mut self) -> Result<usize, String> {
+        self.finish()?;
+        let want = desired(&self.app)?;
+        let guests = self.guests.iter().filter(|(_, guest)| guest.synced);
+        let tables = guests.map(|(r, guest)| (*r, guest.tables.clone())).collect();
+        let fresh = World { plan: self.plan.clone(), tables }.app();
+        same("desired, against a fresh app's", &want, &desired(&fresh)?)?;
+        same("installed", &self.model.flows, &want)?;
+        if let Some((r, guest)) =
+            self.guests.iter().find(|(_, guest)| guest.synced && !guest.marks.is_empty())
+        {
+            return Err(format!("marks {:?} of router {r} were not reached", guest.marks));
+        }
+        Ok(want.values().filter(|flow| cookie::router_of(flow.cookie).is_some()).count())
+    }
+}
+
+fn histories() -> impl Strategy<Value = (Plan, Vec<Event>)> {
+    (plan(), vec(event(), 0..120))
+}
+
+fn replay((plan, events): (Plan, Vec<Event>), model: Model) -> Result<usize, String> {
+    let mut run = Run::new(plan, model);
+    for event in events {
+        run.step(event)?;
+    }
+    run.verify()
+}
+
+#[test]
+fn step_by_step_is_all_at_once() {
+    let flows = Cell::new(0);
+    law(3000, histories(), |history| {
+        flows.set(flows.get() + replay(history, Model::default())?);
+        Ok(())
+    });
+    println!("{} router flows", flows.get());
+    assert!(flows.get() > 30_000, "{} router flows", flows.get());
+}
+
+#[test]
+fn an_ignored_removal_is_noticed() {
+    let deaf = || Model { ignores_removals: true, ..Model::default() };
+    finds(20, histories(), |history| replay(history, deaf()).map(|_| ()));
+}
+
+/// What a switch may hold before: flows of this life altered or gone, of former routers, of others.
+fn remains(world: &World, former: &World, dice: &[Dice]) -> Model {
+    let mut model = Model::default();
+    let alter = |mut flow: Flow, dice: Dice| {
+        match dice[1] % 4 {
+            0 => return None,
+            1 => flow.instructions = vec![Instruction::GotoTable(pipeline::EGRESS)],
+            2 => flow.idle_timeout = 7,
+            _ => {}
+        }
+        Some(flow)
+    };
+    let app = world.app();
+    former_flows(former).for_each(|flow| model.insert(flow));
+    for (flow, dice) in app.desired().zip(dice.iter().cycle()) {
+        // Most of them are left alone.
+        if let Some(flow) = if dice[0] % 4 == 0 { alter(flow, *dice) } else { Some(flow) } {
+            model.insert(flow);
+        }
+    }
+    for [what, a, b, c, ..] in dice {
+        let cookie = match what % 4 {
+            0 => cookie::TOPOLOGY,
+            1 => cookie::router(RouterId(u16::from(a % 6) + 1)),
+            _ => u64::from(*a),
+        };
+        let matching = Match::builder().reg(9, u32::from(*b)).build();
+        model.insert(Flow::new(c % 9, 1000 + u16::from(*c), cookie, matching).goto(9));
+    }
+    model
+}
+
+/// Of routers that are configured no more, each with its gates: those are what it is found by.
+fn former_flows(former: &World) -> impl Iterator<Item = Flow> {
+    let app = former.app();
+    let owner = |flow: &Flow| cookie::router_of(flow.cookie);
+    let gated: BTreeSet<RouterId> =
+        app.desired().filter(|f| f.table == pipeline::ROUTER).filter_map(|f| owner(&f)).collect();
+    let former = app.desired().filter_map(move |flow| Some((owner(&flow)?, flow))).collect::<Vec<_>>();
+    former.into_iter().filter(move |(id, _)| gated.contains(id)).map(|(id, mut flow)| {
+        let id = RouterId(id.0 + 1000);
+        flow.cookie = cookie::router(id);
+        flow.matching = flow.matching.to_builder().reg(10, u32::from(id.0)).build();
+        flow
+    })
+}
+
+fn is_ours(flow: &Flow) -> bool {
+    flow.cookie >> 48 == cookie::MAGIC >> 48
+}
+
+fn reconciles(world: &World, mut model: Model, max: usize) -> Result<usize, String> {
+    let mut app = world.app();
+    let want = desired(&app)?;
+    let others: Vec<Flow> = model.flows.values().filter(|flow| !is_ours(flow)).cloned().collect();
+    // A router whose guest has said nothing yet keeps what it had.
+    let silent = |id: RouterId| {
+        world.plan.topology().routers().contains(&id) && !world.tables.contains_key(&(id.0 as u8 - 1))
+    };
+    let kept = model.flows.values().filter(|f| cookie::router_of(f.cookie).is_some_and(silent)).cloned();
+    let mut end = Model { flows: want, ..Model::default() };
+    kept.chain(others).for_each(|flow| end.insert(flow));
+    let changes = model.settle(&mut app, max, |_| {});
+    same("installed", &model.flows, &end.flows)?;
+    Ok(changes)
+}
+
+#[test]
+fn a_dump_leads_to_what_is_desired() {
+    let total = Cell::new(0);
+    law(400, (world(), world(), vec(any::<Dice>(), 1..40), 1..300usize), |(world, former, dice, max)| {
+        let changes = reconciles(&world, remains(&world, &former, &dice), max)?;
+        total.set(total.get() + changes);
+        Ok(())
+    });
+    assert!(total.get() > 4000, "{} changes", total.get());
+}
+
+#[test]
+fn adoption_changes_nothing() {
+    law(200, world(), |world| {
+        let flows = desired(&world.app())?;
+        let mut model = Model { flows, ..Model::default() };
+        let changes = model.settle(&mut world.app(), 100, |_| {});
+        if changes == 0 { Ok(()) } else { Err(format!("{changes} changes")) }
+    });
+}
+
+#[test]
+fn a_reconcile_that_does_not_delete_is_noticed() {
+    finds(5, (world(), world(), vec(any::<Dice>(), 1..40)), |(world, former, dice)| {
+        let model = Model { ignores_removals: true, ..remains(&world, &former, &dice) };
+        reconciles(&world, model, 100).map(|_| ())
+    });
+}

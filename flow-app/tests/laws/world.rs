@@ -1,0 +1,344 @@
+//! Random hosts and guests from small numbers, so that they shrink: who is where, with which addresses, and what
+//! a guest may say. Everything is drawn from few values, so that it collides.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use xenflow_flow_app::{App, Attachment, PortNo, RouterId, Topology, Vif, VifId};
+use xenflow_proto::table::{
+    AddressKey, Hop, HopFlags, Link, Neighbor, NeighborKey, NextHop, NextHopKind, Route, RouteKey, RouteKind,
+    RouteTarget, TABLE_LOCAL, TABLE_MAIN,
+};
+use xenflow_proto::{Change, Key, MacAddr, Object, VlanId};
+
+/// Segments that there can be: the first three are of one network, the others of another, with the same addresses.
+pub const SEGMENTS: u8 = 6;
+pub const ROUTERS: u8 = 6;
+pub const VIFS: u8 = 3;
+/// Objects that an app keeps of one guest.
+pub const LIMIT: usize = 120;
+pub const CONTROL_PORT: PortNo = 9;
+
+/// Six numbers that stand for anything.
+pub type Dice = [u8; 6];
+
+/// A host in few numbers.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// By router: there, and by vif the segment (of its network) and whether it is plugged in.
+    pub routers: Vec<(bool, Vec<(u8, bool)>)>,
+    /// Segment by access port; the number past the last is no access port.
+    pub access: Vec<u8>,
+    pub uplinks: [bool; 2],
+    pub segments: [bool; SEGMENTS as usize],
+    pub control: bool,
+}
+
+pub fn plan() -> impl Strategy<Value = Plan> {
+    let vifs = vec((0..3u8, prop::bool::weighted(0.85)), VIFS as usize);
+    let routers = vec((prop::bool::weighted(0.8), vifs), 2..=ROUTERS as usize);
+    let access = vec(0..=SEGMENTS, 6);
+    let segments = prop::array::uniform6(prop::bool::weighted(0.9));
+    (routers, access, any::<[bool; 2]>(), segments, any::<bool>()).prop_map(
+        |(routers, access, uplinks, segments, control)| Plan { routers, access, uplinks, segments, control },
+    )
+}
+
+impl Plan {
+    pub fn topology(&self) -> Topology {
+        let is_there = |segment: u8| self.segments.get(usize::from(segment)) == Some(&true);
+        let access =
+            (10..).zip(&self.access).filter(|(_, s)| is_there(**s)).map(|(port, s)| (port, vlan(*s)));
+        let uplinks = [1, 2].into_iter().zip(self.uplinks).filter_map(|(port, there)| there.then_some(port));
+        let mut topology = Topology {
+            segments: (0..SEGMENTS).filter(|s| is_there(*s)).map(vlan).collect(),
+            uplinks: uplinks.collect(),
+            access: access.collect(),
+            vifs: BTreeMap::new(),
+            control_port: self.control.then_some(CONTROL_PORT),
+        };
+        for (r, (there, vifs)) in (0..).zip(&self.routers).filter(|(_, (there, _))| *there) {
+            let _ = there;
+            for (n, (segment, plugged)) in (0..).zip(vifs) {
+                let segment = network(r) * 3 + segment;
+                if is_there(segment) {
+                    let port = plugged.then_some(port(r, n));
+                    let attachment = Attachment::Segment(vlan(segment));
+                    topology.vifs.insert(vif_id(r, n), Vif { mac: vif_mac(r, n), attachment, port });
+                }
+            }
+            let control = Vif {
+                mac: MacAddr([0x0a, 0, 0, 0, 1, r]),
+                attachment: Attachment::Control,
+                port: Some(200 + PortNo::from(r)),
+            };
+            topology.vifs.insert(vif_id(r, VIFS), control);
+        }
+        topology
+    }
+
+    /// Changes one thing.
+    pub fn mutate(&mut self, [what, a, b, c, ..]: Dice) {
+        let count = self.routers.len();
+        let router = &mut self.routers[usize::from(a) % count];
+        let vif = &mut router.1[usize::from(b % VIFS)];
+        match what % 8 {
+            0 => router.0 = !router.0,
+            1 | 2 => vif.1 = !vif.1,
+            3 => vif.0 = c % 3,
+            4 => self.access[usize::from(a % 6)] = b % (SEGMENTS + 1),
+            5 => self.uplinks[usize::from(a % 2)] ^= true,
+            6 => self.segments[usize::from(a % SEGMENTS)] ^= true,
+            _ => self.control ^= true,
+        }
+    }
+}
+
+pub fn network(router: u8) -> u8 {
+    router % 2
+}
+
+pub fn vlan(segment: u8) -> VlanId {
+    VlanId::try_from(100 + i64::from(segment)).unwrap()
+}
+
+pub fn network_of(vlan: VlanId) -> u16 {
+    (vlan.get() - 100) / 3
+}
+
+pub fn router_id(router: u8) -> RouterId {
+    RouterId(u16::from(router) + 1)
+}
+
+pub fn vif_id(router: u8, vif: u8) -> VifId {
+    VifId { router: router_id(router), number: u16::from(vif) + 1 }
+}
+
+pub fn vif_mac(router: u8, vif: u8) -> MacAddr {
+    MacAddr([2, 0, 0, 0, router, vif])
+}
+
+pub fn host_mac(segment: u8, host: u8) -> MacAddr {
+    MacAddr([6, 0, 0, 0, segment, host])
+}
+
+fn port(router: u8, vif: u8) -> PortNo {
+    100 + 10 * PortNo::from(router) + PortNo::from(vif)
+}
+
+/// What a router's guest says, as one history: last word counts.
+pub type Tables = BTreeMap<Key, Object>;
+
+/// A random word of a guest: mostly routes.
+pub fn object(plan: &Plan, router: u8, dice: Dice) -> Object {
+    let [what, a, b, c, d, e] = dice;
+    match what % 16 {
+        0 => Object::Link(link(router, a, b, c)),
+        1 => Object::Address(AddressKey {
+            ifindex: ifindex(a),
+            address: IpNet::V4(Ipv4Net::new(address(b, c), 24).unwrap()),
+        }),
+        2 | 3 => Object::NextHop(NextHop { id: u32::from(a % 4) + 1, kind: next_hop_kind(b, [c, d, e]) }),
+        4..7 => Object::Neighbor(neighbor(plan, router, a, b, c)),
+        7 => Object::Route(Route {
+            key: RouteKey { dst: ipv6(a), ..key(TABLE_MAIN, address(0, 0), 32, 0) },
+            ..route(b, [c, d, e])
+        }),
+        8 => {
+            let key = key(TABLE_LOCAL, address(a, b), if c % 4 == 0 { 24 } else { 32 }, 0);
+            let kind = if c % 2 == 0 { RouteKind::Local } else { RouteKind::Broadcast };
+            Object::Route(Route { key, kind, ..route(0, [d, e, 0]) })
+        }
+        _ => Object::Route(Route { key: main_key(a, b, c), ..route(c ^ d, [d, e, a]) }),
+    }
+}
+
+fn link(router: u8, vif: u8, flags: u8, more: u8) -> Link {
+    let stacked = more % 8 == 0;
+    Link {
+        ifindex: if stacked { 50 } else { ifindex(vif) },
+        name: format!("eth{vif}"),
+        // Sometimes the MAC of another one.
+        mac: (flags % 16 != 0).then(|| vif_mac(router, if more % 8 == 1 { 0 } else { vif % VIFS })),
+        mtu: if more % 8 == 2 { 1400 } else { 1500 },
+        up: flags % 8 != 1,
+        running: flags % 8 != 2,
+        kind: if stacked { "vlan".to_owned() } else { String::new() },
+        master: (flags % 8 == 3).then_some(99),
+        vrf_table: None,
+    }
+}
+
+fn ifindex(vif: u8) -> u32 {
+    u32::from(vif % (VIFS + 1)) + 1
+}
+
+/// Addresses of a segment of either network: 1..=6 are the routers', the others hosts'.
+pub fn address(segment: u8, host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, segment % 3, 0, host % 12 + 1)
+}
+
+fn ipv6(low: u8) -> IpNet {
+    IpNet::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, low.into()).into(), 128).unwrap()
+}
+
+fn key(table: u32, addr: Ipv4Addr, len: u8, metric: u32) -> RouteKey {
+    RouteKey { table, dst: IpNet::V4(Ipv4Net::new(addr, len).unwrap().trunc()), tos: 0, metric }
+}
+
+fn main_key(a: u8, b: u8, c: u8) -> RouteKey {
+    let far = Ipv4Addr::new(192, 168, b % 2, (a / 8 % 4) * 64);
+    let (addr, len) = match a % 8 {
+        0 => (far, 0),
+        1 => (address(b, 0), 8),
+        2 => (address(b, 0), 16),
+        3 => (address(b, 0), 24),
+        4 => (address(b, a / 8), 32),
+        5 => (far, 16),
+        6 => (far, 24),
+        _ => (far, 26),
+    };
+    let key = key(if c % 16 == 5 { 10 } else { TABLE_MAIN }, addr, len, u32::from(c % 3) * 10);
+    RouteKey { tos: if c % 16 == 7 { 8 } else { 0 }, ..key }
+}
+
+fn route(kind: u8, dice: [u8; 3]) -> Route {
+    let kind = match kind % 16 {
+        0 => RouteKind::Blackhole,
+        1 => RouteKind::Unreachable,
+        2 => RouteKind::Throw,
+        3 => RouteKind::Prohibit,
+        _ => RouteKind::Unicast,
+    };
+    let [a, b, c] = dice;
+    let target = match a % 8 {
+        0 => RouteTarget::NextHop(u32::from(b % 5) + 1),
+        1 => RouteTarget::Hops(vec![hop([b, c, a]), hop([c, a, b])]),
+        _ if kind != RouteKind::Unicast => RouteTarget::Hops(Vec::new()),
+        _ => RouteTarget::Hops(vec![hop([b, c, a / 8])]),
+    };
+    let mtu = (c % 16 == 9).then_some(1300);
+    Route { key: key(TABLE_MAIN, address(0, 0), 32, 0), kind, protocol: 4, scope: 0, target, mtu }
+}
+
+fn hop([a, b, c]: [u8; 3]) -> Hop {
+    let gateway = match a % 8 {
+        0 => None,
+        1 if b % 4 == 0 => Some(IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, b.into()))),
+        _ => Some(IpAddr::V4(address(a / 8, b))),
+    };
+    let flags = match c % 8 {
+        0 => HopFlags::DEAD | HopFlags::LINKDOWN,
+        1 => HopFlags::DEAD,
+        2 => HopFlags::LINKDOWN,
+        3 => HopFlags::ONLINK,
+        _ => 0,
+    };
+    let oif = (b % 16 != 3).then(|| ifindex(b / 16));
+    Hop { gateway, oif, weight: 1, flags: HopFlags(flags), encap: c / 8 % 8 == 5 }
+}
+
+fn next_hop_kind(kind: u8, dice: [u8; 3]) -> NextHopKind {
+    match kind % 8 {
+        0 => NextHopKind::Blackhole,
+        1 => NextHopKind::Group(vec![(1, 1), (u32::from(dice[0] % 4) + 1, 2)]),
+        2 => NextHopKind::Unsupported,
+        _ => NextHopKind::Single(hop(dice)),
+    }
+}
+
+/// The router of that address on the segment of that vif if there is one, else a host.
+fn neighbor(plan: &Plan, router: u8, vif: u8, host: u8, mac: u8) -> Neighbor {
+    let segment = network(router) * 3 + plan.routers[usize::from(router)].1[usize::from(vif % VIFS)].0;
+    let host = host % 12;
+    let key = NeighborKey { ifindex: ifindex(vif), addr: address(segment, host).into() };
+    let mac = match mac % 16 {
+        0 => MacAddr([1, 0, 0x5e, 0, 0, host]),
+        1 => vif_mac(mac / 16 % ROUTERS, host % VIFS),
+        _ => on_segment(plan, segment, host).unwrap_or(host_mac(segment, host)),
+    };
+    Neighbor { key, mac }
+}
+
+/// The MAC of router `host` on a segment.
+fn on_segment(plan: &Plan, segment: u8, host: u8) -> Option<MacAddr> {
+    let (_, vifs) = plan.routers.get(usize::from(host))?;
+    let n = (0..).zip(vifs).find(|(_, (s, _))| network(host) * 3 + s == segment)?.0;
+    Some(vif_mac(host, n))
+}
+
+/// What a sane guest says: its links, addresses, connected routes, all neighbors, and routes by its neighbors.
+pub fn sane(plan: &Plan, router: u8) -> Vec<Object> {
+    let mut objects = Vec::new();
+    let unicast = |key, gateway: Option<Ipv4Addr>, vif| {
+        let gateway = gateway.map(IpAddr::V4);
+        let hop = Hop { gateway, oif: Some(ifindex(vif)), weight: 1, flags: HopFlags(0), encap: false };
+        let target = RouteTarget::Hops(vec![hop]);
+        Object::Route(Route { key, kind: RouteKind::Unicast, protocol: 4, scope: 0, target, mtu: None })
+    };
+    for (vif, (segment, _)) in (0..).zip(&plan.routers[usize::from(router)].1) {
+        objects.push(Object::Link(link(router, vif, 5, 5)));
+        let own = address(*segment, router);
+        objects.push(Object::Address(AddressKey {
+            ifindex: ifindex(vif),
+            address: IpNet::V4(Ipv4Net::new(own, 24).unwrap()),
+        }));
+        let broadcast = Ipv4Addr::new(10, *segment, 0, 255);
+        for (addr, kind) in [(own, RouteKind::Local), (broadcast, RouteKind::Broadcast)] {
+            let target = RouteTarget::Hops(Vec::new());
+            let key = key(TABLE_LOCAL, addr, 32, 0);
+            objects.push(Object::Route(Route { key, kind, protocol: 2, scope: 254, target, mtu: None }));
+        }
+        objects.push(unicast(key(TABLE_MAIN, own, 24, 0), None, vif));
+        for host in (0..12).filter(|host| *host != router) {
+            objects.push(Object::Neighbor(neighbor(plan, router, vif, host, 5)));
+        }
+        // By another router of the network where there is one, by a host otherwise.
+        let next = address(*segment, (router + 2) % ROUTERS);
+        let dst = [Ipv4Addr::UNSPECIFIED, Ipv4Addr::new(192, 168, 0, 0), Ipv4Addr::new(192, 168, 1, 0)];
+        let len = [0, 16, 24][usize::from(vif % VIFS)];
+        objects.push(unicast(key(TABLE_MAIN, dst[usize::from(vif % VIFS)], len, 20), Some(next), vif));
+    }
+    objects
+}
+
+/// A host with its guests' tables, by the number of the router; no tables: the guest has said nothing yet.
+#[derive(Debug, Clone)]
+pub struct World {
+    pub plan: Plan,
+    pub tables: BTreeMap<u8, Tables>,
+}
+
+pub fn world() -> impl Strategy<Value = World> {
+    let noise = vec(vec(any::<Dice>(), 0..14), ROUTERS as usize);
+    let silent = vec(prop::bool::weighted(0.1), ROUTERS as usize);
+    (plan(), noise, silent).prop_map(|(plan, noise, silent)| {
+        let mut tables = BTreeMap::new();
+        for router in (0..plan.routers.len() as u8).filter(|r| !silent[usize::from(*r)]) {
+            let noise = noise[usize::from(router)].iter().map(|dice| object(&plan, router, *dice));
+            let said = sane(&plan, router).into_iter().chain(noise);
+            tables.insert(router, said.map(|object| (object.key(), object)).take(LIMIT).collect());
+        }
+        World { plan, tables }
+    })
+}
+
+impl World {
+    /// An app that has been told all of it, and has seen nothing of the switch.
+    pub fn app(&self) -> App {
+        let mut app = App::new(LIMIT);
+        app.set_topology(self.plan.topology());
+        for (router, tables) in &self.tables {
+            let id = router_id(*router);
+            app.begin_snapshot(id);
+            for object in tables.values() {
+                app.apply(id, Change::Upsert(object.clone())).unwrap();
+            }
+            app.end_snapshot(id);
+        }
+        app
+    }
+}

@@ -249,8 +249,10 @@ fn decode(message: &Message<'_>, mut sink: impl FnMut(Event)) {
 /// 5.3, IPv6) has nothing in it.
 fn ended_well(message: &Message<'_>) -> bool {
     let status = message.payload.first_chunk().map_or(0, |raw| i32::from_ne_bytes(*raw));
-    match Errno::from_raw_os_error(-status) {
-        _ if status >= 0 => true,
+    if status >= 0 {
+        return true;
+    }
+    match Errno::from_raw_os_error(status.saturating_neg()) {
         Errno::OPNOTSUPP | Errno::AFNOSUPPORT => true,
         error => {
             debug!(%error, "dump failed");

@@ -215,7 +215,7 @@ impl Connection {
 /// The client stops reading, and taking requests, while so many bytes wait to be written.
 const OUT_HIGH: usize = 1 << 20;
 
-const PROBE_ID: u64 = u64::MAX;
+const PROBE_ID: u64 = i64::MAX as u64;
 
 enum Turn {
     Read(Option<Result<Bytes, FrameError>>),

@@ -1,9 +1,12 @@
 //! An end host: a namespace with one interface, one address per family and a default route.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::net::Netns;
+use crate::process::wait_for;
 
 /// Name of the one interface of every end host.
 pub const NIC: &str = "eth0";
@@ -32,6 +35,12 @@ impl EndHost {
             self.ns.ip(&["route", "replace", "default", "via", gateway])?;
         }
         Ok(())
+    }
+
+    /// Pings until a reply comes: right after a topology is up, the first packets may still be lost.
+    pub fn wait_reachable(&self, target: &str, limit: Duration) -> Result<()> {
+        let what = format!("{} to reach {target}", self.ns.name());
+        wait_for(&what, limit, || Ok((ping(&self.ns, target, 1, 10)?.received > 0).then_some(())))
     }
 
     /// Sends `count` echo requests, one every `interval_ms` (at least 2 ms).

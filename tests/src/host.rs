@@ -162,6 +162,13 @@ impl Host {
         })
     }
 
+    /// Empties the kernel datapath's cache, so that the next packet is a first packet.
+    pub fn flush_datapath(&self) -> Result<()> {
+        // Not dpctl/del-flows: it works behind the switch's back, which then installs no flow anew for a second.
+        self.appctl(&["revalidator/purge"])?;
+        Ok(())
+    }
+
     /// The switch process, to stop, kill or look at.
     pub fn vswitchd(&mut self) -> Result<&mut Process> {
         self.vswitchd.as_mut().context("ovs-vswitchd is not running")

@@ -79,18 +79,31 @@ pub fn packages() -> Result<()> {
         args.extend(&missing);
         apt(root, &args)
     };
-    // Package lists may be missing or old: only a failure tells.
-    let done = install().or_else(|_| {
-        say("lab: apt does not find them like that; updating its lists");
-        apt(root, &["update"])?;
-        install()
-    });
+    let update = || apt(root, &["update"]);
+    // Images come without lists; lists that are there may still be too old, which only a failure tells.
+    let done = if has_lists() {
+        install().or_else(|_| {
+            say("lab: that failed, perhaps for old package lists; updating them and trying again");
+            update().and_then(|()| install())
+        })
+    } else {
+        update().and_then(|()| install())
+    };
     drop(policy);
     done.with_context(|| format!("could not install the packages; try `{by_hand}` and run this again"))?;
     for (package, file) in PACKAGES {
         ensure!(Path::new(file).exists(), "package {package} is installed, but {file} is not there");
     }
     Ok(())
+}
+
+/// Whether apt has any list of packages.
+fn has_lists() -> bool {
+    std::fs::read_dir("/var/lib/apt/lists")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
 }
 
 fn apt(root: bool, args: &[&str]) -> Result<()> {

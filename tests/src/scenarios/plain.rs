@@ -95,6 +95,10 @@ fn run(lab: &mut Lab) -> Result<Value> {
     lab.step("ping in both networks");
     let mut pings = Vec::new();
     for ([one, _], (name, _)) in topology.ends.iter().zip(NETWORKS) {
+        one.wait_reachable("10.0.0.2", Duration::from_secs(10))?;
+        for host in &topology.hosts {
+            host.flush_datapath()?;
+        }
         let ping = one.ping("10.0.0.2", 200, 5)?;
         ensure!(ping.lost() == 0 && ping.sent == 200, "ping in {name}: {ping:?}");
         pings.push(json!({ "network": name, "ping": ping }));

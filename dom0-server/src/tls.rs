@@ -265,3 +265,6 @@ pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     };
     handshake.await.map_err(|reason| AcceptError { peer, reason })
 }
+
+#[cfg(test)]
+mod tests;

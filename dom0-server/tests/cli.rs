@@ -1,4 +1,5 @@
 //! The built `xenflow` against a real `ovsdb-server`: what it does, and the exact words of every refusal.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

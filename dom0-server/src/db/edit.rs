@@ -253,7 +253,7 @@ impl Snapshot {
         Ok(operations)
     }
 
-    /// An access port on a segment; `macs` empty: its host may use any address that is no vif's.
+    /// An access port on a segment, and the addresses of its host, which must be no vif's.
     pub fn add_access(
         &self,
         name: &Name,

@@ -68,3 +68,6 @@ pub fn monitor() -> ovsdb::Monitor {
 pub fn select_all() -> Vec<ovsdb::Operation> {
     rows::SELECTED.iter().map(|table| ovsdb::Operation::select(*table)).collect()
 }
+
+#[cfg(test)]
+mod tests;

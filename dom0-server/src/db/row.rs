@@ -281,7 +281,7 @@ pub struct Access {
     pub name: Name,
     /// The segment it is on.
     pub segment: Name,
-    /// The only source addresses it may use; empty: any that is no vif's.
+    /// Addresses of its host, never a vif's. Recorded only: frames are not filtered by them.
     pub macs: BTreeSet<MacAddr>,
 }
 

@@ -65,6 +65,11 @@ pub(super) fn replace(path: &Path, text: &str, mode: u32) -> Result<(), FileErro
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);
+    // Left behind by somebody who was killed in between.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &new)(error)),
+        _ => {}
+    }
     create(&new, text, mode)?;
     fs::rename(&new, path).map_err(failed("replace", path))
 }

@@ -135,10 +135,15 @@ impl Validity {
     }
 }
 
+fn random<const N: usize>() -> Result<[u8; N], PkiError> {
+    let mut bytes = [0; N];
+    let source = rustls::crypto::ring::default_provider().secure_random;
+    source.fill(&mut bytes).map_err(|_| PkiError::Random)?;
+    Ok(bytes)
+}
+
 fn params(common_name: &str, validity: Validity) -> Result<CertificateParams, PkiError> {
-    let mut serial = [0; 16];
-    let random = rustls::crypto::ring::default_provider().secure_random;
-    random.fill(&mut serial).map_err(|_| PkiError::Random)?;
+    let mut serial: [u8; 16] = random()?;
     // RFC 5280 4.1.2.2: positive, and at most 20 bytes.
     if let Some(first) = serial.first_mut() {
         *first = *first & 0x7f | 0x40;
@@ -155,7 +160,10 @@ fn params(common_name: &str, validity: Validity) -> Result<CertificateParams, Pk
 impl Authority {
     /// A new authority. Its certificate and key come back to be stored.
     pub fn new(validity: Validity) -> Result<(Self, Pair), PkiError> {
-        let mut params = params("XenFlow CA", validity)?;
+        // No two authorities have one name: a certificate of another one is then refused as such, and not as
+        // one of this authority with a bad signature.
+        let name = format!("XenFlow CA {:08x}", u32::from_be_bytes(random()?));
+        let mut params = params(&name, validity)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
@@ -271,3 +279,6 @@ pub fn issue(
     }
     Ok(Written { cert, key, not_after: validity.not_after })
 }
+
+#[cfg(test)]
+mod tests;

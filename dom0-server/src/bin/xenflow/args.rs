@@ -172,7 +172,7 @@ pub(crate) enum AccessCommand {
         /// The segment it is on
         #[arg(long)]
         segment: String,
-        /// A source address it may use; any that is no vif's if none is given
+        /// A MAC address of its host, which must be no vif's; recorded only
         #[arg(long = "mac", value_name = "MAC")]
         macs: Vec<String>,
     },

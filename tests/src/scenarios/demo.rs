@@ -1,5 +1,6 @@
 //! `demo`: the main job, end to end, in figures. Its topology and detectors are in `twin`.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -119,7 +120,7 @@ fn route_to_flow(lab: &Lab, twin: &mut Twin) -> Result<(f64, f64)> {
     let mut watch = router.watch()?;
     // One process for all routes: starting one takes longer than what is measured.
     let mut command = router.guest().netns().command("ip");
-    command.args(["-batch", "-"]);
+    command.args(["-batch", "-"]).stdin(Stdio::piped());
     let log = lab.results().join("route-to-flow-ip.log");
     let mut ip = Process::spawn_with_stdin("ip -batch", &mut command, &log)?;
     let mut stdin = ip.child().stdin.take().context("no pipe to ip")?;

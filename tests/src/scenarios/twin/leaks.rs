@@ -7,7 +7,6 @@ use crate::capture::{self, Capture};
 use crate::endhost::NIC;
 use crate::frame;
 use crate::inject;
-use crate::net::Netns;
 use crate::scenario::Lab;
 use crate::virtual_router::CONTROL;
 
@@ -45,16 +44,14 @@ pub(in crate::scenarios) fn attack(lab: &Lab, twin: &Twin, attacker: usize) -> R
     lab.step(format!("{} floods and spoofs; captures at every port of {}", home.name, other.name));
     let mark = format!("marked by {}", home.name).into_bytes();
 
-    let ports = |network: &'_ Network| -> Vec<(Netns, &'static str)> {
-        let ends = network.h.iter().map(|end| (end.netns().clone(), NIC));
-        let routers = network.r.iter().flat_map(|router| {
-            ["lan", "core", CONTROL].map(|interface| (router.guest().netns().clone(), interface))
-        });
-        ends.chain(routers).collect()
-    };
+    let ends = other.h.iter().map(|end| (end.netns(), NIC));
+    let routers = other
+        .r
+        .iter()
+        .flat_map(|router| ["lan", "core", CONTROL].map(|interface| (router.guest().netns(), interface)));
     let mut abroad = Vec::new();
-    for (ns, interface) in ports(other) {
-        abroad.push(Capture::start(lab, &ns, interface, "")?);
+    for (ns, interface) in ends.chain(routers) {
+        abroad.push(Capture::start(lab, ns, interface, "")?);
     }
     // r1 of the attacker sees what its end host floods.
     let at_home = Capture::start(lab, home.r[0].guest().netns(), "lan", "")?;

@@ -112,7 +112,9 @@ impl Twin {
             let name = node.host().name();
             wait_for(&format!("flows of both routers to {prefix} on {name}"), CONVERGE, || {
                 let flows = node.flows()?;
-                let routed = |line: &&str| line.contains(&format!("nw_dst={prefix} ")) || line.contains(&format!("nw_dst={prefix},"));
+                let routed = |line: &&str| {
+                    line.contains(&format!("nw_dst={prefix} ")) || line.contains(&format!("nw_dst={prefix},"))
+                };
                 // A route by a next hop goes on to the next table; a punt goes to l2.
                 let count = flows.lines().filter(routed).filter(|line| line.contains("goto_table:4")).count();
                 Ok((count == 2).then_some(()))
@@ -169,17 +171,15 @@ fn network(
         ))?;
     }
     let number = u8::try_from(index * 2 + 1)?;
-    let links = |lan: &'static str, lan_address, core_address| {
-        [(lan, "lan", lan_address), ("core", "core", core_address)]
-            .map(|(segment, name, address)| (format!("{}-{segment}", self::name_of(index)), name, address))
-    };
-    let make = |node, router: &str, number, links: &[(String, &str, &str); 2]| {
-        let links: Vec<Link<'_>> =
-            links.iter().map(|(segment, name, address)| Link { name, segment, address }).collect();
+    let make = |node, router: &str, number, [(lan, lan_address), (core, core_address)]: [(&str, &str); 2]| {
+        let links = [
+            Link { name: "lan", segment: lan, address: lan_address },
+            Link { name: "core", segment: core, address: core_address },
+        ];
         VirtualRouter::create(lab, node, pki, (name, &format!("{name}-{router}"), number), &links)
     };
-    let r1 = make(a, "r1", number, &links("lan1", "10.1.0.1/24", "10.0.0.1/24"))?;
-    let r2 = make(b, "r2", number + 1, &links("lan2", "10.2.0.1/24", "10.0.0.2/24"))?;
+    let r1 = make(a, "r1", number, [(&lan1, "10.1.0.1/24"), (&core, "10.0.0.1/24")])?;
+    let r2 = make(b, "r2", number + 1, [(&lan2, "10.2.0.1/24"), (&core, "10.0.0.2/24")])?;
 
     let h = [EndHost::create(&format!("{name}-h1"))?, EndHost::create(&format!("{name}-h2"))?];
     for (side, (end, node)) in h.iter().zip(nodes).enumerate() {
@@ -187,7 +187,11 @@ fn network(
         let segment = if side == 0 { &lan1 } else { &lan2 };
         node.configure(&format!("access add {id} --segment {segment}"))?;
         let mac = host_mac(index, side);
-        node.plug(end.netns(), NIC, &Vif { port: &format!("{name}-h"), iface_id: &id, mac: &mac, vm_uuid: None })?;
+        node.plug(
+            end.netns(),
+            NIC,
+            &Vif { port: &format!("{name}-h"), iface_id: &id, mac: &mac, vm_uuid: None },
+        )?;
         let net = side + 1;
         end.configure(&format!("10.{net}.0.10/24"), Some(&format!("10.{net}.0.1")))?;
     }
@@ -196,8 +200,4 @@ fn network(
     let routes: String = (1..=FAR_PREFIXES).map(|k| format!("route add 10.99.{k}.0/24 via {H2}\n")).collect();
     r2.guest().netns().ip_batch(&routes)?;
     Ok(Network { name, vlans, h, r: [r1, r2] })
-}
-
-fn name_of(index: usize) -> &'static str {
-    if index == 0 { "red" } else { "blue" }
 }

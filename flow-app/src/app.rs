@@ -6,7 +6,7 @@
 //! what is desired becomes due. A router whose guest has not finished a snapshot in this life of the daemon is
 //! left as it is.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use openflow::{Flow, FlowFilter};
 use xenflow_proto::Change;
@@ -185,11 +185,13 @@ impl App {
         self.dump = Some((scope, BTreeMap::new()));
         let filter = |cookie, cookie_mask| FlowFilter { cookie, cookie_mask, ..FlowFilter::default() };
         let filters = match scope {
-            // The gates show which routers the switch holds, to find those that are configured no more.
-            Scope::Topology => vec![
-                filter(cookie::TOPOLOGY, cookie::CATEGORY_MASK),
-                FlowFilter { table: pipeline::ROUTER, ..filter(cookie::ROUTERS, cookie::CATEGORY_MASK) },
-            ],
+            // Gates and local addresses show which routers the switch holds, to find those that are configured no
+            // more: every kernel has local addresses, and a router without a port has no gate.
+            Scope::Topology => {
+                let routers = |table| FlowFilter { table, ..filter(cookie::ROUTERS, cookie::CATEGORY_MASK) };
+                let topology = filter(cookie::TOPOLOGY, cookie::CATEGORY_MASK);
+                vec![topology, routers(pipeline::ROUTER), routers(pipeline::LOCAL)]
+            }
             Scope::Router(id) => vec![filter(cookie::router(id), cookie::OWNER_MASK)],
         };
         Some((scope, filters))
@@ -207,26 +209,23 @@ impl App {
         let Some((scope, mut installed)) = self.dump.take() else { return };
         match scope {
             Scope::Topology => {
-                let gates: Vec<FlowKey> = installed
-                    .iter()
-                    .filter(|(_, f)| cookie::router_of(f.cookie).is_some())
-                    .map(|(k, _)| k.clone())
-                    .collect();
-                let gates: Vec<Flow> = gates.iter().filter_map(|key| installed.remove(key)).collect();
+                let held: BTreeSet<RouterId> =
+                    installed.values().filter_map(|flow| cookie::router_of(flow.cookie)).collect();
+                installed.retain(|_, flow| cookie::router_of(flow.cookie).is_none());
                 // Flushes and removals that are due by cookie stay due.
                 let by_cookie = |change: &FlowChange| {
                     matches!(change, FlowChange::RemoveRouter(_) | FlowChange::ForgetLearned(_))
                 };
                 self.due.retain(by_cookie);
                 self.due.extend(diff(&installed, &self.flows));
-                let held = gates.iter().filter_map(|gate| cookie::router_of(gate.cookie));
-                let unknown: std::collections::BTreeSet<RouterId> =
-                    held.filter(|id| !self.routers.contains_key(id)).collect();
-                self.due.extend(unknown.into_iter().map(FlowChange::RemoveRouter));
+                let unknown = held.into_iter().filter(|id| !self.routers.contains_key(id));
+                self.due.extend(unknown.map(FlowChange::RemoveRouter));
                 self.sync = Sync::InStep;
             }
             Scope::Router(id) => {
-                if let Some(scoped) = self.routers.get_mut(&id) {
+                // One that went and came back meanwhile was not dumped: its removal is still due.
+                let dumped = |scoped: &&mut Scoped| scoped.sync == Sync::Dumping;
+                if let Some(scoped) = self.routers.get_mut(&id).filter(dumped) {
                     scoped.router.reconcile(installed);
                     scoped.sync = Sync::InStep;
                 }

@@ -1,1 +1,304 @@
-//! x
+//! Whatever frames come: no segment hears another, no network another, and the control network is apart.
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+
+use openflow::{Action, Field, Flow, Instruction, mac_bits};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use xenflow_flow_app::sim::{Packet, Switch, Tag};
+use xenflow_flow_app::{PortNo, Topology, pipeline};
+use xenflow_proto::control::{HOST_IPV4, HOST_MAC, PORT, guest_ipv4};
+use xenflow_proto::{MacAddr, VlanId};
+
+use super::forwarding::ipv4;
+use super::world::{CONTROL_PORT, World, address, host_mac, network_of, vlan, world};
+use super::{finds, law};
+
+const ANNOUNCEMENT: u128 = 0xaaaa_aaaa_aaaa;
+
+/// The segment of a port that is no trunk.
+fn segment_of(topology: &Topology, port: PortNo) -> Option<VlanId> {
+    let vif = topology.bound_vifs().find(|(.., of)| *of == port).map(|(_, _, vlan, _)| vlan);
+    vif.or_else(|| topology.access.get(&port).copied())
+}
+
+fn is_control(topology: &Topology, port: PortNo) -> bool {
+    topology.control_vifs().any(|(_, of)| of == port)
+}
+
+/// A frame of anybody: (port, packet).
+fn frame(topology: &Topology, dice: [u8; 10]) -> (PortNo, Packet) {
+    let [p, s, d, a, b, c, e, t, u, v] = dice;
+    let mut ports: Vec<PortNo> =
+        topology.access.keys().copied().chain(topology.uplinks.iter().copied()).collect();
+    ports.extend(topology.vifs.values().filter_map(|vif| vif.port));
+    ports.extend([CONTROL_PORT, 777]);
+    let port = ports[usize::from(p) % ports.len()];
+    let vif = |n: u8| {
+        topology
+            .vifs
+            .values()
+            .nth(usize::from(n) % topology.vifs.len().max(1))
+            .map_or(MacAddr::ZERO, |v| v.mac)
+    };
+    let mac = |kind: u8, n: u8| match kind % 16 {
+        0 => MacAddr([0xaa; 6]),
+        1 => MacAddr::BROADCAST,
+        2 => MacAddr([1, 0, 0x5e, 0, 0, n]),
+        3 => HOST_MAC,
+        4..10 => vif(n),
+        _ => host_mac(n % 6, n / 6 % 4),
+    };
+    // An honest source, mostly.
+    let own = topology.vifs.values().find(|vif| vif.port == Some(port)).map(|vif| vif.mac);
+    let src = if s % 8 == 0 { mac(s / 8, e) } else { own.unwrap_or(host_mac(e % 6, s / 8 % 4)) };
+    let mut packet = ipv4(src, mac(d, a), address(b, a), address(c, d / 16), 64);
+    match e % 8 {
+        0 => {
+            packet = packet
+                .with(Field::EthType, pipeline::ETH_ARP.into())
+                .with(Field::ArpSha, mac_bits(src.0))
+                .with(Field::ArpSpa, guest_ipv4(src).to_bits().into())
+        }
+        1 => packet = packet.with(Field::EthType, pipeline::ETH_IPV6.into()),
+        2 => {
+            let (guest, host) = (guest_ipv4(src).to_bits().into(), HOST_IPV4.to_bits().into());
+            packet = packet
+                .with(Field::Ipv4Src, guest)
+                .with(Field::Ipv4Dst, host)
+                .with(Field::IpProto, 6)
+                .with(Field::TcpDst, PORT.into())
+                .with(Field::TcpSrc, PORT.into())
+                .with(Field::EthDst, mac_bits(HOST_MAC.0));
+            if port == CONTROL_PORT {
+                packet =
+                    packet.with(Field::EthSrc, mac_bits(HOST_MAC.0)).with(Field::EthDst, mac_bits(vif(a).0));
+            }
+        }
+        _ => {}
+    }
+    let tag = |n: u8| Tag {
+        tpid: if n % 16 == 3 { 0x88a8 } else { 0x8100 },
+        vid: if n % 16 == 4 { 0 } else { vlan(n % 7).get() },
+        pcp: n % 8,
+    };
+    if v % 16 == 0 {
+        packet = packet.tagged(tag(u));
+    }
+    // Trunks are tagged, mostly.
+    if topology.uplinks.contains(&port) != (t % 8 == 0) {
+        packet = packet.tagged(tag(t / 8));
+    }
+    (port, packet)
+}
+
+/// The segment that a frame is of, if it may enter at all.
+fn admitted(topology: &Topology, port: PortNo, packet: &Packet) -> Option<VlanId> {
+    let src = packet.header(Field::EthSrc);
+    if src >> 40 & 1 == 1 || packet.header(Field::EthDst) == ANNOUNCEMENT {
+        return None;
+    }
+    if topology.uplinks.contains(&port) {
+        let [tag] = packet.tags.as_slice() else { return None };
+        return topology.segments.iter().copied().find(|vlan| vlan.get() == tag.vid);
+    }
+    let segment = segment_of(topology, port)?;
+    let vif = topology.vifs.values().find(|vif| vif.port == Some(port));
+    let honest = match vif {
+        Some(vif) => mac_bits(vif.mac.0) == src,
+        None => !topology.vifs.values().any(|v| v.vlan() == Some(segment) && mac_bits(v.mac.0) == src),
+    };
+    (packet.tags.is_empty() && honest).then_some(segment)
+}
+
+/// Segments that routers with a vif in them connect, one or more of them in a row.
+fn reachable(topology: &Topology, from: VlanId) -> BTreeSet<VlanId> {
+    let mut seen = BTreeSet::from([from]);
+    loop {
+        let before = seen.len();
+        for router in topology.routers() {
+            let vlans: Vec<VlanId> = topology
+                .vifs_of(router)
+                .filter(|(_, vif)| vif.port.is_some())
+                .filter_map(|(_, vif)| vif.vlan())
+                .collect();
+            if vlans.iter().any(|vlan| seen.contains(vlan)) {
+                seen.extend(vlans);
+            }
+        }
+        if seen.len() == before {
+            return seen;
+        }
+    }
+}
+
+/// What is wrong with one frame's going from port to port.
+fn leak(
+    topology: &Topology,
+    in_port: PortNo,
+    packet: &Packet,
+    port: PortNo,
+    sent: &Packet,
+) -> Option<&'static str> {
+    if is_control(topology, in_port) {
+        return (Some(port) != topology.control_port).then_some("a control vif reaches more than the host");
+    }
+    if Some(in_port) == topology.control_port {
+        return (!is_control(topology, port))
+            .then_some("the host's control port reaches more than control vifs");
+    }
+    if is_control(topology, port) || Some(port) == topology.control_port {
+        return Some("the control network is reached");
+    }
+    let Some(from) = admitted(topology, in_port, packet) else {
+        return Some("it should not have been let in");
+    };
+    let to_uplink = topology.uplinks.contains(&port);
+    let to = match (to_uplink, sent.tags.as_slice()) {
+        (true, [tag]) => topology.segments.iter().copied().find(|vlan| vlan.get() == tag.vid),
+        (false, []) => segment_of(topology, port),
+        _ => return Some("tagged where it should not be, or not where it should"),
+    };
+    let Some(to) = to else { return Some("no segment is there") };
+    if network_of(from) != network_of(to) {
+        return Some("it crosses networks");
+    }
+    if sent.headers == packet.headers {
+        let back = port == in_port || to_uplink && topology.uplinks.contains(&in_port);
+        return match (from == to, back) {
+            (false, _) => Some("it crosses segments without a router"),
+            (true, true) => Some("it goes back where it came from"),
+            (true, false) => None,
+        };
+    }
+    let src = sent.header(Field::EthSrc);
+    let by_vif = topology.bound_vifs().any(|(_, vif, vlan, _)| vlan == to && mac_bits(vif.mac.0) == src);
+    let hops = packet.header(Field::IpTtl).wrapping_sub(sent.header(Field::IpTtl));
+    (!by_vif || !(1..=32).contains(&hops) || !reachable(topology, from).contains(&to))
+        .then_some("no router could do that")
+}
+
+#[derive(Default)]
+struct Counts {
+    sent: Cell<usize>,
+    routed: Cell<usize>,
+    control: Cell<usize>,
+    learned: Cell<usize>,
+    refused: Cell<usize>,
+}
+
+fn check(world: &World, mut switch: Switch, frames: &[[u8; 10]], counts: &Counts) -> Result<(), String> {
+    let topology = world.plan.topology();
+    let add = |cell: &Cell<usize>, n| cell.set(cell.get() + n);
+    for dice in frames {
+        let (port, packet) = frame(&topology, *dice);
+        let outcome = switch.send(port, &packet).map_err(|fault| fault.to_string())?;
+        for (to, sent) in &outcome.sent {
+            if let Some(leak) = leak(&topology, port, &packet, *to, sent) {
+                return Err(format!("{leak}: {port} -> {to}, {packet:?} -> {sent:?}"));
+            }
+            add(&counts.routed, usize::from(sent.headers != packet.headers));
+        }
+        let ports: BTreeSet<PortNo> = outcome.sent.iter().map(|(port, _)| *port).collect();
+        if ports.len() < outcome.sent.len() {
+            return Err(format!("twice by one port: {port}, {packet:?}, {:?}", outcome.sent));
+        }
+        add(&counts.sent, ports.len());
+        add(&counts.refused, usize::from(ports.is_empty()));
+        add(
+            &counts.control,
+            ports.iter().filter(|port| **port == CONTROL_PORT || is_control(&topology, **port)).count(),
+        );
+        add(&counts.learned, outcome.learned.len());
+        outcome.learned.into_iter().for_each(|flow| switch.insert(flow));
+    }
+    Ok(())
+}
+
+fn cases() -> impl Strategy<Value = (World, Vec<[u8; 10]>)> {
+    (world(), vec(any::<[u8; 10]>(), 60))
+}
+
+fn switch(world: &World) -> Switch {
+    world.app().desired().collect()
+}
+
+#[test]
+fn nothing_leaves_its_segment_but_by_a_router() {
+    let counts = Counts::default();
+    law(1200, cases(), |(world, frames)| check(&world, switch(&world), &frames, &counts));
+    let Counts { sent, routed, control, learned, refused } = counts;
+    let counts = [sent, routed, control, learned, refused].map(|cell| cell.get());
+    println!("sent, routed, control, learned, refused: {counts:?}");
+    for (count, least) in counts.into_iter().zip([40_000, 1_500, 500, 8_000, 5_000]) {
+        assert!(count > least, "sent, routed, control, learned, refused: {counts:?}");
+    }
+}
+
+/// A switch of desired flows, each of which may be changed or left out.
+fn broken(world: &World, change: impl Fn(Flow) -> Option<Flow>) -> Switch {
+    world.app().desired().filter_map(change).collect()
+}
+
+fn noticed(change: impl Fn(Flow) -> Option<Flow> + Copy) {
+    finds(100, cases(), |(world, frames)| check(&world, broken(&world, change), &frames, &Counts::default()));
+}
+
+/// The same flow for every VLAN.
+fn any_vlan(flow: Flow) -> Flow {
+    let mut matching = openflow::Match::builder();
+    for f in flow.matching.fields().filter(|f| f.field != Field::VlanVid) {
+        matching = matching.masked(f.field, f.value, f.mask);
+    }
+    Flow { matching: matching.vlan_tagged().build(), ..flow }
+}
+
+#[test]
+fn a_missing_egress_check_is_noticed() {
+    // What must not go back or from trunk to trunk.
+    noticed(|flow| {
+        (flow.table != pipeline::EGRESS || flow.priority != pipeline::priority::EXCEPTION).then_some(flow)
+    });
+    // What says of which segment a port is, and the ports that are known by MAC alone.
+    noticed(|flow| {
+        Some(if matches!(flow.table, pipeline::EGRESS | pipeline::L2) { any_vlan(flow) } else { flow })
+    });
+}
+
+#[test]
+fn a_missing_refusal_is_noticed() {
+    noticed(|flow| {
+        (flow.table != pipeline::ADMISSION || flow.priority != pipeline::priority::REFUSE).then_some(flow)
+    });
+}
+
+#[test]
+fn another_tag_is_noticed() {
+    let other = |mut flow: Flow| {
+        for instruction in &mut flow.instructions {
+            if let Instruction::ApplyActions(actions) = instruction {
+                for action in
+                    actions.iter_mut().filter(|a| matches!(a, Action::SetField { field: Field::VlanVid, .. }))
+                {
+                    *action = Action::set_field(Field::VlanVid, 0x1000 | u128::from(vlan(4).get()));
+                }
+            }
+        }
+        Some(flow)
+    };
+    noticed(move |flow| if flow.table == pipeline::NEXT_HOP { other(flow) } else { Some(flow) });
+    noticed(move |flow| if flow.table == pipeline::ADMISSION { other(flow) } else { Some(flow) });
+}
+
+#[test]
+fn a_way_into_the_control_network_is_noticed() {
+    noticed(|flow| {
+        let to_host = |action: &Action| *action == Action::output(CONTROL_PORT);
+        let control = flow
+            .instructions
+            .iter()
+            .any(|i| matches!(i, Instruction::ApplyActions(a) if a.iter().any(to_host)));
+        Some(if control { Flow { matching: openflow::Match::any(), ..flow } } else { flow })
+    });
+}

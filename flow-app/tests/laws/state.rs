@@ -72,7 +72,8 @@ fn a_violation_is_noticed() {
 enum Event {
     /// The host's configuration or ports change.
     Topology(Dice),
-    /// A guest connects and says all it has.
+    /// A router goes, comes back, and says what a sane guest says.
+    Flap(u8),
     Begin(u8),
     /// It says what a sane guest says.
     Sane(u8),
@@ -91,6 +92,7 @@ fn event() -> impl Strategy<Value = Event> {
     let router = || 0..6u8;
     prop_oneof![
         3 => any::<Dice>().prop_map(Event::Topology),
+        2 => router().prop_map(Event::Flap),
         2 => router().prop_map(Event::Begin),
         2 => router().prop_map(Event::Sane),
         12 => (router(), any::<Dice>()).prop_map(|(r, d)| Event::Upsert(r, d)),
@@ -188,6 +190,14 @@ impl Run {
                 self.plan.mutate(dice);
                 self.set_topology();
             }
+            Event::Flap(r) if r < count => {
+                self.plan.routers[usize::from(r)].0 = false;
+                self.set_topology();
+                self.plan.routers[usize::from(r)].0 = true;
+                self.set_topology();
+                self.step(Event::Sane(r))?;
+                self.step(Event::End(r))?;
+            }
             Event::Begin(r) => {
                 self.app.begin_snapshot(router_id(r));
                 if let Some(guest) = self.guests.get_mut(&r) {
@@ -211,7 +221,7 @@ impl Run {
                     self.change(r, Change::Remove(key.clone()))?;
                 }
             }
-            Event::Sane(_) | Event::Upsert(..) | Event::Remove(..) => {}
+            Event::Flap(_) | Event::Sane(_) | Event::Upsert(..) | Event::Remove(..) => {}
             Event::End(r) => {
                 self.app.end_snapshot(router_id(r));
                 if let Some(guest) = self.guests.get_mut(&r) {
@@ -265,14 +275,17 @@ impl Run {
         Ok(())
     }
 
-    /// Lets everything that is under way come to its end.
-    fn finish(&mut self) -> Result<(), String> {
+    /// Lets everything that is under way come to its end; a router goes and comes back in the midst of a dump.
+    fn finish(&mut self, (router, at): (u8, u32)) -> Result<(), String> {
         self.step(Event::EndDump)?;
-        for _ in 0..100_000 {
+        for turn in 0..100_000 {
             self.step(Event::BeginDump)?;
+            if turn == at {
+                self.step(Event::Flap(router))?;
+            }
             self.step(Event::EndDump)?;
             self.batch(25)?;
-            if self.app.is_idle() {
+            if self.app.is_idle() && turn > at {
                 return Ok(());
             }
         }
@@ -280,8 +293,8 @@ impl Run {
     }
 
     /// The end is what the app desires, and what an app desires that knows only the end.
-    fn verify(&mut self) -> Result<usize, String> {
-        self.finish()?;
+    fn verify(&mut self, flap: (u8, u32)) -> Result<usize, String> {
+        self.finish(flap)?;
         let want = desired(&self.app)?;
         let guests = self.guests.iter().filter(|(_, guest)| guest.synced);
         let tables = guests.map(|(r, guest)| (*r, guest.tables.clone())).collect();
@@ -297,16 +310,18 @@ impl Run {
     }
 }
 
-fn histories() -> impl Strategy<Value = (Plan, Vec<Event>)> {
-    (plan(), vec(event(), 0..120))
+type History = (Plan, Vec<Event>, (u8, u32));
+
+fn histories() -> impl Strategy<Value = History> {
+    (plan(), vec(event(), 0..120), (0..6u8, 0..30u32))
 }
 
-fn replay((plan, events): (Plan, Vec<Event>), model: Model) -> Result<usize, String> {
+fn replay((plan, events, flap): History, model: Model) -> Result<usize, String> {
     let mut run = Run::new(plan, model);
     for event in events {
         run.step(event)?;
     }
-    run.verify()
+    run.verify(flap)
 }
 
 #[test]
@@ -353,19 +368,19 @@ fn remains(world: &World, former: &World, dice: &[Dice]) -> Model {
             _ => u64::from(*a),
         };
         let matching = Match::builder().reg(9, u32::from(*b)).build();
-        model.insert(Flow::new(c % 9, 1000 + u16::from(*c), cookie, matching).goto(9));
+        // A router that is configured no more is found by its flows in these tables.
+        let table = if what % 4 == 1 { pipeline::ROUTER + c % 2 } else { c % 9 };
+        model.insert(Flow::new(table, 1000 + u16::from(*c), cookie, matching).goto(9));
     }
     model
 }
 
-/// Of routers that are configured no more, each with its gates: those are what it is found by.
+/// Of routers that are configured no more.
 fn former_flows(former: &World) -> impl Iterator<Item = Flow> {
     let app = former.app();
-    let owner = |flow: &Flow| cookie::router_of(flow.cookie);
-    let gated: BTreeSet<RouterId> =
-        app.desired().filter(|f| f.table == pipeline::ROUTER).filter_map(|f| owner(&f)).collect();
-    let former = app.desired().filter_map(move |flow| Some((owner(&flow)?, flow))).collect::<Vec<_>>();
-    former.into_iter().filter(move |(id, _)| gated.contains(id)).map(|(id, mut flow)| {
+    let owned = |flow: Flow| Some((cookie::router_of(flow.cookie)?, flow));
+    let flows: Vec<(RouterId, Flow)> = app.desired().filter_map(owned).collect();
+    flows.into_iter().map(|(id, mut flow)| {
         let id = RouterId(id.0 + 1000);
         flow.cookie = cookie::router(id);
         flow.matching = flow.matching.to_builder().reg(10, u32::from(id.0)).build();

@@ -12,7 +12,7 @@ use xenflow_proto::{MacAddr, VlanId};
 
 use super::model::Model;
 use super::oracle::{self, Sent};
-use super::world::{Dice, World, address, host_mac, router_id, vif_id, vif_mac, world};
+use super::world::{Dice, World, address, chain, host_mac, vif_id, vif_mac, world};
 use super::{finds, law};
 
 /// An IPv4 packet without a tag.
@@ -223,65 +223,15 @@ fn a_gate_that_opens_early_is_noticed() {
     finds(60, cases(), |case| loads(case, true));
 }
 
-/// A chain of routers on one segment, each with its default route by the next.
-fn chain(count: u8) -> (Topology, Switch) {
-    use xenflow_flow_app::{App, Attachment, Vif};
-    use xenflow_proto::table::{
-        Hop, HopFlags, Link, Neighbor, NeighborKey, Route, RouteKey, RouteKind, RouteTarget, TABLE_MAIN,
-    };
-    use xenflow_proto::{Change, Object};
-    let vlan = super::world::vlan(0);
-    let mut topology =
-        Topology { segments: [vlan].into(), access: [(1, vlan)].into(), ..Topology::default() };
-    for r in 0..count {
-        let vif =
-            Vif { mac: vif_mac(r, 0), attachment: Attachment::Segment(vlan), port: Some(100 + u32::from(r)) };
-        topology.vifs.insert(vif_id(r, 0), vif);
-    }
-    let mut app = App::new(100);
-    app.set_topology(topology.clone());
-    for r in 0..count {
-        let mac = if r + 1 < count { vif_mac(r + 1, 0) } else { host_mac(0, 1) };
-        let gateway = Ipv4Addr::new(10, 0, 0, r + 2).into();
-        let link = Link {
-            ifindex: 1,
-            name: "eth0".into(),
-            mac: Some(vif_mac(r, 0)),
-            mtu: 1500,
-            up: true,
-            running: true,
-            kind: String::new(),
-            master: None,
-            vrf_table: None,
-        };
-        let hop = Hop { gateway: Some(gateway), oif: Some(1), weight: 1, flags: HopFlags(0), encap: false };
-        let key = RouteKey { table: TABLE_MAIN, dst: "0.0.0.0/0".parse().unwrap(), tos: 0, metric: 0 };
-        let route = Route {
-            key,
-            kind: RouteKind::Unicast,
-            protocol: 4,
-            scope: 0,
-            target: RouteTarget::Hops(vec![hop]),
-            mtu: None,
-        };
-        let neighbor = Neighbor { key: NeighborKey { ifindex: 1, addr: gateway }, mac };
-        app.begin_snapshot(router_id(r));
-        for object in [Object::Link(link), Object::Route(route), Object::Neighbor(neighbor)] {
-            app.apply(router_id(r), Change::Upsert(object)).unwrap();
-        }
-        app.end_snapshot(router_id(r));
-    }
-    (topology, app.desired().collect())
-}
-
 #[test]
 fn the_router_after_the_limit_gets_a_punt() {
     assert_eq!(vif_id(0, 0), VifId { router: RouterId(1), number: 1 });
     let packet =
         ipv4(host_mac(0, 9), vif_mac(0, 0), Ipv4Addr::new(10, 9, 9, 9), Ipv4Addr::new(8, 8, 8, 8), 64);
     for count in [1, 2, 31, 32, 33, 34, 50] {
-        let (topology, switch) = chain(count);
-        let sent = enter(&topology, &switch, 1, super::world::vlan(0), &packet).unwrap();
+        let app = chain(count);
+        let (topology, switch) = (app.topology(), app.desired().collect());
+        let sent = enter(topology, &switch, 1, super::world::vlan(0), &packet).unwrap();
         let passed = count.min(32);
         let src = mac_bits(vif_mac(passed - 1, 0).0);
         let routed = packet.clone().with(Field::IpTtl, (64 - passed).into()).with(Field::EthSrc, src);

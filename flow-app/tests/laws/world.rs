@@ -157,12 +157,12 @@ pub fn object(plan: &Plan, router: u8, dice: Dice) -> Object {
 }
 
 fn link(router: u8, vif: u8, flags: u8, more: u8) -> Link {
-    let stacked = more % 8 == 0;
+    let stacked = more.is_multiple_of(8);
     Link {
         ifindex: if stacked { 50 } else { ifindex(vif) },
         name: format!("eth{vif}"),
         // Sometimes the MAC of another one.
-        mac: (flags % 16 != 0).then(|| vif_mac(router, if more % 8 == 1 { 0 } else { vif % VIFS })),
+        mac: (!flags.is_multiple_of(16)).then(|| vif_mac(router, if more % 8 == 1 { 0 } else { vif % VIFS })),
         mtu: if more % 8 == 2 { 1400 } else { 1500 },
         up: flags % 8 != 1,
         running: flags % 8 != 2,
@@ -341,4 +341,39 @@ impl World {
         }
         app
     }
+}
+
+/// Routers in a row on one segment, each with its default route by the next, the last by a host. Ports: 1 is the
+/// host's, 100 and up the routers'.
+pub fn chain(count: u8) -> App {
+    let vlan = vlan(0);
+    let mut topology =
+        Topology { segments: [vlan].into(), access: [(1, vlan)].into(), ..Topology::default() };
+    for r in 0..count {
+        let attachment = Attachment::Segment(vlan);
+        let vif = Vif { mac: vif_mac(r, 0), attachment, port: Some(100 + PortNo::from(r)) };
+        topology.vifs.insert(vif_id(r, 0), vif);
+    }
+    let mut app = App::new(LIMIT);
+    app.set_topology(topology);
+    for r in 0..count {
+        let next = if r + 1 < count { vif_mac(r + 1, 0) } else { host_mac(0, 1) };
+        let gateway = IpAddr::V4(Ipv4Addr::new(10, 0, 0, r + 2));
+        let hop = Hop { gateway: Some(gateway), oif: Some(1), weight: 1, flags: HopFlags(0), encap: false };
+        let route = Route {
+            key: key(TABLE_MAIN, Ipv4Addr::UNSPECIFIED, 0, 0),
+            kind: RouteKind::Unicast,
+            protocol: 4,
+            scope: 0,
+            target: RouteTarget::Hops(vec![hop]),
+            mtu: None,
+        };
+        let neighbor = Neighbor { key: NeighborKey { ifindex: 1, addr: gateway }, mac: next };
+        app.begin_snapshot(router_id(r));
+        for object in [Object::Link(link(r, 0, 5, 5)), Object::Route(route), Object::Neighbor(neighbor)] {
+            app.apply(router_id(r), Change::Upsert(object)).unwrap();
+        }
+        app.end_snapshot(router_id(r));
+    }
+    app
 }

@@ -8,11 +8,11 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use xenflow_flow_app::sim::{Packet, Switch, Tag};
 use xenflow_flow_app::{FlowChange, PortNo, RouterId, Topology, VifId, pipeline};
-use xenflow_proto::{MacAddr, VlanId};
+use xenflow_proto::{Change, MacAddr, VlanId};
 
 use super::model::Model;
-use super::oracle::{self, Sent};
-use super::world::{Dice, World, address, chain, host_mac, vif_id, vif_mac, world};
+use super::oracle::{self, Allowed, Sent};
+use super::world::{Dice, World, address, chain, host_mac, object, router_id, vif_id, vif_mac, world};
 use super::{finds, law};
 
 /// An IPv4 packet without a tag.
@@ -43,10 +43,10 @@ fn any_address(a: u8, b: u8) -> Ipv4Addr {
 }
 
 /// A packet to a vif from a port of its segment: the port, the segment and the packet without a tag.
-fn to_a_vif(world: &World, topology: &Topology, dice: Dice) -> Option<(PortNo, VlanId, Packet)> {
+fn to_a_vif(topology: &Topology, dice: Dice) -> Option<(PortNo, VlanId, Packet)> {
     let [r, p, a, b, c, d] = dice;
     let vifs: Vec<_> = topology.bound_vifs().collect();
-    let (id, vif, segment, _) = *vifs.get(usize::from(r).checked_rem(vifs.len())?)?;
+    let (_, vif, segment, _) = *vifs.get(usize::from(r).checked_rem(vifs.len())?)?;
     let ports: Vec<PortNo> =
         topology.members(segment).into_iter().filter(|port| Some(*port) != vif.port).collect();
     let port = *ports.get(usize::from(p).checked_rem(ports.len())?)?;
@@ -58,7 +58,6 @@ fn to_a_vif(world: &World, topology: &Topology, dice: Dice) -> Option<(PortNo, V
         2 => 2,
         _ => 64,
     };
-    let _ = (world, id);
     let packet = ipv4(src, vif.mac, any_address(a ^ 0x0f, c), any_address(b, c.wrapping_add(d)), ttl);
     Some((port, segment, packet.with(Field::IpDscp, if d % 16 == 3 { 2 } else { 0 })))
 }
@@ -87,30 +86,37 @@ struct Counts {
     forwardable: Cell<u32>,
 }
 
-fn add(cell: &Cell<u32>) {
-    cell.set(cell.get() + 1);
+impl Counts {
+    /// Counts an outcome that is allowed; false if it is not.
+    fn take(&self, allowed: &Allowed, sent: &Sent) -> bool {
+        let add = |cell: &Cell<u32>, yes: bool| cell.set(cell.get() + u32::from(yes));
+        add(&self.packets, true);
+        add(&self.forwardable, allowed.passed > 0 && allowed.end.is_some());
+        if let Some(at) = allowed.punts.iter().position(|punt| punt == sent) {
+            add(&self.chained, at > 0);
+            return true;
+        }
+        let at_end = allowed.end.as_ref() == Some(sent);
+        add(&self.dropped, at_end && sent.is_empty());
+        add(&self.forwarded, at_end && !sent.is_empty());
+        add(&self.chained, at_end && allowed.passed > 1);
+        at_end
+    }
 }
 
 fn check(world: &World, switch: &Switch, packets: &[Dice], counts: &Counts) -> Result<(), String> {
-    let topology = world.plan.topology();
+    check_any(&[world], switch, packets, counts)
+}
+
+/// Each packet goes as the kernels of one of the worlds would send it, all on the same topology.
+fn check_any(worlds: &[&World], switch: &Switch, packets: &[Dice], counts: &Counts) -> Result<(), String> {
+    let topology = worlds[0].plan.topology();
     for dice in packets {
-        let Some((port, segment, packet)) = to_a_vif(world, &topology, *dice) else { continue };
+        let Some((port, segment, packet)) = to_a_vif(&topology, *dice) else { continue };
         let sent = enter(&topology, switch, port, segment, &packet)?;
-        let allowed = oracle::allowed(world, &topology, segment, &packet);
-        add(&counts.packets);
-        if allowed.passed > 0 && allowed.end.is_some() {
-            add(&counts.forwardable);
-        }
-        if let Some(at) = allowed.punts.iter().position(|punt| *punt == sent) {
-            if at > 0 {
-                add(&counts.chained);
-            }
-        } else if allowed.end.as_ref() == Some(&sent) {
-            add(if sent.is_empty() { &counts.dropped } else { &counts.forwarded });
-            if allowed.passed > 1 {
-                add(&counts.chained);
-            }
-        } else {
+        let allowed: Vec<Allowed> =
+            worlds.iter().map(|world| oracle::allowed(world, &topology, segment, &packet)).collect();
+        if !allowed.iter().any(|allowed| counts.take(allowed, &sent)) {
             return Err(format!("port {port}, {segment}, {packet:?}: {sent:#?}, but {allowed:#?}"));
         }
     }
@@ -216,6 +222,47 @@ fn loads((world, packets): (World, Vec<Dice>), early: bool) -> Result<(), String
 #[test]
 fn no_packet_goes_wrong_while_flows_come_in() {
     law(60, cases(), |case| loads(case, false));
+}
+
+/// One change of one guest, flow by flow: each packet goes the old way, the new way, or to the guest.
+fn changes_one(mut world: World, packets: &[Dice], words: &[Dice]) -> Result<usize, String> {
+    let mut app = world.app();
+    let mut model = Model::default();
+    model.settle(&mut app, 1000, |_| {});
+    let mut flows = 0;
+    for dice in words {
+        let Some(router) = world.tables.keys().copied().nth(usize::from(dice[5] % 6)) else { continue };
+        let before = world.clone();
+        let object = object(&world.plan, router, *dice);
+        let tables = world.tables.get_mut(&router).unwrap();
+        let change = match tables.remove(&object.key()) {
+            Some(_) if dice[4] % 2 == 0 => Change::Remove(object.key()),
+            _ => {
+                tables.insert(object.key(), object.clone());
+                Change::Upsert(object)
+            }
+        };
+        if app.apply(router_id(router), change).is_err() {
+            return Ok(flows);
+        }
+        for change in app.next_batch(usize::MAX).changes {
+            flows += 1;
+            model.change(change);
+            check_any(&[&before, &world], &model.switch(), packets, &Counts::default())?;
+        }
+    }
+    Ok(flows)
+}
+
+#[test]
+fn no_packet_goes_wrong_while_a_guest_changes_one_thing() {
+    let flows = Cell::new(0);
+    law(300, (world(), vec(any::<Dice>(), 12), vec(any::<Dice>(), 12)), |(world, packets, words)| {
+        flows.set(flows.get() + changes_one(world, &packets, &words)?);
+        Ok(())
+    });
+    println!("{} flows", flows.get());
+    assert!(flows.get() > 2000, "{}", flows.get());
 }
 
 #[test]

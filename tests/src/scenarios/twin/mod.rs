@@ -45,7 +45,6 @@ pub(super) struct Twin {
     pub(super) plain: [EndHost; 2],
     pub(super) trunk: Trunk,
     pub(super) nodes: [Node; 2],
-    pub(super) pki: Pki,
 }
 
 /// MAC address of an end host.
@@ -81,7 +80,7 @@ impl Twin {
             node.host().ofctl(&["add-flow", BRIDGE, &from_port])?;
             node.host().ofctl(&["add-flow", BRIDGE, &from_trunk])?;
         }
-        let mut twin = Self { networks, plain, trunk, nodes, pki };
+        let mut twin = Self { networks, plain, trunk, nodes };
         lab.step("starting FRR and xenflow-guest in four routers");
         for network in &mut twin.networks {
             for (index, router) in network.r.iter_mut().enumerate() {

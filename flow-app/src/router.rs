@@ -314,9 +314,10 @@ fn host(addr: Ipv4Addr) -> Ipv4Net {
     Ipv4Net::from(addr)
 }
 
-/// What turns one set of flows into another: upserts, then removals.
+/// What turns one set of flows into another: upserts from the last table to the first, then removals from the first
+/// to the last. An exception comes before what it is an exception from, and goes after it.
 pub(crate) fn diff(from: &BTreeMap<FlowKey, Flow>, to: &BTreeMap<FlowKey, Flow>) -> Vec<FlowChange> {
-    let upserts = to.iter().filter(|(key, flow)| from.get(key) != Some(flow));
+    let upserts = to.iter().rev().filter(|(key, flow)| from.get(key) != Some(flow));
     let removals = from.keys().filter(|key| !to.contains_key(key));
     let upserts = upserts.map(|(_, flow)| FlowChange::Upsert(flow.clone()));
     upserts.chain(removals.map(|key| FlowChange::Remove(key.clone()))).collect()

@@ -12,7 +12,8 @@ use xenflow_proto::control::{HOST_IPV4, HOST_MAC, PORT, guest_ipv4};
 use xenflow_proto::{MacAddr, VlanId};
 
 use super::forwarding::ipv4;
-use super::world::{CONTROL_PORT, World, address, host_mac, network_of, vlan, world};
+use super::model::Model;
+use super::world::{CONTROL_PORT, Dice, World, address, host_mac, network_of, vlan, world};
 use super::{finds, law};
 
 const ANNOUNCEMENT: u128 = 0xaaaa_aaaa_aaaa;
@@ -189,13 +190,25 @@ struct Counts {
 }
 
 fn check(world: &World, mut switch: Switch, frames: &[[u8; 10]], counts: &Counts) -> Result<(), String> {
-    let topology = world.plan.topology();
+    check_any(&[&world.plan.topology()], &mut switch, frames, counts).map(|_| ())
+}
+
+/// No frame leaks as one of the topologies has it; gives what was learned.
+fn check_any(
+    topologies: &[&Topology],
+    switch: &mut Switch,
+    frames: &[[u8; 10]],
+    counts: &Counts,
+) -> Result<Vec<Flow>, String> {
+    let topology = topologies[0];
+    let mut all_learned = Vec::new();
     let add = |cell: &Cell<usize>, n| cell.set(cell.get() + n);
     for dice in frames {
-        let (port, packet) = frame(&topology, *dice);
+        let (port, packet) = frame(topology, *dice);
         let outcome = switch.send(port, &packet).map_err(|fault| fault.to_string())?;
         for (to, sent) in &outcome.sent {
-            if let Some(leak) = leak(&topology, port, &packet, *to, sent) {
+            let leaks = topologies.iter().map(|topology| leak(topology, port, &packet, *to, sent));
+            if let Some(leak) = leaks.reduce(|a, b| a.and(b)).flatten() {
                 return Err(format!("{leak}: {port} -> {to}, {packet:?} -> {sent:?}"));
             }
             add(&counts.routed, usize::from(sent.headers != packet.headers));
@@ -208,12 +221,15 @@ fn check(world: &World, mut switch: Switch, frames: &[[u8; 10]], counts: &Counts
         add(&counts.refused, usize::from(ports.is_empty()));
         add(
             &counts.control,
-            ports.iter().filter(|port| **port == CONTROL_PORT || is_control(&topology, **port)).count(),
+            ports.iter().filter(|port| **port == CONTROL_PORT || is_control(topology, **port)).count(),
         );
         add(&counts.learned, outcome.learned.len());
-        outcome.learned.into_iter().for_each(|flow| switch.insert(flow));
+        for flow in outcome.learned {
+            switch.insert(flow.clone());
+            all_learned.push(flow);
+        }
     }
-    Ok(())
+    Ok(all_learned)
 }
 
 fn cases() -> impl Strategy<Value = (World, Vec<[u8; 10]>)> {
@@ -234,6 +250,43 @@ fn nothing_leaves_its_segment_but_by_a_router() {
     for (count, least) in counts.into_iter().zip([40_000, 1_500, 500, 8_000, 5_000]) {
         assert!(count > least, "sent, routed, control, learned, refused: {counts:?}");
     }
+}
+
+/// The host changes, and the flows one by one: at every step each frame goes as before or as after.
+fn changes((mut world, frames, dice): (World, Vec<[u8; 10]>, Vec<Dice>)) -> Result<usize, String> {
+    let mut app = world.app();
+    let mut model = Model::default();
+    model.settle(&mut app, 1000, |_| {});
+    let mut steps = 0;
+    for dice in dice {
+        let before = world.plan.topology();
+        world.plan.mutate(dice);
+        let after = world.plan.topology();
+        let run = |model: &mut Model, topologies: &[&Topology]| {
+            let learned = check_any(topologies, &mut model.switch(), &frames, &Counts::default())?;
+            learned.into_iter().for_each(|flow| model.insert(flow));
+            Ok::<(), String>(())
+        };
+        run(&mut model, &[&before])?;
+        app.set_topology(after.clone());
+        for change in app.next_batch(usize::MAX).changes {
+            steps += 1;
+            model.change(change);
+            run(&mut model, &[&after, &before])?;
+        }
+        run(&mut model, &[&after])?;
+    }
+    Ok(steps)
+}
+
+#[test]
+fn nothing_leaks_while_the_host_changes() {
+    let steps = Cell::new(0);
+    law(150, (world(), vec(any::<[u8; 10]>(), 20), vec(any::<Dice>(), 1..5)), |case| {
+        steps.set(steps.get() + changes(case)?);
+        Ok(())
+    });
+    assert!(steps.get() > 1500, "{}", steps.get());
 }
 
 /// A switch of desired flows, each of which may be changed or left out.

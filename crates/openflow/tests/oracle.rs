@@ -1,6 +1,6 @@
 //! `ovs-ofctl ofp-print` as an independent reader of every kind of message that the crate writes.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
 use bytes::{Bytes, BytesMut};
 use openflow::action::{Controller, port};

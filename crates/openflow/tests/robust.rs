@@ -1,6 +1,11 @@
 //! Any bytes are read without a panic, and what is read and can be written is read again as the same value.
 
-#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking"
+)]
 
 use bytes::BytesMut;
 use openflow::*;

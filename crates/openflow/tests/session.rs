@@ -1,6 +1,11 @@
 //! The session under virtual time against a switch made of bytes.
 
-#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking"
+)]
 
 use bytes::{Bytes, BytesMut};
 use openflow::*;

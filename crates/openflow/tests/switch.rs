@@ -1,6 +1,11 @@
 //! Against a real Open vSwitch: what is sent comes back as an equal value, and bundles are atomic.
 
-#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking"
+)]
 
 mod common;
 

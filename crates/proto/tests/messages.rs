@@ -1,5 +1,5 @@
 //! The wire format holds: golden files never change, anything encodable decodes to itself, and no bytes panic.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use bytes::BytesMut;
 use proptest::prelude::*;

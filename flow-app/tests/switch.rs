@@ -1,12 +1,7 @@
 //! Against a real Open vSwitch on its dummy datapath: it holds the flows as they are desired, and does with packets
 //! what the simulator says.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::wildcard_enum_match_arm,
-    reason = "a test fails by panicking",
-    clippy::disallowed_methods
-)]
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a test fails by panicking")]
 #![allow(missing_docs, unreachable_pub, reason = "nobody else sees a test's modules")]
 #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
 #![allow(clippy::disallowed_methods, reason = "a test that talks to a switch has sockets and a clock")]

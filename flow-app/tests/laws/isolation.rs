@@ -252,8 +252,14 @@ fn nothing_leaves_its_segment_but_by_a_router() {
     }
 }
 
+type Changing = (World, Vec<[u8; 10]>, Vec<Dice>);
+
+fn changing() -> impl Strategy<Value = Changing> {
+    (world(), vec(any::<[u8; 10]>(), 20), vec(any::<Dice>(), 1..5))
+}
+
 /// The host changes, and the flows one by one: at every step each frame goes as before or as after.
-fn changes((mut world, frames, dice): (World, Vec<[u8; 10]>, Vec<Dice>)) -> Result<usize, String> {
+fn changes((mut world, frames, dice): Changing, backwards: bool) -> Result<usize, String> {
     let mut app = world.app();
     let mut model = Model::default();
     model.settle(&mut app, 1000, |_| {});
@@ -269,7 +275,11 @@ fn changes((mut world, frames, dice): (World, Vec<[u8; 10]>, Vec<Dice>)) -> Resu
         };
         run(&mut model, &[&before])?;
         app.set_topology(after.clone());
-        for change in app.next_batch(usize::MAX).changes {
+        let mut batch = app.next_batch(usize::MAX).changes;
+        if backwards {
+            batch.reverse();
+        }
+        for change in batch {
             steps += 1;
             model.change(change);
             run(&mut model, &[&after, &before])?;
@@ -282,11 +292,16 @@ fn changes((mut world, frames, dice): (World, Vec<[u8; 10]>, Vec<Dice>)) -> Resu
 #[test]
 fn nothing_leaks_while_the_host_changes() {
     let steps = Cell::new(0);
-    law(150, (world(), vec(any::<[u8; 10]>(), 20), vec(any::<Dice>(), 1..5)), |case| {
-        steps.set(steps.get() + changes(case)?);
+    law(150, changing(), |case| {
+        steps.set(steps.get() + changes(case, false)?);
         Ok(())
     });
     assert!(steps.get() > 1500, "{}", steps.get());
+}
+
+#[test]
+fn changes_in_the_wrong_order_are_noticed() {
+    finds(150, changing(), |case| changes(case, true).map(|_| ()));
 }
 
 /// A switch of desired flows, each of which may be changed or left out.

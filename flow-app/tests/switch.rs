@@ -315,6 +315,11 @@ fn a_real_switch_learns_what_the_simulator_says() {
     assert_eq!(pair.dump(cookie::LEARNED).len(), 1);
     pair.client.install(&[forget(vlan(0))]);
     assert_eq!(pair.dump(cookie::LEARNED), Flows::new());
+    // A packet does not meet what is learned from it.
+    let own = ipv4(b, b, [1, 2, 3, 4], 64);
+    let flooded = pair.agree(10, &own);
+    assert_eq!(pair.trace(10, &own, &["-generate"]), flooded);
+    assert_eq!(pair.dump(cookie::LEARNED).len(), 1);
 }
 
 #[test]

@@ -254,6 +254,9 @@ struct Watched {
 
 const SERVER_DB: &str = "_Server";
 
+/// Notifications that may come while the databases are loaded; more end in a timeout and a new connection.
+const EARLY_MAX: usize = 1 << 16;
+
 struct Task {
     config: SessionConfig,
     watched: Vec<Watched>,
@@ -317,11 +320,30 @@ impl Task {
             Err(error) => return (false, SessionError::Connect(Arc::new(error))),
         };
         let limit = self.config.sync_timeout;
-        let server = match tokio::time::timeout(limit, self.sync(&connection, remote)).await {
+        // What changes in a database while the next one is loaded waits here: a connection whose notifications
+        // nobody takes gives no replies either.
+        let mut early = Vec::new();
+        let synced = {
+            let sync = tokio::time::timeout(limit, self.sync(&connection, remote));
+            tokio::pin!(sync);
+            loop {
+                tokio::select! {
+                    synced = &mut sync => break synced,
+                    Some(notification) = notifications.recv(), if early.len() < EARLY_MAX => early.push(notification),
+                }
+            }
+        };
+        let mut server = match synced {
             Ok(Ok(server)) => server,
             Ok(Err(reason)) => return (false, reason),
             Err(_) => return (false, SessionError::SyncTimeout { seconds: limit.as_secs_f64() }),
         };
+        for notification in &early {
+            if let Err(reason) = self.notified(notification, &mut server) {
+                return (true, reason);
+            }
+        }
+        drop(early);
         self.link.send_replace(Link::Up(connection.clone()));
         (true, self.follow(&connection, &mut notifications, server).await)
     }

@@ -185,3 +185,35 @@ async fn what_cannot_be_watched_is_said_once() {
         assert!(timeout(Duration::from_millis(400), session.next()).await.is_err(), "said once");
     }
 }
+
+/// Without somebody to take them, four notifications of the first database would stop the replies of the second.
+#[tokio::test]
+async fn a_database_that_changes_while_another_is_loaded_stalls_nothing() {
+    let server = Server::start();
+    let writer = server.connect().await;
+    let many: Vec<_> = (0..20_000)
+        .map(|n| Operation::insert("Item").set("key", format!("k{n}")).set("value", "x".repeat(200)))
+        .collect();
+    writer.transact("Other", &many).await.unwrap();
+    let writing = tokio::spawn(async move {
+        for n in 0.. {
+            if writer.transact("Test", &[thing(&format!("t{n}"), n)]).await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut config = config(&server);
+    config.options.max_notifications = 4;
+    let mut session = Session::start(config);
+    assert!(matches!(next(&mut session).await, Event::Connected { .. }));
+    let before = snapshot(&mut session, "Test").await.len();
+    assert_eq!(snapshot(&mut session, "Other").await.len(), 20_000);
+    match next(&mut session).await {
+        Event::Update { database, changes } => {
+            assert_eq!(&*database, "Test");
+            assert!(!changes.is_empty() && changes.iter().all(|c| c.old.is_none()), "after {before}");
+        }
+        other => panic!("{other:?}"),
+    }
+    writing.abort();
+}

@@ -1,5 +1,6 @@
 //! One router: its guest's tables, the places in the flow tables that they decide, and which of them are due.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -155,9 +156,16 @@ impl Router {
         }
     }
 
-    /// Links or vifs changed: the places that hold another flow now are due.
+    /// Links or vifs changed: the places that hold another flow now are due. Gates close before and open after it.
     pub(crate) fn rebind(&mut self, topology: &Topology) {
         let binding = Binding::new(&self.rib, topology, self.id);
+        let bound = self.synced.then(|| binding.vifs()).into_iter().flatten();
+        let gates: BTreeMap<FlowKey, Flow> =
+            bound.map(table::gate).map(|flow| (FlowKey::from(&flow), flow)).collect();
+        let (opening, closing): (Vec<FlowChange>, Vec<FlowChange>) =
+            diff(&self.gates, &gates).into_iter().partition(|change| matches!(change, FlowChange::Upsert(_)));
+        self.gates = gates;
+        self.due.extend(closing.into_iter().map(Due::Change));
         if binding != self.binding {
             let mut places = self.places(&self.binding);
             places.extend(self.places(&binding));
@@ -169,17 +177,7 @@ impl Router {
                 self.touch(place);
             }
         }
-        self.set_gates();
-    }
-
-    fn set_gates(&mut self) {
-        let bound = self.synced.then(|| self.binding.vifs()).into_iter().flatten();
-        let gates: BTreeMap<FlowKey, Flow> =
-            bound.map(table::gate).map(|flow| (FlowKey::from(&flow), flow)).collect();
-        for change in diff(&self.gates, &gates) {
-            self.due.push_back(Due::Change(change));
-        }
-        self.gates = gates;
+        self.due.extend(opening.into_iter().map(Due::Change));
     }
 
     /// Every place that may hold a flow.
@@ -314,11 +312,15 @@ fn host(addr: Ipv4Addr) -> Ipv4Net {
     Ipv4Net::from(addr)
 }
 
-/// What turns one set of flows into another: upserts from the last table to the first, then removals from the first
-/// to the last. An exception comes before what it is an exception from, and goes after it.
+/// What turns one set of flows into another: upserts, then removals. What refuses comes before what it is an
+/// exception from, and goes after it; otherwise the last table is first, so that nothing is let in before it is
+/// known where it may go, nor while it can still go where it may not.
 pub(crate) fn diff(from: &BTreeMap<FlowKey, Flow>, to: &BTreeMap<FlowKey, Flow>) -> Vec<FlowChange> {
-    let upserts = to.iter().rev().filter(|(key, flow)| from.get(key) != Some(flow));
-    let removals = from.keys().filter(|key| !to.contains_key(key));
-    let upserts = upserts.map(|(_, flow)| FlowChange::Upsert(flow.clone()));
-    upserts.chain(removals.map(|key| FlowChange::Remove(key.clone()))).collect()
+    let mut upserts: Vec<(&FlowKey, &Flow)> =
+        to.iter().filter(|(key, flow)| from.get(key) != Some(flow)).collect();
+    upserts.sort_by_key(|(key, _)| (Reverse(key.priority), Reverse(key.table)));
+    let mut removals: Vec<&FlowKey> = from.keys().filter(|key| !to.contains_key(key)).collect();
+    removals.sort_by_key(|key| (key.priority, Reverse(key.table)));
+    let upserts = upserts.into_iter().map(|(_, flow)| FlowChange::Upsert(flow.clone()));
+    upserts.chain(removals.into_iter().map(|key| FlowChange::Remove(key.clone()))).collect()
 }

@@ -205,11 +205,20 @@ impl Host {
         Ok(())
     }
 
-    fn start_ovsdb(&mut self) -> Result<()> {
+    /// Ends the database server at once; the files stay.
+    pub fn kill_ovsdb(&mut self) -> Result<()> {
+        let mut process = self.ovsdb.take().context("ovsdb-server is not running")?;
+        process.kill()?;
+        Ok(())
+    }
+
+    /// Starts the database server (again) with the host's own database; it remembers no other.
+    pub fn start_ovsdb(&mut self) -> Result<()> {
         let db = self.run.join("conf.db");
-        process::output(
-            Command::new("ovsdb-tool").arg("create").arg(&db).arg("/usr/share/openvswitch/vswitch.ovsschema"),
-        )?;
+        if !db.exists() {
+            let schema = "/usr/share/openvswitch/vswitch.ovsschema";
+            process::output(Command::new("ovsdb-tool").arg("create").arg(&db).arg(schema))?;
+        }
         let mut command = self.command("ovsdb-server");
         command
             .arg(&db)

@@ -82,7 +82,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct RunOptions {
-    /// Figures as JSON in one object, with the seed and the outcome
+    /// Figures as one JSON object on the last line, with the seed and the outcome
     #[arg(long)]
     json: bool,
     /// Seed for everything random
@@ -147,15 +147,19 @@ fn run_scenario(scenario: &Scenario, options: &RunOptions, args: Vec<String>, bi
     let job = job(scenario, Mode::Run, seed, args, binary)?;
     let report = uml::run(scenario, &job, None, if options.keep { Logs::Keep } else { Logs::OnFailure })?;
     if options.json {
-        print(serde_json::to_string_pretty(&serde_json::json!({
+        let mut object = serde_json::json!({
             "scenario": scenario.name,
             "ok": report.outcome.ok,
             "error": report.outcome.error,
             "seed": seed,
             "seconds": report.wall_s,
             "logs": report.kept,
-            "figures": report.outcome.figures,
-        }))?);
+        });
+        if let (Some(object), Some(figures)) = (object.as_object_mut(), report.outcome.figures.as_object()) {
+            object.extend(figures.iter().map(|(name, value)| (name.clone(), value.clone())));
+        }
+        // One line, and the last one.
+        print(object.to_string());
     } else {
         for (name, value) in figures::flatten(&report.outcome.figures) {
             print(format!("{name:32} {value}"));

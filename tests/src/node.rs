@@ -94,10 +94,16 @@ impl Node {
             host,
             starts: 0,
         };
-        let database = node.host.rundir().join("xenflow.db").display().to_string();
-        let control = node.host.rundir().join("ovsdb-server.ctl").display().to_string();
-        node.xenflow(&["init", "--db-file", &database, "--ctl", &control])?;
+        node.init()?;
         Ok(node)
+    }
+
+    /// `xenflow init`: the XenFlow database is served by the host's server afterwards.
+    pub fn init(&self) -> Result<()> {
+        let database = self.host.rundir().join("xenflow.db").display().to_string();
+        let control = self.host.rundir().join("ovsdb-server.ctl").display().to_string();
+        self.xenflow(&["init", "--db-file", &database, "--ctl", &control])?;
+        Ok(())
     }
 
     /// The host below.

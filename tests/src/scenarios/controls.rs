@@ -82,6 +82,8 @@ fn run(lab: &mut Lab) -> Result<Value> {
     watch.acked(Duration::from_secs(5)).context("after the route was deleted")?;
     ensure!(count(&twin)? == 0, "a deleted route is still a flow");
 
+    deaths(lab, &mut twin, &untouched)?;
+
     // Last, because the attacker's addresses stay in its router's neighbor table.
     lab.step("no egress check: red must be seen in blue");
     let victim = twin.nodes[0].host().ofport("blue-h")?;
@@ -97,6 +99,30 @@ fn run(lab: &mut Lab) -> Result<Value> {
         "leaked_without_egress_check": leaked.leaked,
         "lost_with_cleared_tables": cleared.lost,
     }))
+}
+
+/// What the daemon needs dies and comes back; it must go on by itself.
+fn deaths(lab: &Lab, twin: &mut Twin, untouched: &str) -> Result<()> {
+    lab.step("kill -9 of ovs-vswitchd on a: its flows are gone and must come back");
+    twin.nodes[0].host_mut().kill_vswitchd()?;
+    twin.nodes[0].host_mut().start_vswitchd()?;
+    same_flows(twin, untouched)?;
+    recovered(twin)?;
+
+    lab.step(
+        "kill -9 of ovsdb-server on a: the flows must stay, and what is configured later must become flows",
+    );
+    twin.nodes[0].host_mut().kill_ovsdb()?;
+    let away = twin.networks[0].ping(20, 50)?;
+    ensure!(away.lost() == 0, "packets were lost while the database was away: {away:?}");
+    twin.nodes[0].host_mut().start_ovsdb()?;
+    twin.nodes[0].init()?;
+    twin.nodes[0].configure("segment add red-late --network red --vlan 44")?;
+    wait_for("the flows of a segment added later", Duration::from_secs(30), || {
+        Ok(twin.nodes[0].flows()?.contains("dl_vlan=44").then_some(()))
+    })?;
+    twin.nodes[0].configure("segment remove red-late")?;
+    same_flows(twin, untouched)
 }
 
 /// Pings until none is lost.

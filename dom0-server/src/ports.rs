@@ -117,6 +117,9 @@ pub fn bind(node: &Name, desired: &Desired, ports: &SwitchPorts) -> (Topology, B
     for (name, access) in &desired.access {
         if let (Some(port), Some(segment)) = (port_of(name), desired.segments.get(&access.segment)) {
             topology.access.insert(port, segment.vlan);
+            if !access.macs.is_empty() {
+                topology.access_macs.insert(port, access.macs.clone());
+            }
         }
     }
     (topology, problems)

@@ -68,6 +68,8 @@ pub struct Topology {
     pub uplinks: BTreeSet<PortNo>,
     /// End hosts and ordinary VMs: port and segment.
     pub access: BTreeMap<PortNo, VlanId>,
+    /// The only source addresses that an access port may use, where it is not free to use any.
+    pub access_macs: BTreeMap<PortNo, BTreeSet<MacAddr>>,
     /// Vifs of the routers that are configured, plugged in here or not.
     pub vifs: BTreeMap<VifId, Vif>,
     /// The host's own port on the control network.

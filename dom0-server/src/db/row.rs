@@ -281,7 +281,7 @@ pub struct Access {
     pub name: Name,
     /// The segment it is on.
     pub segment: Name,
-    /// Addresses of its host, never a vif's. Recorded only: frames are not filtered by them.
+    /// The only source addresses its host may use, never a vif's; empty: any that is no vif's.
     pub macs: BTreeSet<MacAddr>,
 }
 

@@ -35,8 +35,15 @@ pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
         flows.push(admit(matching.build(), tag(vlan), port, 0, None));
     }
     for (&port, &vlan) in &topology.access {
-        let matching = Match::builder().in_port(port).untagged();
-        flows.push(admit(matching.build(), tag(vlan), port, 0, Some(vlan)));
+        let untagged = || Match::builder().in_port(port).untagged();
+        match topology.access_macs.get(&port) {
+            None => flows.push(admit(untagged().build(), tag(vlan), port, 0, Some(vlan))),
+            Some(allowed) => flows.extend(
+                allowed
+                    .iter()
+                    .map(|mac| admit(untagged().eth_src(mac.0).build(), tag(vlan), port, 0, Some(vlan))),
+            ),
+        }
         for mac in macs.get(&vlan).into_iter().flatten() {
             flows.push(refuse(Match::builder().in_port(port).eth_src(mac.0).build()));
         }
@@ -80,5 +87,36 @@ fn learn_source(vlan: VlanId) -> Learn {
             LearnSpec::Load(LearnSrc::Field(Field::Reg(IN_PORT).whole()), (Field::Reg(OUT_PORT), 0)),
         ],
         ..Learn::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::{Packet, Switch};
+
+    /// Where a broadcast from this source goes that comes in by the access port 1, with another at 2.
+    fn ports(allowed: Option<[u8; 6]>, source: [u8; 6]) -> Vec<PortNo> {
+        let vlan = VlanId::MIN;
+        let topology = Topology {
+            segments: [vlan].into(),
+            access: [(1, vlan), (2, vlan)].into(),
+            access_macs: allowed.into_iter().map(|mac| (1, [MacAddr(mac)].into())).collect(),
+            ..Topology::default()
+        };
+        let switch: Switch = super::super::topology_flows(&topology).into_iter().collect();
+        let packet = Packet::default()
+            .with(Field::EthSrc, openflow::mac_bits(source))
+            .with(Field::EthDst, openflow::mac_bits([0xff; 6]));
+        switch.send(1, &packet).unwrap().sent.into_iter().map(|(port, _)| port).collect()
+    }
+
+    #[test]
+    fn an_access_port_uses_its_own_addresses() {
+        let (own, other) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+        assert_eq!(ports(None, other), [2]);
+        assert_eq!(ports(Some(own), own), [2]);
+        assert_eq!(ports(Some(own), other), [0; 0]);
+        assert_eq!(ports(None, [3, 0, 0, 0, 0, 1]), [0; 0], "a group address is no source");
     }
 }

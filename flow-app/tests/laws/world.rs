@@ -57,6 +57,7 @@ impl Plan {
             segments: (0..SEGMENTS).filter(|s| is_there(*s)).map(vlan).collect(),
             uplinks: uplinks.collect(),
             access: access.collect(),
+            access_macs: BTreeMap::new(),
             vifs: BTreeMap::new(),
             control_port: self.control.then_some(CONTROL_PORT),
         };

@@ -172,7 +172,7 @@ pub(crate) enum AccessCommand {
         /// The segment it is on
         #[arg(long)]
         segment: String,
-        /// A MAC address of its host, which must be no vif's; recorded only
+        /// A source address its host may use, no vif's; any that is no vif's if none is given
         #[arg(long = "mac", value_name = "MAC")]
         macs: Vec<String>,
     },

@@ -162,7 +162,9 @@ fn run_scenario(scenario: &Scenario, options: &RunOptions, args: Vec<String>, bi
         print(object.to_string());
     } else {
         for (name, value) in figures::flatten(&report.outcome.figures) {
-            print(format!("{name:32} {value}"));
+            let target = scenario.targets.iter().find(|(of, _)| *of == name);
+            let target = target.map(|(_, must)| format!("   must be {must}")).unwrap_or_default();
+            print(format!("{name:32} {value:>12}{target}").trim_end());
         }
         if let Some(kept) = report.kept.as_deref().filter(|_| report.outcome.ok) {
             say(format!("lab: the logs are in {}", kept.display()));

@@ -28,6 +28,8 @@ pub struct Scenario {
     pub needs_product: bool,
     /// Whether `lab test` runs it.
     pub in_suite: bool,
+    /// What figures must be, for people to read beside them; the scenario itself checks it.
+    pub targets: &'static [(&'static str, &'static str)],
     /// The scenario itself.
     pub run: fn(&mut Lab) -> Result<serde_json::Value>,
 }

@@ -17,6 +17,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     limit: Duration::from_secs(10),
     needs_product: false,
     in_suite: false,
+    targets: &[],
     run,
 };
 

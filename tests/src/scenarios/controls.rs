@@ -20,6 +20,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     limit: Duration::from_secs(300),
     needs_product: true,
     in_suite: true,
+    targets: &[],
     run,
 };
 

@@ -20,6 +20,13 @@ pub(super) const SCENARIO: Scenario = Scenario {
     limit: Duration::from_secs(300),
     needs_product: true,
     in_suite: true,
+    targets: &[
+        ("ping_loss_red", "0"),
+        ("ping_loss_blue", "0"),
+        ("vm_transit_packets", "0"),
+        ("leaked_packets", "0"),
+        ("restart_loss", "0"),
+    ],
     run,
 };
 

@@ -28,6 +28,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     limit: Duration::from_secs(150),
     needs_product: false,
     in_suite: true,
+    targets: &[],
     run,
 };
 

@@ -284,7 +284,7 @@ fn route(payload: &[u8]) -> Result<Option<Route>, NetlinkError> {
             _ => hop_attribute(&mut hop, &attribute)?,
         }
     }
-    let mut kind = route_kind(byte(header, 7));
+    let mut kind = RouteKind::from(byte(header, 7));
     let mut target = match (next_hop_id, hops) {
         (Some(id), _) => RouteTarget::NextHop(id),
         (None, Some(hops)) if hops.len() > MAX_HOPS => RouteTarget::Hops(vec![UNDESCRIBED]),
@@ -353,19 +353,4 @@ fn multipath(mut bytes: &[u8]) -> Result<Vec<Hop>, NetlinkError> {
 /// IPv6 names the loopback as the interface of these, IPv4 none.
 fn drops(kind: RouteKind) -> bool {
     matches!(kind, RouteKind::Blackhole | RouteKind::Unreachable | RouteKind::Prohibit | RouteKind::Throw)
-}
-
-fn route_kind(kind: u8) -> RouteKind {
-    match kind {
-        1 => RouteKind::Unicast,
-        2 => RouteKind::Local,
-        3 => RouteKind::Broadcast,
-        4 => RouteKind::Anycast,
-        5 => RouteKind::Multicast,
-        6 => RouteKind::Blackhole,
-        7 => RouteKind::Unreachable,
-        8 => RouteKind::Prohibit,
-        9 => RouteKind::Throw,
-        other => RouteKind::Other(other),
-    }
 }

@@ -408,7 +408,7 @@ fn route(route: pb::Route) -> Decoded<Route> {
     let pb::Route { key, r#type, protocol, scope, next_hop_id, hops, mtu } = route;
     Ok(Route {
         key: route_key(need(key, "key")?)?,
-        kind: route_kind(narrow(r#type, "route type", "0 to 255")?),
+        kind: RouteKind::from(narrow::<u8>(r#type, "route type", "0 to 255")?),
         protocol: narrow(protocol, "protocol", "0 to 255")?,
         scope: narrow(scope, "scope", "0 to 255")?,
         target: match optional(next_hop_id) {
@@ -429,42 +429,12 @@ fn route_to_wire(route: &Route) -> pb::Route {
     };
     pb::Route {
         key: Some(route_key_to_wire(key)),
-        r#type: route_kind_to_wire(*kind).into(),
+        r#type: u8::from(*kind).into(),
         protocol: (*protocol).into(),
         scope: (*scope).into(),
         next_hop_id,
         hops,
         mtu: mtu.unwrap_or(0),
-    }
-}
-
-fn route_kind(kind: u8) -> RouteKind {
-    match kind {
-        1 => RouteKind::Unicast,
-        2 => RouteKind::Local,
-        3 => RouteKind::Broadcast,
-        4 => RouteKind::Anycast,
-        5 => RouteKind::Multicast,
-        6 => RouteKind::Blackhole,
-        7 => RouteKind::Unreachable,
-        8 => RouteKind::Prohibit,
-        9 => RouteKind::Throw,
-        other => RouteKind::Other(other),
-    }
-}
-
-fn route_kind_to_wire(kind: RouteKind) -> u8 {
-    match kind {
-        RouteKind::Unicast => 1,
-        RouteKind::Local => 2,
-        RouteKind::Broadcast => 3,
-        RouteKind::Anycast => 4,
-        RouteKind::Multicast => 5,
-        RouteKind::Blackhole => 6,
-        RouteKind::Unreachable => 7,
-        RouteKind::Prohibit => 8,
-        RouteKind::Throw => 9,
-        RouteKind::Other(other) => other,
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use openflow::{Flow, FlowFilter};
-use xenflow_flow_app::{App, Attachment, FlowChange, RouterId, RouterStatus};
+use xenflow_flow_app::{App, Attachment, Batch, FlowChange, RouterId, RouterStatus};
 use xenflow_proto::frame::MAX_FRAME;
 use xenflow_proto::message::{
     GuestMessage, Hello, HostMessage, MAX_CHANGES, RefusalReason, VERSION, Welcome,
@@ -119,6 +119,8 @@ pub struct Core {
     switch_up: bool,
     dumping: bool,
     in_flight: BTreeMap<BatchId, InFlight>,
+    /// What this switch will not have.
+    refused: Vec<FlowChange>,
     next_batch: BatchId,
     sessions: BTreeMap<SessionId, Session>,
     /// What a mark of the flow app stands for.
@@ -140,6 +142,7 @@ impl Core {
             switch_up: false,
             dumping: false,
             in_flight: BTreeMap::new(),
+            refused: Vec::new(),
             next_batch: BatchId(1),
             sessions: BTreeMap::new(),
             marks: HashMap::new(),
@@ -161,6 +164,7 @@ impl Core {
             }
             Event::SwitchUp => {
                 self.forget_switch();
+                self.refused.clear();
                 self.switch_up = true;
             }
             Event::SwitchDown => self.forget_switch(),
@@ -210,21 +214,32 @@ impl Core {
         }
         let routers: BTreeSet<RouterId> =
             desired.routers.values().map(|router| RouterId(router.id.get())).collect();
-        let orphans: Vec<SessionId> = self
-            .sessions
-            .iter()
-            .filter(|(_, session)| !routers.contains(&session.router))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in orphans {
-            self.refuse(id, RefusalReason::UnknownRouter, "the router was removed".into());
+        // A router without any vif is forgotten with its tables; its guest must begin anew when it has one again.
+        let orphan = |session: &Session| {
+            if !routers.contains(&session.router) {
+                Some("the router was removed")
+            } else if self.app.router(session.router).is_none() {
+                Some("the router has no vif any more")
+            } else {
+                None
+            }
+        };
+        let orphans: Vec<(SessionId, &str)> =
+            self.sessions.iter().filter_map(|(id, session)| Some((*id, orphan(session)?))).collect();
+        for (id, detail) in orphans {
+            self.refuse(id, RefusalReason::UnknownRouter, detail.into());
         }
     }
 
-    /// What was under way is lost; what it would have confirmed is asked for again.
     fn forget_switch(&mut self) {
         self.switch_up = false;
         self.dumping = false;
+        self.start_over();
+    }
+
+    /// What was under way counts for nothing; what it would have confirmed is asked for again. The end of a dump
+    /// that is being answered is still waited for: it must not be taken for the end of the next one.
+    fn start_over(&mut self) {
         self.app.switch_reset();
         for batch in std::mem::take(&mut self.in_flight).into_values() {
             for (router, mark) in batch.reached {
@@ -245,16 +260,20 @@ impl Core {
             self.effects.push(Effect::Dump(filters));
         }
         while self.in_flight.len() < IN_FLIGHT {
-            let batch = self.app.next_batch(BATCH);
-            if batch.changes.is_empty() {
+            let Batch { mut changes, reached } = self.app.next_batch(BATCH);
+            let is_last = changes.is_empty();
+            changes.retain(|change| !self.refused.contains(change));
+            if !changes.is_empty() {
+                self.send(changes, reached);
+            } else if let Some(last) = self.in_flight.values_mut().next_back() {
                 // Nothing to wait for but what is under way already.
-                match self.in_flight.values_mut().next_back() {
-                    Some(last) => last.reached.extend(batch.reached),
-                    None => self.acknowledge(batch.reached),
-                }
+                last.reached.extend(reached);
+            } else {
+                self.acknowledge(reached);
+            }
+            if is_last {
                 return;
             }
-            self.send(batch.changes, batch.reached);
         }
     }
 
@@ -265,30 +284,20 @@ impl Core {
         self.in_flight.insert(id, InFlight { changes, reached });
     }
 
-    /// A change that the switch refuses is a fault of ours: it is left out and said aloud, the others are sent
-    /// again.
+    /// A change that the switch refuses is a fault of ours: it is left out from now on and said aloud. Of the
+    /// others, some may have been overtaken by a later batch that was taken, so they are not just sent again: what
+    /// the switch holds decides.
     fn refused(&mut self, id: BatchId, culprits: &[(usize, String)]) {
-        let Some(batch) = self.in_flight.remove(&id) else { return };
-        let reasons: BTreeMap<usize, &String> =
-            culprits.iter().map(|(index, reason)| (*index, reason)).collect();
-        let mut rest = Vec::new();
-        for (index, change) in batch.changes.into_iter().enumerate() {
-            match reasons.get(&index) {
-                Some(reason) => {
-                    tracing::error!(%reason, ?change, "the switch refuses a flow: it is left out")
-                }
-                None => rest.push(change),
-            }
+        let Some(batch) = self.in_flight.get(&id) else { return };
+        for (index, reason) in culprits {
+            let Some(change) = batch.changes.get(*index) else { continue };
+            tracing::error!(%reason, ?change, "the switch refuses a flow: it is left out");
+            self.refused.push(change.clone());
         }
-        if reasons.is_empty() {
+        if culprits.is_empty() {
             tracing::error!(batch = id.0, "the switch refuses a bundle and names no flow: starting over");
-            self.forget_switch();
-            self.switch_up = true;
-        } else if rest.is_empty() {
-            self.acknowledge(batch.reached);
-        } else {
-            self.send(rest, batch.reached);
         }
+        self.start_over();
     }
 
     fn acknowledge(&mut self, reached: Vec<(RouterId, u64)>) {
@@ -305,7 +314,8 @@ impl Core {
     }
 
     fn ack(&mut self, id: SessionId, seq: Seq) {
-        if let Some(session) = self.sessions.get_mut(&id) {
+        // A mark that was asked for again may come after a later one.
+        if let Some(session) = self.sessions.get_mut(&id).filter(|session| seq > session.acked) {
             session.acked = seq;
             let rejected = std::mem::take(&mut session.rejected);
             self.effects.push(Effect::Tell(id, HostMessage::Ack { seq, rejected }));
@@ -467,3 +477,6 @@ fn is_address_of(mac: MacAddr, peer: IpAddr) -> bool {
         IpAddr::V6(addr) => addr == control::guest_ipv6(mac),
     }
 }
+
+#[cfg(test)]
+mod tests;

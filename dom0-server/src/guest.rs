@@ -12,7 +12,7 @@ use bytes::BytesMut;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 use xenflow_proto::control::{HOST_IPV4, HOST_IPV6, HOST_PORT_NAME, PORT};
@@ -23,8 +23,9 @@ use xenflow_proto::{FrameDecoder, GuestMessage, HostMessage, Identity};
 use crate::core::{Event, SessionId};
 use crate::tls;
 
-/// Handshakes under way at once, of all guests; a guest that opens more waits.
-const HANDSHAKES: usize = 64;
+/// Connections without a session at once, of one address; one more is closed. A count of all guests would let one
+/// of them keep the others out.
+const HANDSHAKES: usize = 4;
 /// Time for the handshake, and again for the first message.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// After so long a silence the host asks whether the guest is there; after as much again it is not.
@@ -86,7 +87,7 @@ pub async fn listen(
     let v6 = bind(SocketAddrV6::new(HOST_IPV6, PORT, 0, ifindex).into())?;
     let v4 = bind((HOST_IPV4, PORT).into())?;
     tracing::info!(ifindex, port = PORT, "listening for guests on {HOST_PORT_NAME}");
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let handshakes = Handshakes::default();
     loop {
         let accepted = tokio::select! {
             accepted = v6.accept() => accepted,
@@ -101,17 +102,55 @@ pub async fn listen(
                 continue;
             }
         };
-        let Ok(permit) = handshakes.clone().acquire_owned().await else { continue };
+        let handshake = handshakes.begin(peer.ip());
         let (server, sessions, events) = (server.clone(), sessions.clone(), events.clone());
         tokio::spawn(async move {
-            let opened = handshake(stream, peer, server).await;
-            drop(permit);
-            let end = match opened {
-                Ok(opened) => serve(opened, peer.ip(), &sessions, &events).await,
-                Err(end) => end,
+            let (end, stream) = match handshake {
+                Some(handshake) => session(stream, peer, server, handshake, &sessions, &events).await,
+                None => (End::Crowded, None),
             };
-            tracing::warn!(%peer, reason = %Chain(&end), "session ended");
+            end.log(peer);
+            if let Some(mut stream) = stream {
+                say_why(&mut stream, &end).await;
+            }
         });
+    }
+}
+
+/// Connections without a session, by address.
+#[derive(Debug, Clone, Default)]
+struct Handshakes {
+    counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+impl Handshakes {
+    fn begin(&self, peer: IpAddr) -> Option<Handshake> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(peer).or_default();
+        if *count >= HANDSHAKES {
+            return None;
+        }
+        *count += 1;
+        Some(Handshake { all: self.clone(), peer })
+    }
+}
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+struct Handshake {
+    all: Handshakes,
+    peer: IpAddr,
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        let mut counts = self.all.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.peer);
+            }
+        }
     }
 }
 
@@ -161,8 +200,22 @@ enum End {
     Slow { router: Identity },
     #[error("{router}: refused ({reason:?}): {detail}")]
     Refused { router: Identity, reason: RefusalReason, detail: String },
+    #[error("{HANDSHAKES} connections of this address have no session yet, and no more may")]
+    Crowded,
     #[error("the daemon stops")]
     Stopped,
+}
+
+impl End {
+    /// The one line that every connection leaves. That a guest leaves is nothing to look after.
+    fn log(&self, peer: SocketAddr) {
+        let reason = Chain(self);
+        if matches!(self, Self::Closed { .. } | Self::Stopped) {
+            tracing::info!(%peer, %reason, "session ended");
+        } else {
+            tracing::warn!(%peer, %reason, "session ended");
+        }
+    }
 }
 
 /// An error with its causes, in one line.
@@ -180,34 +233,34 @@ impl std::fmt::Display for Chain<'_> {
     }
 }
 
-struct Opened {
-    stream: TlsStream<TcpStream>,
-    identity: Identity,
-    hello: Hello,
-    decoder: FrameDecoder,
-}
-
-async fn handshake(stream: TcpStream, peer: SocketAddr, server: Arc<ServerConfig>) -> Result<Opened, End> {
+/// A connection, from the first byte to its end. The stream comes back if the guest may still be told something.
+async fn session(
+    stream: TcpStream,
+    peer: SocketAddr,
+    server: Arc<ServerConfig>,
+    handshake: Handshake,
+    sessions: &Sessions,
+    events: &mpsc::Sender<Event>,
+) -> (End, Option<TlsStream<TcpStream>>) {
     let _ = stream.set_nodelay(true);
-    let (mut stream, identity) = tls::accept(server, stream, peer, HANDSHAKE).await?;
+    let (mut stream, identity) = match tls::accept(server, stream, peer, HANDSHAKE).await {
+        Ok(accepted) => accepted,
+        Err(error) => return (error.into(), None),
+    };
     let mut decoder = FrameDecoder::new(MAX_HELLO);
-    let read = timeout(HANDSHAKE, next_message(&mut stream, &mut decoder, &identity)).await;
-    let first = read.map_err(|_| End::NoHello { router: identity.clone() })?;
-    match first {
-        Ok(GuestMessage::Hello(hello)) => {
+    let first = timeout(HANDSHAKE, next_message(&mut stream, &mut decoder, &identity)).await;
+    drop(handshake);
+    let end = match first {
+        Ok(Ok(GuestMessage::Hello(hello))) => {
             decoder.set_limit(MAX_FRAME);
-            Ok(Opened { stream, identity, hello, decoder })
+            let guest = Guest { identity, peer: peer.ip(), hello };
+            serve(&mut stream, decoder, guest, sessions, events).await
         }
-        Ok(_) => {
-            let detail = "the first message must be hello".to_owned();
-            say_goodbye(&mut stream, RefusalReason::Protocol, detail).await;
-            Err(End::NotHello { router: identity })
-        }
-        Err(end) => {
-            say_why(&mut stream, &end).await;
-            Err(end)
-        }
-    }
+        Ok(Ok(_)) => End::NotHello { router: identity },
+        Ok(Err(end)) => end,
+        Err(_) => End::NoHello { router: identity },
+    };
+    (end, Some(stream))
 }
 
 /// Reads on until a message is there. Cancel safe: what was read stays in the decoder.
@@ -226,23 +279,44 @@ async fn next_message(
             Ok(0) if decoder.is_mid_frame() => return Err(End::Truncated { router: router.clone() }),
             Ok(0) => return Err(End::Closed { router: router.clone() }),
             Ok(_) => {}
+            // A guest that is stopped closes without a word of TLS.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                let router = router.clone();
+                return Err(if decoder.is_mid_frame() {
+                    End::Truncated { router }
+                } else {
+                    End::Closed { router }
+                });
+            }
             Err(source) => return Err(End::Io { router: router.clone(), source }),
         }
     }
 }
 
+/// Whom a session is with.
+struct Guest {
+    identity: Identity,
+    peer: IpAddr,
+    hello: Hello,
+}
+
 /// One session, from its hello to its end.
-async fn serve(opened: Opened, peer: IpAddr, sessions: &Sessions, events: &mpsc::Sender<Event>) -> End {
-    let Opened { mut stream, identity, hello, decoder } = opened;
+async fn serve(
+    stream: &mut TlsStream<TcpStream>,
+    decoder: FrameDecoder,
+    guest: Guest,
+    sessions: &Sessions,
+    events: &mpsc::Sender<Event>,
+) -> End {
+    let Guest { identity, peer, hello } = guest;
     let (id, tells) = sessions.open();
     tracing::info!(session = id.0, router = %identity, %peer, agent = %hello.agent, "session opened");
     let end = match events.send(Event::Opened(id, identity.clone(), peer, hello)).await {
-        Ok(()) => converse(&mut stream, decoder, id, &identity, tells, events).await,
+        Ok(()) => converse(stream, decoder, id, &identity, tells, events).await,
         Err(_) => End::Stopped,
     };
     sessions.forget(id);
     let _ = events.send(Event::Closed(id)).await;
-    say_why(&mut stream, &end).await;
     end
 }
 
@@ -291,8 +365,10 @@ async fn converse(
                 }
                 next = tells.try_recv().ok();
             }
-            if let Err(source) = write(&mut writer, &mut out).await {
-                return End::Io { router: router.clone(), source };
+            match timeout(SILENCE, write(&mut writer, &mut out)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(source)) => return End::Io { router: router.clone(), source },
+                Err(_) => return End::Slow { router: router.clone() },
             }
         }
     };
@@ -317,14 +393,15 @@ async fn say_why(stream: &mut TlsStream<TcpStream>, end: &End) {
         }
         End::Frame { source: error @ FrameError::Empty, .. } => (RefusalReason::Protocol, error.to_string()),
         End::Message { source, .. } => (RefusalReason::Protocol, source.to_string()),
+        End::NotHello { .. } => (RefusalReason::Protocol, "the first message must be hello".to_owned()),
         End::Tls(_)
         | End::NoHello { .. }
         | End::Io { .. }
         | End::Closed { .. }
         | End::Truncated { .. }
-        | End::NotHello { .. }
         | End::Silent { .. }
         | End::Slow { .. }
+        | End::Crowded
         | End::Stopped => return,
     };
     say_goodbye(stream, reason, detail).await;
@@ -336,7 +413,11 @@ async fn say_goodbye(stream: &mut TlsStream<TcpStream>, reason: RefusalReason, d
     // A guest that does not read gets nothing; the session is over either way.
     let _ = timeout(Duration::from_secs(1), async {
         write(stream, &mut out).await?;
-        stream.shutdown().await
+        stream.shutdown().await?;
+        // Closing with something unread resets the connection, and the guest might not see what it was told.
+        let mut rest = [0; 4096];
+        while stream.get_mut().0.read(&mut rest).await? > 0 {}
+        io::Result::Ok(())
     })
     .await;
 }

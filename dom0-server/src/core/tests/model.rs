@@ -1,0 +1,270 @@
+//! Random events against a switch that is a map: whatever was lost, delayed or refused on the way, it ends with what
+//! is desired, and every guest with the acknowledgement of the last it said.
+
+use std::collections::VecDeque;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use xenflow_flow_app::FlowKey;
+use xenflow_flow_app::pipeline::{LEARNED, cookie};
+
+use super::*;
+
+const ROUTERS: [u8; 3] = [1, 2, 3];
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// The guest of a router connects (anew).
+    Open(u8),
+    /// It goes.
+    Close(u8),
+    /// It says what comes next: a snapshot with or without these, or changes.
+    Say(u8, u8, bool),
+    /// The switch does one thing it was told.
+    Work,
+    /// It refuses the next bundle because of one of its flows, or of none.
+    Refuse(Option<u8>),
+    /// One of its answers arrives.
+    Deliver,
+    Down,
+    Up,
+    /// These routers are configured.
+    Desire([bool; 3]),
+    /// These are plugged in.
+    Plug([bool; 3]),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let router = prop::sample::select(&ROUTERS[..]);
+    prop_oneof![
+        2 => router.clone().prop_map(Step::Open),
+        1 => router.clone().prop_map(Step::Close),
+        12 => (router, 0..6u8, any::<bool>()).prop_map(|(r, third, more)| Step::Say(r, third, more)),
+        8 => Just(Step::Work),
+        1 => prop::option::of(0..4u8).prop_map(Step::Refuse),
+        8 => Just(Step::Deliver),
+        1 => Just(Step::Down),
+        2 => Just(Step::Up),
+        1 => prop::array::uniform3(prop::bool::weighted(0.8)).prop_map(Step::Desire),
+        1 => prop::array::uniform3(prop::bool::weighted(0.8)).prop_map(Step::Plug),
+    ]
+}
+
+#[derive(Debug, Default)]
+struct Guest {
+    router: u8,
+    said: u64,
+    acked: u64,
+    ended: bool,
+    live: bool,
+}
+
+struct World {
+    core: Core,
+    flows: BTreeMap<FlowKey, Flow>,
+    orders: VecDeque<Effect>,
+    answers: VecDeque<Event>,
+    up: bool,
+    refuse: Option<Option<u8>>,
+    guests: BTreeMap<u64, Guest>,
+}
+
+fn chosen(which: [bool; 3]) -> Vec<u8> {
+    ROUTERS.into_iter().zip(which).filter_map(|(router, there)| there.then_some(router)).collect()
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            core: core(100),
+            flows: BTreeMap::new(),
+            orders: VecDeque::new(),
+            answers: VecDeque::new(),
+            up: false,
+            refuse: None,
+            guests: BTreeMap::new(),
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        for effect in self.core.handle(event) {
+            match effect {
+                Effect::Send(..) | Effect::Dump(_) => {
+                    assert!(self.up, "an order without a switch");
+                    self.orders.push_back(effect);
+                }
+                Effect::Refuse(id, ..) => self.guest(id).ended = true,
+                Effect::Tell(id, HostMessage::Ack { seq, .. }) => {
+                    let guest = self.guest(id);
+                    assert!(!guest.ended, "an acknowledgement after the end");
+                    assert!(guest.acked < seq.0 && seq.0 <= guest.said, "{seq} acknowledged: {guest:?}");
+                    guest.acked = seq.0;
+                }
+                Effect::Tell(..) => {}
+            }
+        }
+    }
+
+    fn guest(&mut self, id: SessionId) -> &mut Guest {
+        self.guests.get_mut(&id.0).unwrap()
+    }
+
+    fn session_of(&self, router: u8) -> Option<u64> {
+        let mut open = self.guests.iter().filter(|(_, guest)| guest.router == router && !guest.ended);
+        open.next().map(|(id, _)| *id)
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Open(router) => {
+                let id = self.guests.len() as u64 + 1;
+                self.guests.insert(id, Guest { router, ..Guest::default() });
+                let text = format!("r{router}");
+                let identity = Identity::Router(name(&text));
+                self.handle(Event::Opened(SessionId(id), identity, peer(router), hello(&text)));
+            }
+            Step::Close(router) => {
+                if let Some(id) = self.session_of(router) {
+                    self.guest(SessionId(id)).ended = true;
+                    self.handle(Event::Closed(SessionId(id)));
+                }
+            }
+            Step::Say(router, third, more) => self.say(router, third, more),
+            Step::Work => self.work(),
+            Step::Refuse(culprit) => self.refuse = Some(culprit),
+            Step::Deliver => {
+                if let Some(event) = self.answers.pop_front() {
+                    self.handle(event);
+                }
+            }
+            Step::Down => self.down(),
+            Step::Up => self.up(),
+            Step::Desire(which) => self.handle(Event::Desired(desired(&chosen(which)))),
+            Step::Plug(which) => self.handle(Event::Ports(ports(&chosen(which)))),
+        }
+    }
+
+    fn say(&mut self, router: u8, third: u8, more: bool) {
+        let Some(id) = self.session_of(router) else { return };
+        let guest = self.guest(SessionId(id));
+        if guest.said - guest.acked >= u64::from(WINDOW) {
+            return;
+        }
+        guest.said += 1;
+        let seq = Seq(guest.said);
+        let message = if guest.said == 1 {
+            GuestMessage::SnapshotBegin(seq)
+        } else if !guest.live && !more {
+            guest.live = true;
+            GuestMessage::SnapshotEnd(seq)
+        } else if more {
+            changes(seq.0, [third])
+        } else {
+            GuestMessage::Changes { seq, changes: vec![Change::Remove(route(third).key())] }
+        };
+        self.handle(Event::Said(SessionId(id), message));
+    }
+
+    fn down(&mut self) {
+        if self.up {
+            self.up = false;
+            self.orders.clear();
+            self.answers.clear();
+            self.handle(Event::SwitchDown);
+        }
+    }
+
+    fn up(&mut self) {
+        if !self.up {
+            self.up = true;
+            self.handle(Event::SwitchUp);
+        }
+    }
+
+    /// One order, in the order they came; its answer arrives later.
+    fn work(&mut self) {
+        match self.orders.pop_front() {
+            Some(Effect::Send(id, changes)) => {
+                if let Some(culprit) = self.refuse.take() {
+                    let culprit = culprit.map(|at| (usize::from(at) % changes.len(), "no".to_owned()));
+                    self.answers.push_back(Event::Refused(id, culprit.into_iter().collect()));
+                    return;
+                }
+                for change in changes {
+                    match change {
+                        FlowChange::Upsert(flow) => {
+                            self.flows.insert(FlowKey::from(&flow), flow);
+                        }
+                        FlowChange::Remove(key) => {
+                            self.flows.remove(&key);
+                        }
+                        FlowChange::RemoveRouter(id) => self
+                            .flows
+                            .retain(|_, flow| flow.cookie & cookie::OWNER_MASK != cookie::router(id)),
+                        FlowChange::ForgetLearned(_) => {
+                            self.flows.retain(|key, _| key.table != LEARNED);
+                        }
+                    }
+                }
+                self.answers.push_back(Event::Confirmed(id));
+            }
+            Some(Effect::Dump(filters)) => {
+                for filter in filters {
+                    let covers = |flow: &&Flow| {
+                        flow.cookie & filter.cookie_mask == filter.cookie & filter.cookie_mask
+                            && [flow.table, openflow::flow::ALL_TABLES].contains(&filter.table)
+                    };
+                    let flows = self.flows.values().filter(covers).cloned().collect();
+                    self.answers.push_back(Event::Dumped(flows));
+                }
+                self.answers.push_back(Event::DumpEnd);
+            }
+            Some(Effect::Tell(..) | Effect::Refuse(..)) | None => {}
+        }
+    }
+
+    /// All databases have spoken, the switch takes everything, and all of it is done.
+    fn settle(&mut self) {
+        self.down();
+        self.refuse = None;
+        self.handle(Event::Desired(desired(&ROUTERS)));
+        self.handle(Event::Ports(ports(&ROUTERS)));
+        self.up();
+        for _ in 0..10_000 {
+            if self.orders.is_empty() && self.answers.is_empty() {
+                return;
+            }
+            self.step(Step::Work);
+            self.step(Step::Deliver);
+        }
+        panic!("the core never comes to rest");
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_switch_ends_with_what_is_desired(steps in vec(step(), 0..150)) {
+        let mut world = World::new();
+        world.step(Step::Desire([true; 3]));
+        world.step(Step::Plug([true; 3]));
+        world.step(Step::Up);
+        for step in steps {
+            world.step(step);
+        }
+        world.settle();
+        let mut desired: BTreeMap<FlowKey, Flow> =
+            world.core.app.desired().map(|flow| (FlowKey::from(&flow), flow)).collect();
+        // A router whose guest has not spoken in this life of the daemon keeps what it has.
+        let silent = |flow: &Flow| {
+            let router = cookie::router_of(flow.cookie);
+            router.is_some_and(|id| world.core.app.router(id).is_some_and(|status| !status.synced))
+        };
+        let kept = world.flows.values().filter(|flow| silent(flow));
+        desired.extend(kept.map(|flow| (FlowKey::from(flow), flow.clone())));
+        prop_assert_eq!(&world.flows, &desired);
+        for guest in world.guests.values().filter(|guest| !guest.ended) {
+            prop_assert_eq!(guest.acked, guest.said, "{:?}", guest);
+        }
+        prop_assert!(world.core.marks.is_empty(), "marks are left over: {:?}", world.core.marks);
+    }
+}

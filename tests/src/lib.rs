@@ -14,6 +14,7 @@ pub mod figures;
 pub mod frame;
 pub mod guest;
 pub mod host;
+pub mod hostile;
 pub mod init;
 pub mod inject;
 pub mod iperf;

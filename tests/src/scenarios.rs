@@ -5,11 +5,13 @@ use crate::scenario::Scenario;
 pub mod broken;
 mod controls;
 mod demo;
+mod hostile;
 mod plain;
 mod twin;
 
 /// Every scenario, in the order `lab test` runs them.
-pub const ALL: &[Scenario] = &[plain::SCENARIO, demo::SCENARIO, controls::SCENARIO, broken::SCENARIO];
+pub const ALL: &[Scenario] =
+    &[plain::SCENARIO, demo::SCENARIO, controls::SCENARIO, hostile::SCENARIO, broken::SCENARIO];
 
 /// Finds a scenario by name.
 pub fn find(name: &str) -> Option<&'static Scenario> {

@@ -20,7 +20,7 @@ use crate::{control_port, tls};
 /// Events that wait for the core; a source that has more waits itself, and so slows its peer.
 const EVENTS: usize = 256;
 /// The core never asks the switch for more at once.
-const COMMANDS: usize = 16;
+const ORDERS: usize = 16;
 /// How often the database is told what changed.
 const STATUS_PERIOD: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(1);
@@ -61,9 +61,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         return Err(StartError::Node { certificate: server.identity.to_string(), node });
     }
     let (events, mut inbox) = mpsc::channel(EVENTS);
-    let (commands, orders) = mpsc::channel(COMMANDS);
+    let (orders, inbox_of_switch) = mpsc::channel(ORDERS);
     let socket = config.ovs_rundir.join(format!("{}.mgmt", config.bridge));
-    tokio::spawn(switch::run(socket, orders, events.clone()));
+    tokio::spawn(switch::run(socket, inbox_of_switch, events.clone()));
     tokio::spawn(database::ports(parse_remotes(&config.ovs_db)?, config.bridge.clone(), events.clone()));
     let database = database::desired(parse_remotes(config.xenflow_db())?, events.clone());
 
@@ -74,6 +74,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let mut problems = std::collections::BTreeSet::new();
     let mut tick = tokio::time::interval(STATUS_PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut connection = 0;
     tokio::pin!(stop);
     loop {
         let event = tokio::select! {
@@ -89,13 +90,16 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         if let Event::Ports(ports) = &event {
             listener.follow(ports.control);
         }
+        connection += u64::from(matches!(event, Event::SwitchUp));
         for effect in core.handle(event) {
             match effect {
                 Effect::Send(batch, changes) => {
-                    let _ = commands.send(switch::Command::Send(batch, changes)).await;
+                    let command = switch::Command::Send(batch, changes);
+                    let _ = orders.send(switch::Order { connection, command }).await;
                 }
                 Effect::Dump(filters) => {
-                    let _ = commands.send(switch::Command::Dump(filters)).await;
+                    let command = switch::Command::Dump(filters);
+                    let _ = orders.send(switch::Order { connection, command }).await;
                 }
                 Effect::Tell(id, message) => sessions.tell(id, Tell::Message(message)),
                 Effect::Refuse(id, reason, detail) => sessions.tell(id, Tell::Refuse(reason, detail)),

@@ -14,7 +14,17 @@ use xenflow_flow_app::FlowChange;
 
 use crate::core::{BatchId, Event};
 
-/// What the core wants of the switch.
+/// What the core wants of the switch, and which connection it means: the first is 1. What it asked of an earlier
+/// one is void; it asks again.
+#[derive(Debug)]
+pub struct Order {
+    /// How many times the core had been told [`Event::SwitchUp`].
+    pub connection: u64,
+    /// What to do.
+    pub command: Command,
+}
+
+/// Something to do for the core.
 #[derive(Debug)]
 pub enum Command {
     /// One bundle.
@@ -50,15 +60,16 @@ enum Down {
 }
 
 /// Runs until the core is gone.
-pub async fn run(socket: PathBuf, mut commands: mpsc::Receiver<Command>, events: mpsc::Sender<Event>) {
+pub async fn run(socket: PathBuf, mut orders: mpsc::Receiver<Order>, events: mpsc::Sender<Event>) {
     let mut pause = BACKOFF_MIN;
+    let mut connection = 0;
     loop {
-        let mut was_up = false;
-        let reason = converse(&socket, &mut commands, &events, &mut was_up).await;
+        let before = connection;
+        let reason = converse(&socket, &mut orders, &events, &mut connection).await;
         if matches!(reason, Down::Stopped) {
             return;
         }
-        if was_up {
+        if connection > before {
             tracing::warn!(error = &reason as &dyn std::error::Error, "the switch is gone");
             pause = BACKOFF_MIN;
             if events.send(Event::SwitchDown).await.is_err() {
@@ -67,8 +78,6 @@ pub async fn run(socket: PathBuf, mut commands: mpsc::Receiver<Command>, events:
         } else {
             tracing::debug!(error = &reason as &dyn std::error::Error, "no switch yet");
         }
-        // What the core asked of the connection that ended is void; it asks again after the next SwitchUp.
-        while commands.try_recv().is_ok() {}
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(BACKOFF_MAX);
     }
@@ -84,11 +93,11 @@ struct Pending {
 
 async fn converse(
     path: &Path,
-    commands: &mut mpsc::Receiver<Command>,
+    orders: &mut mpsc::Receiver<Order>,
     events: &mpsc::Sender<Event>,
-    was_up: &mut bool,
+    connection: &mut u64,
 ) -> Down {
-    match try_converse(path, commands, events, was_up).await {
+    match try_converse(path, orders, events, connection).await {
         Ok(never) => match never {},
         Err(down) => down,
     }
@@ -96,9 +105,9 @@ async fn converse(
 
 async fn try_converse(
     path: &Path,
-    commands: &mut mpsc::Receiver<Command>,
+    orders: &mut mpsc::Receiver<Order>,
     events: &mpsc::Sender<Event>,
-    was_up: &mut bool,
+    connection: &mut u64,
 ) -> Result<std::convert::Infallible, Down> {
     let stream = UnixStream::connect(path).await;
     let mut stream = stream.map_err(|source| Down::Connect { path: path.into(), source })?;
@@ -111,9 +120,7 @@ async fn try_converse(
     loop {
         while let Some(said) = session.poll_event() {
             if matches!(said, Said::Up(_)) {
-                *was_up = true;
-                // Commands from before this connection mean the one that ended.
-                while commands.try_recv().is_ok() {}
+                *connection += 1;
             }
             for event in translate(said, &mut pending) {
                 events.send(event).await.map_err(|_| Down::Stopped)?;
@@ -138,8 +145,12 @@ async fn try_converse(
                 input.clear();
             }
             written = writer.write_buf(&mut output), if !output.is_empty() => { written?; }
-            command = commands.recv(), if session.is_up() => {
-                match command.ok_or(Down::Stopped)? {
+            order = orders.recv(), if session.is_up() => {
+                let order = order.ok_or(Down::Stopped)?;
+                if order.connection != *connection {
+                    continue;
+                }
+                match order.command {
                     Command::Send(batch, changes) => {
                         let messages: Vec<Message> =
                             changes.into_iter().map(|change| Message::FlowMod(FlowMod::from(change))).collect();

@@ -13,7 +13,7 @@ use xenflow_proto::frame::MAX_FRAME;
 use xenflow_proto::message::{
     GuestMessage, Hello, HostMessage, MAX_CHANGES, RefusalReason, VERSION, Welcome,
 };
-use xenflow_proto::{Identity, Key, MacAddr, Name, Seq, control};
+use xenflow_proto::{Identity, MacAddr, Name, Seq, control};
 
 use crate::db::Desired;
 use crate::ports::{PortProblem, SwitchPorts, bind};
@@ -82,7 +82,6 @@ struct Session {
     last: Seq,
     acked: Seq,
     stage: Stage,
-    rejected: Vec<(Key, String)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -317,8 +316,7 @@ impl Core {
         // A mark that was asked for again may come after a later one.
         if let Some(session) = self.sessions.get_mut(&id).filter(|session| seq > session.acked) {
             session.acked = seq;
-            let rejected = std::mem::take(&mut session.rejected);
-            self.effects.push(Effect::Tell(id, HostMessage::Ack { seq, rejected }));
+            self.effects.push(Effect::Tell(id, HostMessage::Ack { seq, rejected: Vec::new() }));
         }
     }
 
@@ -349,8 +347,7 @@ impl Core {
         for older in older {
             self.refuse(older, RefusalReason::Replaced, format!("a newer session came from {peer}"));
         }
-        let session =
-            Session { router, last: Seq(0), acked: Seq(0), stage: Stage::Welcomed, rejected: Vec::new() };
+        let session = Session { router, last: Seq(0), acked: Seq(0), stage: Stage::Welcomed };
         self.sessions.insert(id, session);
         let welcome = Welcome {
             version: VERSION,

@@ -26,7 +26,7 @@ pub struct Config {
     pub key: PathBuf,
     /// Unix socket that tells the state.
     pub status_socket: PathBuf,
-    /// Filter of the log, as "info" or "warn,xenflow_guest=debug".
+    /// Filter of the log, as "info" or "warn,xenflow_guest_client=debug".
     pub log: String,
     /// First wait before another try to reach the host, in milliseconds.
     pub reconnect_min_ms: u64,

@@ -32,6 +32,12 @@ const DUMP_DELAY: Duration = Duration::from_millis(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes ready to be sent beyond which no more messages are made: the socket is slower than the window.
 const OUT_HIGH: usize = 64 << 10;
+/// An answer of the kernel that does not come for so long was dropped; the dump begins anew.
+const DUMP_STALLED: Duration = Duration::from_secs(5);
+/// A session that lived for so long was a good one: the next attempt need not wait.
+const GOOD_SESSION: Duration = Duration::from_secs(1);
+/// The session's end may take this long when the client stops.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Datagrams read from the kernel before the host gets its turn.
 const BURST: usize = 64;
 
@@ -111,6 +117,8 @@ struct Connection {
     /// TLS may hold bytes back until it is flushed.
     unflushed: bool,
     node: Option<Name>,
+    /// When the host took the session.
+    up_since: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -142,6 +150,8 @@ struct Driver {
     /// When the next dump is to start.
     dump_due: Option<Duration>,
     dump_began: Duration,
+    /// When the dump last brought something.
+    dump_heard: Duration,
     dump_ended: Duration,
     dump_took: Duration,
     /// What of the control interface matters for reaching the host.
@@ -152,11 +162,11 @@ struct Driver {
     overflows: u64,
 }
 
-/// Runs until the kernel's sockets fail. `seed` is for the jitter of reconnects.
+/// Runs until `stop`, then takes leave of the host within half a second. `seed` is for the jitter of reconnects.
 ///
 /// # Errors
 /// [`RunError`]; a host that is away is none.
-pub async fn run(config: Config, seed: u64) -> Result<(), RunError> {
+pub async fn run(config: Config, seed: u64, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     // Wrong files are told at once, not at the first connection.
     tls::client_config(&config.ca, &config.cert, &config.key, &config.router)?;
     let hello = Hello {
@@ -179,6 +189,7 @@ pub async fn run(config: Config, seed: u64) -> Result<(), RunError> {
         backoff: Backoff::new(min, max, seed),
         dump_due: Some(start),
         dump_began: start,
+        dump_heard: start,
         dump_ended: start,
         dump_took: Duration::ZERO,
         control: None,
@@ -190,9 +201,15 @@ pub async fn run(config: Config, seed: u64) -> Result<(), RunError> {
     };
     info!(router = driver.config.router, host = %driver.config.host,
         interface = driver.config.control_interface, "starting");
+    tokio::pin!(stop);
     loop {
-        driver.step().await?;
+        tokio::select! {
+            result = driver.step() => result?,
+            () = &mut stop => break,
+        }
     }
+    driver.close().await;
+    Ok(())
 }
 
 fn boot_id() -> io::Result<[u8; 16]> {
@@ -244,7 +261,7 @@ impl Driver {
         match wake {
             Wake::Kernel(result) => {
                 result.map_err(RunError::Netlink)?;
-                self.read_kernel(time)?;
+                self.read_kernel()?;
             }
             Wake::Connected(result) => self.connected(*result, time),
             Wake::Read(result) => self.received(result, time),
@@ -255,7 +272,12 @@ impl Driver {
     }
 
     fn deadline(&self) -> Duration {
-        let dump = self.dump_due.filter(|_| !self.netlink.is_dumping());
+        let dump = if self.netlink.is_dumping() {
+            Some(self.dump_heard + DUMP_STALLED)
+        } else {
+            // While the kernel drops events, there is something to read, which wakes.
+            self.dump_due.filter(|_| !self.netlink.is_congested())
+        };
         let phase = match &self.phase {
             // Who and where to connect from is known after the first dump.
             Phase::Waiting { until } => self.mirror.is_trusted().then_some(*until),
@@ -266,9 +288,14 @@ impl Driver {
     }
 
     fn timers(&mut self, time: Duration) -> Result<(), RunError> {
-        if self.dump_due.is_some_and(|due| due <= time) && !self.netlink.is_dumping() {
+        let start = if self.netlink.is_dumping() {
+            self.dump_heard + DUMP_STALLED <= time
+        } else {
+            self.dump_due.is_some_and(|due| due <= time) && !self.netlink.is_congested()
+        };
+        if start {
             self.dump_due = None;
-            self.dump_began = time;
+            (self.dump_began, self.dump_heard) = (time, time);
             self.mirror.begin_dump();
             self.netlink.start_dump().map_err(RunError::Netlink)?;
         }
@@ -290,17 +317,19 @@ impl Driver {
         self.dump_due = Some(self.dump_due.map_or(due, |before| before.min(due)));
     }
 
-    fn read_kernel(&mut self, time: Duration) -> Result<(), RunError> {
+    fn read_kernel(&mut self) -> Result<(), RunError> {
         let mut inputs = Vec::new();
         for _ in 0..BURST {
             if !self.netlink.read(|input| inputs.push(input)).map_err(RunError::Netlink)? {
                 break;
             }
+            // Of each: what causes the last of a burst may come after the first was read.
+            let time = now();
             for input in std::mem::take(&mut inputs) {
                 self.input(input, time);
             }
         }
-        self.watch_control(time);
+        self.watch_control(now());
         Ok(())
     }
 
@@ -311,15 +340,19 @@ impl Driver {
                     self.want_dump(time);
                 }
             }
-            Input::Dumped(event) => self.mirror.apply_dumped(event, time),
+            Input::Dumped(event) => {
+                self.dump_heard = time;
+                self.mirror.apply_dumped(event, time);
+            }
             Input::DumpEnded { whole } => {
                 self.dump_ended = time;
                 self.dump_took = time.saturating_sub(self.dump_began);
                 debug!(whole, took_us = self.dump_took.as_micros(), "dump ended");
-                if whole {
-                    self.dumps += 1;
-                    self.mirror.end_dump(time);
-                } else {
+                // What was asked for meanwhile waits as long as what is asked for now.
+                let again = self.dump_due.take().is_some();
+                let sure = whole && self.mirror.end_dump(time);
+                self.dumps += u64::from(whole);
+                if again || !sure {
                     self.want_dump(time);
                 }
             }
@@ -375,6 +408,7 @@ impl Driver {
                     out: BytesMut::new(),
                     unflushed: false,
                     node: None,
+                    up_since: None,
                 }));
             }
             Err(error) => self.lost(error, time),
@@ -384,8 +418,13 @@ impl Driver {
     /// The session or the attempt is over; says why, once, and waits.
     fn lost(&mut self, error: LinkError, time: Duration) {
         self.mirror.stop_stream();
-        let up = matches!(&self.phase, Phase::Open(connection) if connection.node.is_some());
-        let wait = if up && error.is_reset() { Duration::ZERO } else { self.backoff.wait() };
+        // One that ends as soon as it is up will do so again: somebody else may use the same certificate.
+        let up_since = if let Phase::Open(connection) = &self.phase { connection.up_since } else { None };
+        let good = up_since.is_some_and(|since| since + GOOD_SESSION <= time);
+        if good {
+            self.backoff.reset();
+        }
+        let wait = if good && error.is_reset() { Duration::ZERO } else { self.backoff.wait() };
         self.phase = Phase::Waiting { until: time + wait };
         let text = chain(&error);
         if self.error.as_ref() != Some(&text) {
@@ -417,7 +456,7 @@ impl Driver {
                     info!(%node, "session is up");
                     connection.decoder.set_limit(MAX_FRAME);
                     connection.node = Some(node);
-                    self.backoff.reset();
+                    connection.up_since = Some(time);
                     self.error = None;
                     self.rejected = 0;
                 }
@@ -436,6 +475,24 @@ impl Driver {
         while connection.out.len() < OUT_HIGH {
             let Some(message) = connection.session.poll_transmit(&mut self.mirror) else { break };
             message.encode(&mut connection.out);
+        }
+    }
+
+    /// Says what it had begun to say and that it is the end, and hears the host out.
+    async fn close(&mut self) {
+        let Phase::Open(connection) = &mut self.phase else { return };
+        let Connection { reader, writer, out, .. } = &mut **connection;
+        let leave = async {
+            writer.write_all_buf(out).await?;
+            writer.shutdown().await?;
+            let mut rest = [0; 4096];
+            while reader.read(&mut rest).await? > 0 {}
+            io::Result::Ok(())
+        };
+        match tokio::time::timeout(CLOSE_TIMEOUT, leave).await {
+            Ok(Ok(())) => debug!("session closed"),
+            Ok(Err(error)) => debug!(%error, "session closed badly"),
+            Err(_) => debug!("the host does not close the session"),
         }
     }
 

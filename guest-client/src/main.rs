@@ -85,12 +85,15 @@ fn run(config: Config) -> anyhow::Result<()> {
     let socket = config.status_socket.clone();
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        tokio::select! {
-            result = driver::run(config, seed) => result?,
-            _ = terminate.recv() => {}
-            result = tokio::signal::ctrl_c() => result?,
-        }
-        tracing::info!("stopping; the host forwards on with what it knows");
+        let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+        let stop = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("stopping; the host forwards on with what it knows");
+        };
+        driver::run(config, seed, stop).await?;
         // The next run replaces one that is left over.
         let _ = std::fs::remove_file(&socket);
         Ok(())

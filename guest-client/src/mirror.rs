@@ -40,8 +40,17 @@ struct Entry {
     seen: u32,
     /// The dump that listed it.
     dumped: u32,
+    /// The dump during or before which an event told of it.
+    event: u32,
     /// The stream whose host was told of this key.
     told: u32,
+}
+
+/// Who tells of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Event,
+    Dump,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -74,9 +83,15 @@ pub struct Batch {
 #[derive(Debug, Default)]
 pub struct Mirror {
     entries: BTreeMap<Slot, Entry>,
-    /// Keys under which the kernel has several routes; `entries` has the first.
-    duplicated: BTreeSet<RouteKey>,
+    /// Keys under which the kernel has, or may have, several routes; `entries` has the first. With the dump
+    /// during or before which that was last seen.
+    duplicated: BTreeMap<RouteKey, u32>,
     dump: u32,
+    dumping: bool,
+    /// What events took away during the dump.
+    removed: BTreeSet<Slot>,
+    /// The dump contradicts an event: the kernel may have listed first and queued last.
+    doubtful: bool,
     trusted: bool,
     stream: u32,
     streaming: bool,
@@ -137,11 +152,11 @@ impl Mirror {
         match event {
             Event::Upsert(object) => {
                 let silent = has_silent_followers(&object.key());
-                self.put(object, now, false) && silent
+                self.put(object, now, Source::Event) && silent
             }
             Event::Remove(key) => {
                 let silent = has_silent_followers(&key);
-                self.delete(&Slot::from(key), now) && silent
+                self.take_away(&Slot::from(key), now) && silent
             }
             Event::Route(route, place) => {
                 self.place(route, place, now);
@@ -158,71 +173,90 @@ impl Mirror {
             (Some(_), Place::Only) => {
                 self.duplicated.remove(&key);
             }
-            (Some(first), _) if same(first, &route) => {}
+            // Routes may differ in what is not looked at, such as the preferred source.
             (Some(_), Place::First) => {
-                self.duplicated.insert(key);
+                self.duplicated.insert(key, self.dump);
             }
             // An IPv6 route that got one more hop is told whole; anything else stands behind the first.
             (Some(first), Place::Last) => {
                 if !extends(&route, first) {
-                    self.duplicated.insert(key);
+                    self.duplicated.insert(key, self.dump);
                     return;
                 }
             }
         }
-        self.put(Object::Route(route), now, false);
+        self.put(Object::Route(route), now, Source::Event);
     }
 
     fn route_gone(&mut self, route: &Route, now: Duration) -> bool {
         let Some(first) = self.route(route.key) else { return false };
-        if self.duplicated.contains(&route.key) || !same(first, route) {
+        if self.duplicated.contains_key(&route.key) || !same(first, route) {
             return true;
         }
-        self.delete(&Slot::from(Key::Route(route.key)), now);
+        self.take_away(&Slot::from(Key::Route(route.key)), now);
         false
+    }
+
+    fn take_away(&mut self, slot: &Slot, now: Duration) -> bool {
+        if self.dumping {
+            self.removed.insert(slot.clone());
+        }
+        self.delete(slot, now)
     }
 
     /// A dump of all tables starts, or starts again.
     pub fn begin_dump(&mut self) {
         self.dump += 1;
-        self.duplicated.clear();
+        self.dumping = true;
+        self.removed.clear();
+        self.doubtful = false;
     }
 
     /// Takes in an entry of the dump. Of several routes with one key, the first counts.
     pub fn apply_dumped(&mut self, event: Event, now: Duration) {
         match event {
             Event::Upsert(object) => {
-                self.put(object, now, true);
+                self.put(object, now, Source::Dump);
             }
             Event::Route(route, _) => {
                 let slot = Slot::from(Key::Route(route.key));
                 let listed = self.entries.get(&slot).filter(|entry| entry.dumped == self.dump);
                 match listed.map(|entry| entry.object == Object::Route(route.clone())) {
                     None => {
-                        self.put(Object::Route(route), now, true);
+                        self.put(Object::Route(route), now, Source::Dump);
                     }
-                    Some(true) => {}
-                    Some(false) => {
-                        self.duplicated.insert(route.key);
+                    Some(_) => {
+                        self.duplicated.insert(route.key, self.dump);
                     }
                 }
             }
             Event::Remove(key) => {
-                self.delete(&Slot::from(key), now);
+                let slot = Slot::from(key);
+                if self.entries.get(&slot).is_some_and(|entry| entry.event == self.dump) {
+                    self.doubtful = true;
+                } else {
+                    self.delete(&slot, now);
+                }
             }
             Event::RouteGone(_) => {}
         }
     }
 
-    /// The dump ended whole: what neither it nor an event since its beginning named is gone.
-    pub fn end_dump(&mut self, now: Duration) {
+    /// The dump ended whole: what neither it nor an event since its beginning named is gone. False: it
+    /// contradicts an event, and another dump must tell which of both is newer.
+    #[must_use]
+    pub fn end_dump(&mut self, now: Duration) -> bool {
         let dump = self.dump;
         let gone = self.entries.iter().filter(|(_, entry)| entry.seen != dump);
         let gone: Vec<Slot> = gone.map(|(slot, _)| slot.clone()).collect();
         for slot in gone {
             self.delete(&slot, now);
         }
+        self.duplicated.retain(|_, seen| *seen == dump);
+        self.dumping = false;
+        self.removed.clear();
         self.trusted = true;
+        !self.doubtful
     }
 
     /// Events were lost: not to be trusted until the next dump ends.
@@ -238,15 +272,23 @@ impl Mirror {
     }
 
     /// True if that changed anything.
-    fn put(&mut self, object: Object, now: Duration, by_dump: bool) -> bool {
+    fn put(&mut self, object: Object, now: Duration, source: Source) -> bool {
         let slot = Slot::from(object.key());
         let dump = self.dump;
+        let (event, dumped) = match source {
+            Source::Event => (dump, 0),
+            Source::Dump => (0, dump),
+        };
         if let Some(entry) = self.entries.get_mut(&slot) {
             entry.seen = dump;
-            if by_dump {
-                entry.dumped = dump;
-            }
+            let told_by_event = entry.event == dump;
+            entry.event = entry.event.max(event);
+            entry.dumped = entry.dumped.max(dumped);
             if entry.object == object {
+                return false;
+            }
+            if source == Source::Dump && told_by_event {
+                self.doubtful = true;
                 return false;
             }
             entry.object = object;
@@ -254,12 +296,13 @@ impl Mirror {
             self.mark(slot, now, known);
             return true;
         }
+        self.doubtful |= source == Source::Dump && self.removed.contains(&slot);
         self.count(&slot, 1);
         // A key that went and came back before the host was told stays one it knows.
         let known = self.dirty.get(&slot).is_some_and(|dirty| dirty.known);
         self.mark(slot.clone(), now, known);
         let told = if known { self.stream } else { self.stream.wrapping_sub(1) };
-        self.entries.insert(slot, Entry { object, seen: dump, dumped: if by_dump { dump } else { 0 }, told });
+        self.entries.insert(slot, Entry { object, seen: dump, dumped, event, told });
         true
     }
 

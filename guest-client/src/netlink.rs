@@ -75,6 +75,8 @@ pub struct Netlink {
     port: u32,
     sequence: u32,
     dump: Option<Dump>,
+    /// The kernel drops events, and tells so only once, until the queue was empty.
+    congested: bool,
 }
 
 impl Netlink {
@@ -95,7 +97,7 @@ impl Netlink {
         let port = SocketAddrNetlink::try_from(getsockname(&socket)?)?.pid();
         #[allow(deprecated)] // An `OwnedFd` keeps its descriptor for as long as it lives.
         let socket = AsyncFd::new(socket)?;
-        Ok(Self { socket, buffer: vec![0; DATAGRAM], port, sequence: 0, dump: None })
+        Ok(Self { socket, buffer: vec![0; DATAGRAM], port, sequence: 0, dump: None, congested: false })
     }
 
     /// Waits until [`Self::read`] has something to read.
@@ -111,6 +113,12 @@ impl Netlink {
     #[must_use]
     pub fn is_dumping(&self) -> bool {
         self.dump.is_some()
+    }
+
+    /// Events were lost, and may go on to be: what is dumped now may be wrong before its dump ends.
+    #[must_use]
+    pub fn is_congested(&self) -> bool {
+        self.congested
     }
 
     /// Asks for all tables. The answers come by [`Self::read`], among the events.
@@ -174,6 +182,7 @@ impl Netlink {
             }
             Err(Errno::INTR) => Ok(true),
             Err(Errno::AGAIN) => {
+                self.congested = false;
                 self.clear_ready();
                 Ok(false)
             }
@@ -192,6 +201,7 @@ impl Netlink {
     }
 
     fn lost(&mut self, sink: &mut impl FnMut(Input)) {
+        self.congested = true;
         if let Some(dump) = &mut self.dump {
             dump.whole = false;
         }
@@ -208,7 +218,9 @@ impl Netlink {
                     break;
                 }
             };
-            let mine = message.port == self.port && message.sequence == self.sequence;
+            // Events carry the port of whoever caused them, and this socket only asks.
+            let answer = message.port == self.port;
+            let mine = answer && message.sequence == self.sequence;
             match (&mut self.dump, message.kind) {
                 (_, NLMSG_OVERRUN) => self.lost(sink),
                 (Some(dump), NLMSG_DONE | NLMSG_ERROR) if mine => {
@@ -223,6 +235,8 @@ impl Netlink {
                     }
                 }
                 (_, NLMSG_DONE | NLMSG_ERROR) => {}
+                // Of a dump that was given up.
+                (_, _) if answer && !mine => {}
                 (Some(dump), _) if mine => {
                     dump.whole &= message.flags & NLM_F_DUMP_INTR == 0;
                     let family = STEPS.get(dump.step).map_or(AF_UNSPEC, |&(_, family, _)| family);

@@ -1,14 +1,14 @@
 //! What forwards: the decision for a prefix, from one guest's tables and the vifs its host has plugged in.
 //!
 //! Pure functions of the present state: nothing is stored here, so nothing can be stale. The order of preference
-//! is the kernel's (`fib_table_lookup`, `fib_select_default`): the table `local` before `main`; in a table the
+//! is the kernel's (`fib_table_lookup`, `fib_select_default`, `fib6_table_lookup`): the table `local` before `main`; in a table the
 //! longest prefix; of a prefix the lowest metric; a route whose next hops are all dead does not count. Whatever
 //! destination-only flows cannot decide as the kernel would is [`Verdict::Punt`].
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use xenflow_proto::table::{
     Hop, HopFlags, IfIndex, Link, NextHopKind, Route, RouteKind, RouteTarget, TABLE_LOCAL, TABLE_MAIN,
 };
@@ -33,8 +33,8 @@ pub enum Verdict {
 pub struct Adjacency {
     /// The vif it is reached by.
     pub vif: VifId,
-    /// The neighbor.
-    pub addr: Ipv4Addr,
+    /// The neighbor; an IPv6 one hands IPv4 packets on as well (RFC 8950).
+    pub addr: IpAddr,
 }
 
 /// How the guest's links and the host's vifs belong together. With the [`Rib`] it decides every flow of a router.
@@ -120,33 +120,34 @@ pub struct Fib<'a> {
 impl Fib<'_> {
     /// The flow that the route table holds for exactly this prefix; none where shorter ones decide.
     #[must_use]
-    pub fn route(&self, prefix: Ipv4Net) -> Option<Verdict> {
+    pub fn route(&self, prefix: IpNet) -> Option<Verdict> {
         match self.best(prefix) {
             Some(Best::Via(adjacency)) => Some(Verdict::Via(adjacency)),
             Some(Best::Drop) => Some(Verdict::Drop),
             // Each destination is its own next hop: hosts have flows of their own once they are resolved.
             Some(Best::OnLink(_) | Best::Punt) => Some(Verdict::Punt),
-            None if prefix.prefix_len() == 32 => self.on_link_host(prefix.addr()),
+            None if is_host(prefix) => self.on_link_host(prefix.addr()),
             None => None,
         }
     }
 
     /// The local table decides before any other, and the guest must see what it holds.
     #[must_use]
-    pub fn is_local(&self, prefix: Ipv4Net) -> bool {
-        self.rib.candidates(TABLE_LOCAL, prefix.into()).next().is_some()
+    pub fn is_local(&self, prefix: IpNet) -> bool {
+        self.rib.candidates(TABLE_LOCAL, prefix).next().is_some()
     }
 
     /// The neighbor's link-layer address, where the next hop can be used now.
     #[must_use]
     pub fn resolve(&self, adjacency: Adjacency) -> Option<MacAddr> {
         let (ifindex, _) = self.binding.link(adjacency.vif)?;
-        self.rib.neighbor(ifindex, adjacency.addr.into()).filter(|mac| mac.is_unicast())
+        let mac = self.rib.neighbor(ifindex, adjacency.addr)?;
+        (mac.is_unicast() && !adjacency.addr.is_unspecified()).then_some(mac)
     }
 
     /// The best route of a prefix in the main table.
-    fn best(&self, prefix: Ipv4Net) -> Option<Best> {
-        let candidates = || self.rib.candidates(TABLE_MAIN, IpNet::V4(prefix));
+    fn best(&self, prefix: IpNet) -> Option<Best> {
+        let candidates = || self.rib.candidates(TABLE_MAIN, prefix);
         if candidates().any(|route| route.key.tos != 0) {
             // The packet's TOS decides too, which destination-only flows do not look at.
             return Some(Best::Punt);
@@ -155,7 +156,7 @@ impl Fib<'_> {
     }
 
     /// What a route says; none: it does not count, the next candidate or a shorter prefix decides.
-    fn judge(&self, route: &Route, prefix: Ipv4Net) -> Option<Best> {
+    fn judge(&self, route: &Route, prefix: IpNet) -> Option<Best> {
         match route.kind {
             RouteKind::Blackhole => return Some(Best::Drop),
             RouteKind::Unicast => {}
@@ -184,27 +185,32 @@ impl Fib<'_> {
     }
 
     /// A next hop that the host can use for the guest.
-    fn hop(&self, hop: &Hop, route: &Route, prefix: Ipv4Net) -> Option<Best> {
+    fn hop(&self, hop: &Hop, route: &Route, prefix: IpNet) -> Option<Best> {
         let ifindex = hop.oif?;
         let BoundVif { id: vif, is_narrow, .. } = *self.binding.vif(ifindex)?;
         if hop.encap || hop.flags.is_dead() || route.mtu.is_some() || is_narrow {
             return None;
         }
         match hop.gateway {
-            Some(IpAddr::V4(addr)) => Some(Best::Via(Adjacency { vif, addr })),
-            Some(IpAddr::V6(_)) => None,
-            None if prefix.prefix_len() == 32 => Some(Best::Via(Adjacency { vif, addr: prefix.addr() })),
+            Some(IpAddr::V4(_)) if prefix.addr().is_ipv6() => None,
+            Some(addr) => Some(Best::Via(Adjacency { vif, addr })),
+            None if is_host(prefix) => Some(Best::Via(Adjacency { vif, addr: prefix.addr() })),
             None => Some(Best::OnLink(vif)),
         }
     }
 
     /// A resolved neighbor that its on-link prefix covers: it is its own next hop.
-    fn on_link_host(&self, addr: Ipv4Addr) -> Option<Verdict> {
-        let covering = (0..32).rev().find_map(|len| self.best(Ipv4Net::new(addr, len).ok()?.trunc()))?;
+    fn on_link_host(&self, addr: IpAddr) -> Option<Verdict> {
+        let shorter = (0..IpNet::from(addr).prefix_len()).rev();
+        let covering = shorter.into_iter().find_map(|len| self.best(IpNet::new(addr, len).ok()?.trunc()))?;
         let Best::OnLink(vif) = covering else { return None };
         let adjacency = Adjacency { vif, addr };
         self.resolve(adjacency).map(|_| Verdict::Via(adjacency))
     }
+}
+
+fn is_host(prefix: IpNet) -> bool {
+    prefix.prefix_len() == prefix.max_prefix_len()
 }
 
 /// What the best route of a prefix says.

@@ -2,6 +2,8 @@
 //!
 //! No other module knows a number of these. [`violation`] holds a flow against the declaration.
 
+use std::net::IpAddr;
+
 use openflow::{Action, Field, Flow, Instruction};
 use xenflow_proto::VlanId;
 
@@ -70,8 +72,10 @@ pub const OUT_PORT: u8 = 2;
 pub const HOPS: u8 = 3;
 /// Register 4: the router that has the packet.
 pub const ROUTER_ID: u8 = 4;
-/// 64-bit register 3 (registers 6 and 7): the next hop, see [`next_hop_value`].
+/// 64-bit register 3: the next hop's router and vif in register 6, its IPv4 address in register 7; see [`next_hop`].
 pub const NEXT_HOP_ID: u8 = 3;
+/// 128-bit register 2 (registers 8 to 11): the next hop's IPv6 address.
+pub const NEXT_HOP_IPV6: u8 = 2;
 
 /// In [`FLAGS`]: a router rewrote the packet, so it may leave by the port it came in.
 pub const ROUTED: u32 = 1;
@@ -84,6 +88,8 @@ pub const MAX_ROUTERS: u32 = 32;
 pub const ETH_IPV4: u16 = 0x0800;
 /// Ethernet type of IPv6.
 pub const ETH_IPV6: u16 = 0x86dd;
+/// The Ethernet types that routers forward.
+pub const ETH_IP: [u16; 2] = [ETH_IPV4, ETH_IPV6];
 /// Ethernet type of ARP.
 pub const ETH_ARP: u16 = 0x0806;
 /// Ethernet type of an IEEE 802.1Q tag.
@@ -101,7 +107,7 @@ pub mod priority {
     pub const NORMAL: u16 = 200;
     /// What stands in for a miss.
     pub const FALLBACK: u16 = 1;
-    /// A prefix: this plus its length.
+    /// A prefix: this plus its length, at most 128.
     pub const PREFIX: u16 = 50;
     /// Learned MAC addresses, in a table of their own.
     pub const LEARNED: u16 = 10;
@@ -150,12 +156,17 @@ pub const LEARNED_LIMIT: u32 = 4096;
 /// Seconds without a packet until a learned MAC address goes.
 pub const LEARNED_IDLE_S: u16 = 300;
 
-/// The value of [`NEXT_HOP_ID`] for an IPv4 next hop: router, vif and address, so that it needs no table of
-/// numbers, and a restarted daemon finds the same one.
-#[must_use]
-pub fn next_hop_value(adjacency: crate::fib::Adjacency) -> u64 {
+/// What names a next hop: router, vif and address as values of registers, so that it needs no table of numbers, and
+/// a restarted daemon finds the same ones. No two next hops have the same: register 7 is 0 for IPv6 and for 0.0.0.0
+/// alone, which is nobody's address ([`crate::fib::Fib::resolve`] finds none).
+pub fn next_hop(adjacency: crate::fib::Adjacency) -> impl Iterator<Item = (Field, u128)> {
     let vif = adjacency.vif;
-    u64::from(vif.router.0) << 48 | u64::from(vif.number) << 32 | u64::from(adjacency.addr.to_bits())
+    let vif = u128::from(vif.router.0) << 48 | u128::from(vif.number) << 32;
+    let (low, ipv6) = match adjacency.addr {
+        IpAddr::V4(addr) => (addr.to_bits().into(), None),
+        IpAddr::V6(addr) => (0, Some((Field::Xxreg(NEXT_HOP_IPV6), addr.to_bits()))),
+    };
+    [(Field::Xreg(NEXT_HOP_ID), vif | low)].into_iter().chain(ipv6)
 }
 
 /// Sets a register.

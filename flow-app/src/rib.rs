@@ -4,9 +4,9 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use xenflow_proto::table::{
     AddressKey, IfIndex, Link, NeighborKey, NextHop, NextHopKind, Route, RouteKey, RouteTarget,
 };
@@ -194,23 +194,17 @@ impl Rib {
         self.neighbors.get(&NeighborKey { ifindex, addr }).map(|entry| entry.value)
     }
 
-    /// IPv4 neighbors: interface, address, link-layer address.
-    pub fn neighbors_v4(&self) -> impl Iterator<Item = (IfIndex, Ipv4Addr, MacAddr)> {
-        self.neighbors.iter().filter_map(|(key, entry)| match key.addr {
-            IpAddr::V4(addr) => Some((key.ifindex, addr, entry.value)),
-            IpAddr::V6(_) => None,
-        })
+    /// All neighbors: interface and address.
+    pub fn neighbors(&self) -> impl Iterator<Item = (IfIndex, IpAddr)> {
+        self.neighbors.keys().map(|key| (key.ifindex, key.addr))
     }
 
-    /// IPv4 neighbors with an address in the prefix, on any link: interface and address.
-    pub fn neighbors_in(&self, prefix: Ipv4Net) -> impl Iterator<Item = (IfIndex, Ipv4Addr)> {
-        let bound = |ifindex, addr: Ipv4Addr| NeighborKey { ifindex, addr: addr.into() };
+    /// Neighbors with an address in the prefix, on any link.
+    pub fn neighbors_in(&self, prefix: IpNet) -> impl Iterator<Item = IpAddr> {
+        let bound = |ifindex, addr| NeighborKey { ifindex, addr };
         self.links.keys().flat_map(move |&ifindex| {
             let range = bound(ifindex, prefix.network())..=bound(ifindex, prefix.broadcast());
-            self.neighbors.range(range).filter_map(|(key, _)| match key.addr {
-                IpAddr::V4(addr) => Some((key.ifindex, addr)),
-                IpAddr::V6(_) => None,
-            })
+            self.neighbors.range(range).map(|(key, _)| key.addr)
         })
     }
 

@@ -2,31 +2,29 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use openflow::Flow;
-use xenflow_proto::table::{RouteTarget, TABLE_LOCAL, TABLE_MAIN};
+use xenflow_proto::table::{IfIndex, RouteTarget, TABLE_LOCAL, TABLE_MAIN};
 use xenflow_proto::{Change, Key, MacAddr, VlanId};
 
 use crate::fib::{Adjacency, Binding, Fib, Verdict};
 use crate::flow::{FlowChange, FlowKey};
-use crate::pipeline::ROUTER;
+use crate::pipeline::{ETH_IP, ETH_IPV4, ROUTER};
 use crate::rib::{Rib, TooManyObjects};
-use crate::table;
+use crate::table::{self, Side};
 use crate::topology::{RouterId, Topology};
 
 /// A place in the flow tables that a router's own tables decide: there is at most one flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Place {
-    /// Packets to a local prefix.
-    LocalDestination(Ipv4Net),
-    /// Packets from a local prefix.
-    LocalSource(Ipv4Net),
+    /// Packets to or from a local prefix.
+    Local(Side, IpNet),
     /// The route of a prefix.
-    Route(Ipv4Net),
-    /// The rewrite for a neighbor.
-    NextHop(Adjacency),
+    Route(IpNet),
+    /// The rewrite for a neighbor, of packets of that Ethernet type.
+    NextHop(Adjacency, u16),
 }
 
 /// Something to do for the switch, in order.
@@ -106,10 +104,10 @@ impl Router {
         match key {
             Key::Link(_) => self.rebind(topology),
             Key::Address(_) => {}
-            Key::Route(route) => match route.dst {
-                IpNet::V4(prefix) if route.table == TABLE_LOCAL => self.touch_local(prefix),
-                IpNet::V4(prefix) if route.table == TABLE_MAIN => self.touch_route(prefix),
-                IpNet::V4(_) | IpNet::V6(_) => {}
+            Key::Route(route) => match route.table {
+                TABLE_LOCAL => local(route.dst).into_iter().for_each(|place| self.touch(place)),
+                TABLE_MAIN => self.touch_route(route.dst),
+                _ => {}
             },
             Key::NextHop(_) if readers.is_empty() => {}
             Key::NextHop(_) => {
@@ -120,20 +118,17 @@ impl Router {
                 }
             }
             Key::Neighbor(neighbor) => {
-                if let (IpAddr::V4(addr), Some(vif)) = (neighbor.addr, self.binding.vif(neighbor.ifindex)) {
-                    self.touch(Place::NextHop(Adjacency { vif: vif.id, addr }));
-                    self.touch(Place::Route(host(addr)));
-                }
+                let places: Vec<Place> =
+                    of_neighbor(&self.binding, neighbor.ifindex, neighbor.addr).collect();
+                places.into_iter().for_each(|place| self.touch(place));
             }
         }
         Ok(())
     }
 
-    fn main_prefixes(&self, wanted: impl Fn(&xenflow_proto::table::Route) -> bool) -> Vec<Ipv4Net> {
+    fn main_prefixes(&self, wanted: impl Fn(&xenflow_proto::table::Route) -> bool) -> Vec<IpNet> {
         let routes = self.rib.routes().filter(|route| route.key.table == TABLE_MAIN && wanted(route));
-        routes
-            .filter_map(|route| if let IpNet::V4(prefix) = route.key.dst { Some(prefix) } else { None })
-            .collect()
+        routes.map(|route| route.key.dst).collect()
     }
 
     fn touch(&mut self, place: Place) {
@@ -142,18 +137,11 @@ impl Router {
         }
     }
 
-    fn touch_local(&mut self, prefix: Ipv4Net) {
-        self.touch(Place::LocalDestination(prefix));
-        self.touch(Place::LocalSource(prefix));
-    }
-
     /// A route decides its prefix, and whether the neighbors in it are on-link.
-    fn touch_route(&mut self, prefix: Ipv4Net) {
-        self.touch(Place::Route(prefix));
-        let hosts: Vec<Ipv4Addr> = self.rib.neighbors_in(prefix).map(|(_, addr)| addr).collect();
-        for addr in hosts {
-            self.touch(Place::Route(host(addr)));
-        }
+    fn touch_route(&mut self, prefix: IpNet) {
+        let hosts = self.rib.neighbors_in(prefix).map(IpNet::from);
+        let places: Vec<Place> = [prefix].into_iter().chain(hosts).filter_map(route).collect();
+        places.into_iter().for_each(|place| self.touch(place));
     }
 
     /// Links or vifs changed: the places that hold another flow now are due. Gates close before and open after it.
@@ -161,7 +149,7 @@ impl Router {
         let binding = Binding::new(&self.rib, topology, self.id);
         let bound = self.synced.then(|| binding.vifs()).into_iter().flatten();
         let gates: BTreeMap<FlowKey, Flow> =
-            bound.map(table::gate).map(|flow| (FlowKey::from(&flow), flow)).collect();
+            bound.flat_map(table::gates).map(|flow| (FlowKey::from(&flow), flow)).collect();
         let (opening, closing): (Vec<FlowChange>, Vec<FlowChange>) =
             diff(&self.gates, &gates).into_iter().partition(|change| matches!(change, FlowChange::Upsert(_)));
         self.gates = gates;
@@ -183,19 +171,15 @@ impl Router {
     /// Every place that may hold a flow.
     fn places(&self, binding: &Binding) -> Vec<Place> {
         let mut places = Vec::new();
-        for route in self.rib.routes() {
-            let IpNet::V4(prefix) = route.key.dst else { continue };
-            match route.key.table {
-                TABLE_LOCAL => places.extend([Place::LocalDestination(prefix), Place::LocalSource(prefix)]),
-                TABLE_MAIN => places.push(Place::Route(prefix)),
+        for known in self.rib.routes() {
+            match known.key.table {
+                TABLE_LOCAL => places.extend(local(known.key.dst)),
+                TABLE_MAIN => places.extend(route(known.key.dst)),
                 _ => {}
             }
         }
-        for (ifindex, addr, _) in self.rib.neighbors_v4() {
-            places.push(Place::Route(host(addr)));
-            if let Some(vif) = binding.vif(ifindex) {
-                places.push(Place::NextHop(Adjacency { vif: vif.id, addr }));
-            }
+        for (ifindex, addr) in self.rib.neighbors() {
+            places.extend(of_neighbor(binding, ifindex, addr));
         }
         places.sort_unstable();
         places.dedup();
@@ -210,15 +194,12 @@ impl Router {
     fn flow_with(&self, place: Place, binding: &Binding) -> Option<Flow> {
         let fib = Fib { rib: &self.rib, binding };
         match place {
-            Place::LocalDestination(prefix) => {
-                fib.is_local(prefix).then(|| table::local_destination(self.id, prefix))
-            }
-            Place::LocalSource(prefix) => fib.is_local(prefix).then(|| table::local_source(self.id, prefix)),
+            Place::Local(side, prefix) => fib.is_local(prefix).then(|| table::local(self.id, side, prefix)),
             Place::Route(prefix) => fib.route(prefix).map(|verdict| table::route(self.id, prefix, verdict)),
-            Place::NextHop(adjacency) => {
+            Place::NextHop(adjacency, eth_type) => {
                 let destination = fib.resolve(adjacency)?;
                 let (_, vif) = binding.link(adjacency.vif)?;
-                Some(table::next_hop(adjacency, vif.mac, destination, vif.vlan))
+                Some(table::next_hop(adjacency, eth_type, vif.mac, destination, vif.vlan))
             }
         }
     }
@@ -227,11 +208,10 @@ impl Router {
     fn key(&self, place: Place) -> FlowKey {
         // The instructions do not matter for the identity, so any will do.
         let flow = match place {
-            Place::LocalDestination(prefix) => table::local_destination(self.id, prefix),
-            Place::LocalSource(prefix) => table::local_source(self.id, prefix),
+            Place::Local(side, prefix) => table::local(self.id, side, prefix),
             Place::Route(prefix) => table::route(self.id, prefix, Verdict::Drop),
-            Place::NextHop(adjacency) => {
-                table::next_hop(adjacency, MacAddr::default(), MacAddr::default(), VlanId::MIN)
+            Place::NextHop(adjacency, eth_type) => {
+                table::next_hop(adjacency, eth_type, MacAddr::default(), MacAddr::default(), VlanId::MIN)
             }
         };
         FlowKey::from(&flow)
@@ -308,8 +288,23 @@ impl Router {
     }
 }
 
-fn host(addr: Ipv4Addr) -> Ipv4Net {
-    Ipv4Net::from(addr)
+/// What a prefix in the local table decides.
+fn local(prefix: IpNet) -> [Place; 2] {
+    [Place::Local(Side::Destination, prefix), Place::Local(Side::Source, prefix)]
+}
+
+/// What a prefix in the main table decides.
+fn route(prefix: IpNet) -> Option<Place> {
+    (!table::is_martian(prefix)).then_some(Place::Route(prefix))
+}
+
+/// What a neighbor decides: the rewrites, where its link is bound, and whether it is its own next hop. An IPv6
+/// neighbor may be the next hop of IPv4 packets (RFC 8950).
+fn of_neighbor(binding: &Binding, ifindex: IfIndex, addr: IpAddr) -> impl Iterator<Item = Place> {
+    let eth_types: &[u16] = if addr.is_ipv4() { &[ETH_IPV4] } else { &ETH_IP };
+    let bound = binding.vif(ifindex).map(|vif| Adjacency { vif: vif.id, addr });
+    let rewrites = bound.into_iter().flat_map(|to| eth_types.iter().map(move |of| Place::NextHop(to, *of)));
+    rewrites.chain(route(addr.into()))
 }
 
 /// What turns one set of flows into another: upserts, then removals. What refuses comes before what it is an

@@ -170,6 +170,7 @@ impl State {
             Field::InPort | Field::InPortNxm => self.in_port.into(),
             Field::Reg(n) => reg(n),
             Field::Xreg(n) => reg(2 * n) << 32 | reg(2 * n + 1),
+            Field::Xxreg(n) => self.get(Field::Xreg(2 * n)) << 64 | self.get(Field::Xreg(2 * n + 1)),
             Field::VlanVid => tag.map_or(0, |tag| (VLAN_PRESENT | tag.vid).into()),
             Field::VlanPcp => tag.map_or(0, |tag| tag.pcp.into()),
             Field::VlanTci => self.get(Field::VlanPcp) << 13 | self.get(Field::VlanVid),
@@ -187,6 +188,10 @@ impl State {
             Field::Xreg(n) => {
                 self.set(Field::Reg(2 * n), value >> 32);
                 self.set(Field::Reg(2 * n + 1), value & u128::from(u32::MAX));
+            }
+            Field::Xxreg(n) => {
+                self.set(Field::Xreg(2 * n), value >> 64);
+                self.set(Field::Xreg(2 * n + 1), value & u128::from(u64::MAX));
             }
             Field::VlanVid => {
                 if let Some(tag) = self.packet.tags.first_mut() {

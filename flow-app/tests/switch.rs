@@ -13,7 +13,7 @@ mod common;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use openflow::{Field, Flow, FlowFilter, mac_bits};
 use xenflow_flow_app::pipeline::{self, cookie};
@@ -21,7 +21,9 @@ use xenflow_flow_app::sim::{self, Packet, Tag};
 use xenflow_flow_app::{App, FlowKey, PortNo};
 use xenflow_proto::MacAddr;
 
-use world::{CONTROL_PORT, Plan, World, chain, host_mac, sane, vif_mac, vlan};
+use world::{
+    CONTROL_PORT, Plan, V4, V6, World, address, chain, far, host_mac, ipv6, link_local, sane, vif_mac, vlan,
+};
 
 type Flows = BTreeMap<FlowKey, Flow>;
 
@@ -107,7 +109,7 @@ impl Pair {
                             packet.headers.insert(field, mac_bits(mac.0));
                         }
                     }
-                    if let Some(ttl) = value("ttl") {
+                    if let Some(ttl) = value("ttl").or(value("hlimit")) {
                         packet.headers.insert(Field::IpTtl, ttl.trim_end_matches(')').parse().unwrap());
                     }
                 }
@@ -148,7 +150,8 @@ fn flow_text(port: PortNo, packet: &Packet) -> String {
         let bytes = packet.header(field).to_be_bytes();
         MacAddr(bytes[10..].try_into().unwrap())
     };
-    let ip = |field| Ipv4Addr::from_bits(packet.header(field) as u32);
+    let ipv4 = |field| Ipv4Addr::from_bits(packet.header(field) as u32);
+    let ipv6 = |field| Ipv6Addr::from_bits(packet.header(field));
     let mut text = format!("in_port={port},dl_src={},dl_dst={}", mac(Field::EthSrc), mac(Field::EthDst));
     match packet.tags.as_slice() {
         [] => text += ",vlan_tci=0",
@@ -156,9 +159,14 @@ fn flow_text(port: PortNo, packet: &Packet) -> String {
     }
     let eth_type = packet.tags.get(1).map_or(packet.header(Field::EthType), |tag| tag.tpid.into());
     text += &format!(",dl_type={eth_type:#06x}");
-    if eth_type == 0x0800 {
+    let addresses = match eth_type {
+        0x0800 => Some(format!(",nw_src={},nw_dst={}", ipv4(Field::Ipv4Src), ipv4(Field::Ipv4Dst))),
+        0x86dd => Some(format!(",ipv6_src={},ipv6_dst={}", ipv6(Field::Ipv6Src), ipv6(Field::Ipv6Dst))),
+        _ => None,
+    };
+    if let Some(addresses) = addresses {
         let [proto, ttl] = [Field::IpProto, Field::IpTtl].map(|field| packet.header(field));
-        text += &format!(",nw_src={},nw_dst={}", ip(Field::Ipv4Src), ip(Field::Ipv4Dst));
+        text += &addresses;
         text += &format!(",nw_proto={proto},nw_ttl={ttl}");
         if proto == 6 {
             text += &format!(",tp_dst={}", packet.header(Field::TcpDst));
@@ -167,17 +175,35 @@ fn flow_text(port: PortNo, packet: &Packet) -> String {
     text
 }
 
-fn ipv4(src: MacAddr, dst: MacAddr, to: [u8; 4], ttl: u8) -> Packet {
+fn ip(src: MacAddr, dst: MacAddr, from: IpAddr, to: IpAddr, ttl: u8) -> Packet {
+    let (eth_type, [from_field, to_field]) = match to {
+        IpAddr::V4(_) => (pipeline::ETH_IPV4, [Field::Ipv4Src, Field::Ipv4Dst]),
+        IpAddr::V6(_) => (pipeline::ETH_IPV6, [Field::Ipv6Src, Field::Ipv6Dst]),
+    };
+    let bits = |addr| match addr {
+        IpAddr::V4(addr) => addr.to_bits().into(),
+        IpAddr::V6(addr) => addr.to_bits(),
+    };
     let headers = [
         (Field::EthSrc, mac_bits(src.0)),
         (Field::EthDst, mac_bits(dst.0)),
-        (Field::EthType, 0x0800),
-        (Field::Ipv4Src, Ipv4Addr::new(10, 9, 9, 9).to_bits().into()),
-        (Field::Ipv4Dst, Ipv4Addr::from(to).to_bits().into()),
+        (Field::EthType, eth_type.into()),
+        (from_field, bits(from)),
+        (to_field, bits(to)),
         (Field::IpProto, 17),
         (Field::IpTtl, ttl.into()),
     ];
     Packet { tags: Vec::new(), headers: headers.into() }
+}
+
+/// From a host that is far away.
+fn to(src: MacAddr, dst: MacAddr, to: IpAddr, ttl: u8) -> Packet {
+    let from = if to.is_ipv4() { far(V4, 9, 0, 9) } else { far(V6, 9, 0, 9) };
+    ip(src, dst, from, to, ttl)
+}
+
+fn ipv4(src: MacAddr, dst: MacAddr, addr: [u8; 4], ttl: u8) -> Packet {
+    to(src, dst, addr.into(), ttl)
 }
 
 /// Routers 0 and 2 of one network, 1 of the other; two trunks, access ports on most segments, the control network.
@@ -239,28 +265,36 @@ fn a_real_switch_does_what_the_simulator_says() {
     let (world, pair) = start("flow-app-trace");
     let mut packets: Vec<(PortNo, Packet)> = Vec::new();
     let host = host_mac(0, 50);
-    for to in [
-        [10, 0, 0, 9],
-        [10, 1, 0, 9],
-        [10, 2, 0, 3],
-        [10, 1, 0, 1],
-        [10, 0, 0, 255],
-        [8, 8, 8, 8],
-        [192, 168, 1, 7],
-    ] {
+    let mut destinations: Vec<IpAddr> = [V4, V6]
+        .into_iter()
+        .flat_map(|family| {
+            let hosts =
+                [(0, 8), (1, 8), (2, 2), (1, 0)].map(|(segment, host)| address(family, segment, host));
+            hosts.into_iter().chain([far(family, 1, 0, 7), far(family, 7, 0, 1)])
+        })
+        .collect();
+    destinations.extend([[10, 0, 0, 255], [8, 8, 8, 8], [172, 16, 1, 1], [172, 17, 1, 1]].map(IpAddr::from));
+    destinations.extend([
+        ipv6([0x2606, 0, 0, 0, 0, 0, 0, 8]),
+        ipv6([0xfd00, 1, 0, 0, 0, 0, 0, 0]),
+        link_local(2),
+        ipv6([0xff02, 0, 0, 0, 0, 0, 0, 1]),
+    ]);
+    for addr in destinations {
         for (port, gateway) in [(10, vif_mac(0, 0)), (12, vif_mac(2, 1)), (14, vif_mac(1, 0))] {
-            packets.push((port, ipv4(host, gateway, to, 64)));
+            packets.push((port, to(host, gateway, addr, 64)));
         }
         for ttl in [0, 1, 2] {
-            packets.push((11, ipv4(host, vif_mac(0, 0), to, ttl)));
+            packets.push((11, to(host, vif_mac(0, 0), addr, ttl)));
         }
-        packets.push((1, ipv4(host, vif_mac(0, 2), to, 64).tagged(Tag::new(vlan(2).get()))));
-        packets.push((vif_port(2, 0), ipv4(vif_mac(2, 0), vif_mac(0, 0), to, 9)));
+        packets.push((1, to(host, vif_mac(0, 2), addr, 64).tagged(Tag::new(vlan(2).get()))));
+        packets.push((vif_port(2, 0), to(vif_mac(2, 0), vif_mac(0, 0), addr, 9)));
     }
     // Hairpin: in and out by the same trunk and by the same access port.
     let hairpin = packets.len();
     packets.push((2, ipv4(host, vif_mac(0, 0), [10, 0, 0, 9], 64).tagged(Tag::new(vlan(0).get()))));
     packets.push((10, ipv4(host, vif_mac(0, 0), [10, 0, 0, 9], 64)));
+    packets.push((10, to(host, vif_mac(0, 0), address(V6, 0, 8), 64)));
     // Switched: unknown, broadcast, to a vif, from a vif; refused: a vif's MAC, an announcement, a group, tags.
     let switched = packets.len();
     let plain = |dst| ipv4(host, dst, [1, 2, 3, 4], 64);
@@ -275,7 +309,11 @@ fn a_real_switch_does_what_the_simulator_says() {
     packets.push((vif_port(0, 0), ipv4(host, vif_mac(2, 0), [1, 2, 3, 4], 64)));
     packets.push((1, plain(vif_mac(0, 0)).tagged(Tag::new(vlan(1).get())).tagged(Tag::new(vlan(0).get()))));
     packets.push((1, plain(vif_mac(0, 0)).tagged(Tag::new(999))));
-    packets.push((12, plain(vif_mac(0, 0)).with(Field::EthType, 0x86dd)));
+    packets.push((12, to(host, vif_mac(0, 0), address(V6, 0, 8), 64)));
+    // Neighbor discovery, by group and by unicast.
+    let all_nodes = ipv6([0xff02, 0, 0, 0, 0, 0, 0, 1]);
+    packets.push((10, ip(host, MacAddr([0x33, 0x33, 0, 0, 0, 1]), link_local(9), all_nodes, 255)));
+    packets.push((10, ip(host, vif_mac(0, 0), link_local(9), link_local(0), 255)));
 
     let sent: Vec<_> = packets.iter().map(|(port, packet)| pair.agree(*port, packet)).collect();
     let changed = |i: usize| sent[i].iter().any(|(_, p)| p.headers != packets[i].1.headers);
@@ -290,6 +328,72 @@ fn a_real_switch_does_what_the_simulator_says() {
     let (port, packet) = &packets[hairpin];
     let simulated: BTreeSet<_> = broken.send(*port, packet).unwrap().sent.into_iter().collect();
     assert_ne!(pair.trace(*port, packet, &[]), simulated);
+}
+
+#[test]
+fn a_real_switch_forwards_ipv6_as_a_router_would() {
+    let (_, pair) = start("flow-app-ipv6");
+    let (host, router) = (host_mac(0, 50), vif_mac(0, 0));
+    let sends = |packet: Packet| (pair.agree(10, &packet), packet);
+    let punted = |packet| {
+        let (sent, packet) = sends(packet);
+        assert_eq!(sent, [(vif_port(0, 0), packet)].into());
+    };
+    // To a host on another segment: hop limit and MACs, by every port of the segment, tagged on the trunks.
+    let (other, from) = (address(V6, 1, 8), far(V6, 9, 0, 9));
+    let forwarded = |addr, ttl: u8, vif: u8, mac: MacAddr| {
+        let (sent, packet) = sends(to(host, router, addr, ttl));
+        let wanted = packet
+            .with(Field::IpTtl, (ttl - 1).into())
+            .with(Field::EthSrc, mac_bits(vif_mac(0, vif).0))
+            .with(Field::EthDst, mac_bits(mac.0));
+        assert!(sent.contains(&(1, wanted.clone().tagged(Tag::new(vlan(vif).get())))), "{sent:?}");
+        let untagged = |(port, packet): &(PortNo, Packet)| *port < 3 || *packet == wanted;
+        assert!(sent.len() > 3 && sent.iter().all(untagged), "{sent:?}");
+    };
+    forwarded(other, 64, 1, host_mac(1, 8));
+    forwarded(other, 2, 1, host_mac(1, 8));
+    // Hop limit: the guest answers.
+    punted(to(host, router, other, 1));
+    punted(to(host, router, other, 0));
+    // Own addresses and the subnet's anycast address, as destination and as source.
+    let network = ipv6([0xfd00, 1, 0, 0, 0, 0, 0, 0]);
+    for own in [address(V6, 0, 0), address(V6, 1, 0), network, link_local(0)] {
+        punted(to(host, router, own, 64));
+        punted(ip(host, router, own, other, 64));
+    }
+    // What no router forwards, although there is a default route.
+    for addr in [
+        ipv6([0; 8]),
+        Ipv6Addr::LOCALHOST.into(),
+        link_local(9),
+        ipv6([0xff0e, 0, 0, 0, 0, 0, 0, 1]),
+        IpAddr::V6(Ipv4Addr::new(10, 1, 0, 9).to_ipv6_mapped()),
+    ] {
+        punted(to(host, router, addr, 64));
+        punted(ip(host, router, addr, other, 64));
+    }
+    // The next address behind each is ordinary.
+    let default = |addr| {
+        let (sent, packet) = sends(ip(host, router, from, addr, 64));
+        assert!(sent.iter().all(|(_, p)| p.headers != packet.headers) && !sent.is_empty(), "{sent:?}");
+    };
+    default(ipv6([0, 0, 0, 0, 0, 0, 0, 2]));
+    default(ipv6([0xfec0, 0, 0, 0, 0, 0, 0, 1]));
+    default(ipv6([0xfe7f, 0, 0, 0, 0, 0, 0, 1]));
+    default(ipv6([0xfe, 0, 0, 0, 0, 0, 0, 1]));
+    default(ipv6([0, 0, 0, 0, 0, 0xfffe, 0, 1]));
+    // A host that is not resolved: the guest asks.
+    punted(to(host, router, ipv6([0xfd00, 1, 0, 0, 0, 0, 0, 99]), 64));
+    // RFC 8950: IPv4 by the link-local address of the third router, and on by that of a host.
+    let (sent, packet) = sends(ipv4(host, router, [172, 17, 0, 1], 64));
+    let wanted = packet
+        .with(Field::IpTtl, 62)
+        .with(Field::EthSrc, mac_bits(vif_mac(2, 1).0))
+        .with(Field::EthDst, mac_bits(host_mac(1, 4).0));
+    let ports: BTreeSet<PortNo> = sent.iter().map(|(port, _)| *port).collect();
+    assert!(ports.is_superset(&[1, 2, 12].into()), "{sent:?}");
+    assert!(sent.iter().all(|(_, p)| p.headers == wanted.headers), "{sent:?}");
 }
 
 #[test]
@@ -324,12 +428,12 @@ fn a_real_switch_learns_what_the_simulator_says() {
 
 #[test]
 fn a_real_switch_counts_the_routers_of_a_chain() {
-    for count in [32, 33, 40] {
-        let app = chain(count);
+    for (count, packets, gateways) in [(32, V4, V4), (33, V4, V4), (40, V4, V4), (32, V6, V6), (33, V4, V6)] {
+        let app = chain(count, packets, gateways);
         let ports: Vec<PortNo> =
             std::iter::once(1).chain((0..PortNo::from(count)).map(|n| 100 + n)).collect();
-        let pair = Pair::start(&format!("flow-app-chain-{count}"), &app, &ports);
-        let sent = pair.agree(1, &ipv4(host_mac(0, 9), vif_mac(0, 0), [8, 8, 8, 8], 64));
+        let pair = Pair::start(&format!("flow-app-chain-{count}-{packets:?}-{gateways:?}"), &app, &ports);
+        let sent = pair.agree(1, &to(host_mac(0, 9), vif_mac(0, 0), far(packets, 8, 0, 8), 64));
         assert!(sent.iter().all(|(_, packet)| packet.header(Field::IpTtl) == 32), "{sent:?}");
         let punted = sent.iter().map(|(port, _)| *port).eq([100 + pipeline::MAX_ROUTERS]);
         assert_eq!(punted, count > 32, "{count} routers");

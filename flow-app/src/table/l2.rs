@@ -4,16 +4,18 @@
 use openflow::{Action, Field, Flow, Match};
 
 use crate::pipeline::{
-    EGRESS, ETH_IPV4, FLAGS, FLOOD, HOPS, IN_PORT, L2, LEARNED, MAX_ROUTERS, OUT_PORT, ROUTED, ROUTER,
-    ROUTER_ID, cookie, priority, set_reg,
+    EGRESS, ETH_IP, FLAGS, FLOOD, HOPS, IN_PORT, L2, LEARNED, MAX_ROUTERS, NEXT_HOP_ID, NEXT_HOP_IPV6,
+    OUT_PORT, ROUTED, ROUTER, ROUTER_ID, cookie, priority, set_reg,
 };
 use crate::topology::Topology;
 
 pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
     for (_, vif, vlan, port) in topology.bound_vifs() {
         let to = || Match::builder().vlan(vlan.get()).eth_dst(vif.mac.0);
-        let routed = to().eth_type(ETH_IPV4).reg_masked(FLAGS, ROUTED, ROUTED).build();
-        flows.push(Flow::new(L2, priority::EXCEPTION, cookie::TOPOLOGY, routed).apply(enter_router()));
+        for eth_type in ETH_IP {
+            let routed = to().eth_type(eth_type).reg_masked(FLAGS, ROUTED, ROUTED).build();
+            flows.push(Flow::new(L2, priority::EXCEPTION, cookie::TOPOLOGY, routed).apply(enter_router()));
+        }
         let deliver = Flow::new(L2, priority::NORMAL, cookie::TOPOLOGY, to().build());
         flows.push(deliver.apply([set_reg(OUT_PORT, port)]).goto(EGRESS));
     }
@@ -42,7 +44,8 @@ fn enter_router() -> Vec<Action> {
         set_reg(IN_PORT, 0),
         set_reg(OUT_PORT, 0),
         set_reg(ROUTER_ID, 0),
-        Action::set_field(Field::Xreg(crate::pipeline::NEXT_HOP_ID), 0),
+        Action::set_field(Field::Xreg(NEXT_HOP_ID), 0),
+        Action::set_field(Field::Xxreg(NEXT_HOP_IPV6), 0),
         Action::resubmit(ROUTER),
     ]
 }

@@ -1,58 +1,61 @@
 //! Local: what only the guest's IP stack can answer goes to its vif: its own and broadcast addresses, packets at
-//! the end of their life, and addresses that a router must not forward (RFC 1812 5.3.7, `ip_route_input_slow`).
+//! the end of their life, and addresses that a router must not forward (RFC 1812 5.3.7, `ip_route_input_slow`;
+//! RFC 4291 2.5 and 2.7, `ip6_rcv_core`, `ip6_forward`).
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use openflow::{Flow, Match, MatchBuilder};
 
-use crate::pipeline::{ETH_IPV4, L2, LOCAL, ROUTE, ROUTER_ID, cookie, priority};
+use super::{Side, address};
+use crate::pipeline::{ETH_IP, L2, LOCAL, ROUTE, ROUTER_ID, cookie, priority};
 use crate::topology::RouterId;
 
-/// Never forwarded, as destination or as source: "this network", loopback, multicast, reserved and broadcast.
-const MARTIANS: [(Ipv4Addr, u8); 4] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8),
-    (Ipv4Addr::new(127, 0, 0, 0), 8),
-    (Ipv4Addr::new(224, 0, 0, 0), 4),
-    (Ipv4Addr::new(240, 0, 0, 0), 4),
+/// Never forwarded, as destination or as source: "this network", loopback, multicast, reserved and broadcast; the
+/// unspecified address, loopback, IPv4-mapped, link-local and multicast.
+const MARTIANS: [IpNet; 9] = [
+    ipv4(0, 8),
+    ipv4(127, 8),
+    ipv4(224, 4),
+    ipv4(240, 4),
+    ipv6([0; 8], 128),
+    ipv6([0, 0, 0, 0, 0, 0, 0, 1], 128),
+    ipv6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96),
+    ipv6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10),
+    ipv6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8),
 ];
 
+const fn ipv4(first: u8, len: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(first, 0, 0, 0), len))
+}
+
+const fn ipv6([a, b, c, d, e, f, g, h]: [u16; 8], len: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, d, e, f, g, h), len))
+}
+
+/// No packet to the prefix gets as far as the route table: the kernel's own `fe80::/64` and `ff00::/8` among others.
+pub(crate) fn is_martian(prefix: IpNet) -> bool {
+    MARTIANS.iter().any(|martian| martian.contains(&prefix))
+}
+
 pub(super) fn flows(flows: &mut Vec<Flow>) {
-    let ip = || Match::builder().eth_type(ETH_IPV4);
     let mut punt = |matching: MatchBuilder| {
         flows.push(Flow::new(LOCAL, priority::EXCEPTION, cookie::TOPOLOGY, matching.build()).goto(L2));
     };
-    punt(ip().ip_ttl(0));
-    punt(ip().ip_ttl(1));
-    for (addr, len) in MARTIANS {
-        let mask = mask(len);
-        punt(ip().ipv4_dst_masked(addr, mask));
-        punt(ip().ipv4_src_masked(addr, mask));
+    for eth_type in ETH_IP {
+        punt(Match::builder().eth_type(eth_type).ip_ttl(0));
+        punt(Match::builder().eth_type(eth_type).ip_ttl(1));
+    }
+    for martian in MARTIANS {
+        punt(address(Side::Destination, martian));
+        punt(address(Side::Source, martian));
     }
     flows.push(Flow::new(LOCAL, priority::FALLBACK, cookie::TOPOLOGY, Match::any()).goto(ROUTE));
 }
 
-/// Packets to an address of the guest's local table.
-pub(crate) fn local_destination(router: RouterId, prefix: Ipv4Net) -> Flow {
-    let matching = of(router).ipv4_dst_masked(prefix.addr(), prefix.netmask());
-    punt(router, prefix, matching)
-}
-
-/// Packets *from* an address of the guest's local table: somebody else uses it, and the guest drops and logs them.
-pub(crate) fn local_source(router: RouterId, prefix: Ipv4Net) -> Flow {
-    let matching = of(router).ipv4_src_masked(prefix.addr(), prefix.netmask());
-    punt(router, prefix, matching)
-}
-
-fn of(router: RouterId) -> MatchBuilder {
-    Match::builder().reg(ROUTER_ID, router.0.into()).eth_type(ETH_IPV4)
-}
-
-fn punt(router: RouterId, prefix: Ipv4Net, matching: MatchBuilder) -> Flow {
+/// Packets to an address of the guest's local table, or *from* one: somebody else uses it, and the guest sees to it.
+pub(crate) fn local(router: RouterId, side: Side, prefix: IpNet) -> Flow {
+    let matching = address(side, prefix).reg(ROUTER_ID, router.0.into());
     let priority = priority::PREFIX + u16::from(prefix.prefix_len());
     Flow::new(LOCAL, priority, cookie::router(router), matching.build()).goto(L2)
-}
-
-fn mask(len: u8) -> Ipv4Addr {
-    Ipv4Addr::from_bits(u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0))
 }

@@ -9,14 +9,18 @@ mod next_hop;
 mod route;
 mod router;
 
-use openflow::Flow;
+use std::net::IpAddr;
 
+use ipnet::IpNet;
+use openflow::{Field, Flow, Match, MatchBuilder};
+
+use crate::pipeline::{ETH_IPV4, ETH_IPV6};
 use crate::topology::Topology;
 
-pub(crate) use local::{local_destination, local_source};
+pub(crate) use local::{is_martian, local};
 pub(crate) use next_hop::next_hop;
 pub(crate) use route::route;
-pub(crate) use router::gate;
+pub(crate) use router::gates;
 
 /// The flows that depend on no guest.
 pub(crate) fn topology_flows(topology: &Topology) -> Vec<Flow> {
@@ -30,4 +34,31 @@ pub(crate) fn topology_flows(topology: &Topology) -> Vec<Flow> {
     l2::flows(topology, &mut flows);
     egress::flows(topology, &mut flows);
     flows
+}
+
+/// One of the two addresses of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Side {
+    Destination,
+    Source,
+}
+
+/// IP packets with an address in the prefix.
+fn address(side: Side, prefix: IpNet) -> MatchBuilder {
+    let (eth_type, destination, source) = match prefix {
+        IpNet::V4(_) => (ETH_IPV4, Field::Ipv4Dst, Field::Ipv4Src),
+        IpNet::V6(_) => (ETH_IPV6, Field::Ipv6Dst, Field::Ipv6Src),
+    };
+    let field = match side {
+        Side::Destination => destination,
+        Side::Source => source,
+    };
+    Match::builder().eth_type(eth_type).masked(field, bits(prefix.addr()), bits(prefix.netmask()))
+}
+
+fn bits(addr: IpAddr) -> u128 {
+    match addr {
+        IpAddr::V4(addr) => addr.to_bits().into(),
+        IpAddr::V6(addr) => addr.to_bits(),
+    }
 }

@@ -5,19 +5,24 @@ use openflow::{Action, Field, Flow, Match, VLAN_PRESENT};
 use xenflow_proto::{MacAddr, VlanId};
 
 use crate::fib::Adjacency;
-use crate::pipeline::{ETH_IPV4, FLAGS, L2, NEXT_HOP, NEXT_HOP_ID, ROUTED, cookie, next_hop_value, priority};
+use crate::pipeline::{self, FLAGS, L2, NEXT_HOP, ROUTED, cookie, priority};
 
 pub(super) fn flows(flows: &mut Vec<Flow>) {
     flows.push(Flow::new(NEXT_HOP, priority::FALLBACK, cookie::TOPOLOGY, Match::any()).goto(L2));
 }
 
-/// Hands the packet on: TTL, both MAC addresses, the VLAN of the segment it leaves by.
-pub(crate) fn next_hop(adjacency: Adjacency, source: MacAddr, destination: MacAddr, vlan: VlanId) -> Flow {
-    let matching = Match::builder()
-        .xreg_masked(NEXT_HOP_ID, next_hop_value(adjacency), u64::MAX)
-        .vlan_tagged()
-        .eth_type(ETH_IPV4)
-        .build();
+/// Hands a packet of that Ethernet type on: TTL, both MAC addresses, the VLAN of the segment it leaves by.
+pub(crate) fn next_hop(
+    adjacency: Adjacency,
+    eth_type: u16,
+    source: MacAddr,
+    destination: MacAddr,
+    vlan: VlanId,
+) -> Flow {
+    let packets = Match::builder().vlan_tagged().eth_type(eth_type);
+    let matching =
+        pipeline::next_hop(adjacency).fold(packets, |matching, (field, value)| matching.exact(field, value));
+    let matching = matching.build();
     let vid = VLAN_PRESENT | vlan.get();
     Flow::new(NEXT_HOP, priority::NORMAL, cookie::router(adjacency.vif.router), matching)
         .apply([

@@ -1,28 +1,43 @@
 //! The flows forward as the guests' kernels would, or hand the packet to the guest.
 
 use std::cell::Cell;
-use std::net::Ipv4Addr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use openflow::{Action, Field, Flow, Instruction, mac_bits};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use xenflow_flow_app::fib::Adjacency;
 use xenflow_flow_app::sim::{Packet, Switch, Tag};
-use xenflow_flow_app::{FlowChange, PortNo, RouterId, Topology, VifId, pipeline};
-use xenflow_proto::{Change, MacAddr, VlanId};
+use xenflow_flow_app::{App, FlowChange, PortNo, RouterId, Topology, VifId, pipeline};
+use xenflow_proto::table::{Neighbor, NeighborKey};
+use xenflow_proto::{Change, MacAddr, Object, VlanId};
 
 use super::model::Model;
 use super::oracle::{self, Allowed, Sent};
-use super::world::{Dice, World, address, chain, host_mac, object, router_id, vif_id, vif_mac, world};
+use super::world::{
+    Dice, Family, V4, V6, World, address, chain, far, host_mac, ipv6, link_local, object, router_id, vif_id,
+    vif_mac, world,
+};
 use super::{finds, law};
 
-/// An IPv4 packet without a tag.
-pub fn ipv4(src: MacAddr, dst: MacAddr, from: Ipv4Addr, to: Ipv4Addr, ttl: u8) -> Packet {
+/// An IP packet without a tag; both addresses are of one family.
+pub fn ip(src: MacAddr, dst: MacAddr, from: IpAddr, to: IpAddr, ttl: u8) -> Packet {
+    let (eth_type, [from_field, to_field]) = if to.is_ipv4() {
+        (pipeline::ETH_IPV4, [Field::Ipv4Src, Field::Ipv4Dst])
+    } else {
+        (pipeline::ETH_IPV6, [Field::Ipv6Src, Field::Ipv6Dst])
+    };
+    let bits = |addr| match addr {
+        IpAddr::V4(addr) => addr.to_bits().into(),
+        IpAddr::V6(addr) => addr.to_bits(),
+    };
     let headers = [
         (Field::EthSrc, mac_bits(src.0)),
         (Field::EthDst, mac_bits(dst.0)),
-        (Field::EthType, pipeline::ETH_IPV4.into()),
-        (Field::Ipv4Src, from.to_bits().into()),
-        (Field::Ipv4Dst, to.to_bits().into()),
+        (Field::EthType, eth_type.into()),
+        (from_field, bits(from)),
+        (to_field, bits(to)),
         (Field::IpProto, 17),
         (Field::IpTtl, ttl.into()),
         (Field::IpDscp, 0),
@@ -30,15 +45,28 @@ pub fn ipv4(src: MacAddr, dst: MacAddr, from: Ipv4Addr, to: Ipv4Addr, ttl: u8) -
     Packet { tags: Vec::new(), headers: headers.into() }
 }
 
-fn any_address(a: u8, b: u8) -> Ipv4Addr {
-    match a % 16 {
-        0 => Ipv4Addr::new(127, 0, 0, b),
-        1 => Ipv4Addr::new(224, 0, 0, b),
-        2 => Ipv4Addr::new(10, a / 16 % 3, 0, 255),
-        3 | 4 => Ipv4Addr::new(10, a / 16 % 3, 7, b),
-        5..8 => Ipv4Addr::new(192, 168, a / 16 % 3, b),
-        8 => Ipv4Addr::new(8, 8, 8, b),
-        _ => address(a / 16, b),
+fn any_address(family: Family, a: u8, b: u8) -> IpAddr {
+    let segment = a / 16 % 3;
+    let v4 = |groups: [u8; 4]| IpAddr::from(groups);
+    match (family, a % 16) {
+        (_, 5 | 6) => far(family, segment, b / 64, b),
+        (_, 9..) => address(family, a / 16, b),
+        (V4, 0) => v4([127, 0, 0, b]),
+        (V4, 1) => v4([224, 0, 0, b]),
+        (V4, 2) => v4([10, segment, 0, 255]),
+        (V4, 3 | 4) => v4([10, segment, 7, b]),
+        (V4, 7) => v4([172, 16 + segment, 0, b]),
+        (V4, _) => v4([8, 8, 8, b]),
+        (V6, 0) => match b % 4 {
+            0 => ipv6([0; 8]),
+            1 => ipv6([0, 0, 0, 0, 0, 0, 0, 1]),
+            2 => ipv6([0xff0e, 0, 0, 0, 0, 0, 0, b.into()]),
+            _ => IpAddr::V6(Ipv4Addr::new(10, segment, 0, b).to_ipv6_mapped()),
+        },
+        (V6, 1) => link_local(b),
+        (V6, 2) => ipv6([0xfd00, segment.into(), 0, 0, 0, 0, 0, 0]),
+        (V6, 3 | 4) => ipv6([0xfd00, segment.into(), 0, 7, 0, 0, 0, b.into()]),
+        (V6, _) => ipv6([0x2606, 0, 0, 0, 0, 0, 0, b.into()]),
     }
 }
 
@@ -58,7 +86,9 @@ fn to_a_vif(topology: &Topology, dice: Dice) -> Option<(PortNo, VlanId, Packet)>
         2 => 2,
         _ => 64,
     };
-    let packet = ipv4(src, vif.mac, any_address(a ^ 0x0f, c), any_address(b, c.wrapping_add(d)), ttl);
+    let family = if d / 16 % 2 == 0 { V4 } else { V6 };
+    let address = |a, b| any_address(family, a, b);
+    let packet = ip(src, vif.mac, address(a ^ 0x0f, c), address(b, c.wrapping_add(d)), ttl);
     Some((port, segment, packet.with(Field::IpDscp, if d % 16 == 3 { 2 } else { 0 })))
 }
 
@@ -76,17 +106,23 @@ pub fn enter(
     if set.len() == sent.len() { Ok(set) } else { Err(format!("a copy too many: {sent:?}")) }
 }
 
+/// Of IPv4 packets and of IPv6 packets.
 #[derive(Default)]
-struct Counts {
+struct Counts([Count; 2]);
+
+#[derive(Default)]
+struct Count {
     packets: Cell<u32>,
     forwarded: Cell<u32>,
+    /// IPv4 by an IPv6 gateway.
+    crossed: Cell<u32>,
     chained: Cell<u32>,
     dropped: Cell<u32>,
     /// The kernels would forward it.
     forwardable: Cell<u32>,
 }
 
-impl Counts {
+impl Count {
     /// Counts an outcome that is allowed; false if it is not.
     fn take(&self, allowed: &Allowed, sent: &Sent) -> bool {
         let add = |cell: &Cell<u32>, yes: bool| cell.set(cell.get() + u32::from(yes));
@@ -99,6 +135,7 @@ impl Counts {
         let at_end = allowed.end.as_ref() == Some(sent);
         add(&self.dropped, at_end && sent.is_empty());
         add(&self.forwarded, at_end && !sent.is_empty());
+        add(&self.crossed, at_end && !sent.is_empty() && allowed.by_ipv6);
         add(&self.chained, at_end && allowed.passed > 1);
         at_end
     }
@@ -116,7 +153,8 @@ fn check_any(worlds: &[&World], switch: &Switch, packets: &[Dice], counts: &Coun
         let sent = enter(&topology, switch, port, segment, &packet)?;
         let allowed: Vec<Allowed> =
             worlds.iter().map(|world| oracle::allowed(world, &topology, segment, &packet)).collect();
-        if !allowed.iter().any(|allowed| counts.take(allowed, &sent)) {
+        let count = &counts.0[usize::from(packet.headers.contains_key(&Field::Ipv6Dst))];
+        if !allowed.iter().any(|allowed| count.take(allowed, &sent)) {
             return Err(format!("port {port}, {segment}, {packet:?}: {sent:#?}, but {allowed:#?}"));
         }
     }
@@ -124,7 +162,7 @@ fn check_any(worlds: &[&World], switch: &Switch, packets: &[Dice], counts: &Coun
 }
 
 fn cases() -> impl Strategy<Value = (World, Vec<Dice>)> {
-    (world(), vec(any::<Dice>(), 40))
+    (world(), vec(any::<Dice>(), 48))
 }
 
 #[test]
@@ -134,25 +172,30 @@ fn flows_forward_as_the_kernels_would_or_punt() {
         let switch: Switch = world.app().desired().collect();
         check(&world, &switch, &packets, &counts)
     });
-    let Counts { packets, forwarded, chained, dropped, forwardable } = counts;
-    let (packets, forwarded, chained) = (packets.get(), forwarded.get(), chained.get());
-    println!(
-        "{packets} packets: {forwarded} forwarded of {} forwardable, {chained} chained, {} dropped",
-        forwardable.get(),
-        dropped.get()
-    );
-    assert!(packets > 30_000, "{packets}");
-    assert!(forwarded * 5 > packets, "{forwarded} of {packets}");
-    assert!(forwarded * 10 > forwardable.get() * 9, "{forwarded} of {}", forwardable.get());
-    assert!(chained * 30 > packets, "{chained} of {packets}");
-    assert!(dropped.get() > 50, "{}", dropped.get());
+    let crossed = counts.0[0].crossed.get();
+    for (family, count) in [V4, V6].into_iter().zip(counts.0) {
+        let Count { packets, forwarded, crossed, chained, dropped, forwardable } = count;
+        let [packets, forwarded, crossed, chained, dropped, forwardable] =
+            [packets, forwarded, crossed, chained, dropped, forwardable].map(Cell::into_inner);
+        println!(
+            "{family:?}: {packets} packets: {forwarded} forwarded of {forwardable} forwardable, {crossed} by the \
+             other family, {chained} chained, {dropped} dropped"
+        );
+        assert!(packets > 30_000, "{packets}");
+        assert!(forwarded * 5 > packets, "{forwarded} of {packets}");
+        assert!(forwarded * 10 > forwardable * 9, "{forwarded} of {forwardable}");
+        assert!(chained * 30 > packets, "{chained} of {packets}");
+        assert!(dropped > 50, "{dropped}");
+    }
+    assert!(crossed > 500, "{crossed}");
 }
 
-/// Changes what the flows of a table do.
-fn broken(world: &World, table: u8, change: impl Fn(&mut Action)) -> Switch {
+/// Changes what the flows of a table do that match a field with that value.
+fn broken(world: &World, table: u8, of: (Field, u128), change: impl Fn(&mut Action)) -> Switch {
     let change = |mut flow: Flow| {
+        let hit = flow.table == table && flow.matching.field(of.0).is_some_and(|f| f.value & f.mask == of.1);
         for instruction in &mut flow.instructions {
-            if let (true, Instruction::ApplyActions(actions)) = (flow.table == table, instruction) {
+            if let (true, Instruction::ApplyActions(actions)) = (hit, instruction) {
                 actions.iter_mut().for_each(&change);
             }
         }
@@ -168,17 +211,63 @@ fn a_wrong_next_hop_is_noticed() {
             *action = Action::set_field(Field::EthDst, 0x0600_0000_6666);
         }
     };
-    finds(5, cases(), |(world, packets)| {
-        check(&world, &broken(&world, pipeline::NEXT_HOP, wrong), &packets, &Counts::default())
-    });
     let immortal = |action: &mut Action| {
         if *action == Action::DecTtl {
             *action = Action::set_masked(Field::Reg(15), 0, 1);
         }
     };
-    finds(5, cases(), |(world, packets)| {
-        check(&world, &broken(&world, pipeline::NEXT_HOP, immortal), &packets, &Counts::default())
+    let breaks = |of: (Field, u128), change: &dyn Fn(&mut Action)| {
+        finds(5, cases(), |(world, packets)| {
+            check(&world, &broken(&world, pipeline::NEXT_HOP, of, change), &packets, &Counts::default())
+        });
+    };
+    for eth_type in pipeline::ETH_IP {
+        breaks((Field::EthType, eth_type.into()), &wrong);
+        breaks((Field::EthType, eth_type.into()), &immortal);
+    }
+    // The high half of an IPv6 next hop's address: link-local, and not.
+    let high = Field::Xreg(2 * pipeline::NEXT_HOP_IPV6);
+    breaks((high, 0xfe80 << 48), &wrong);
+}
+
+#[test]
+fn a_lost_part_of_a_next_hop_is_noticed() {
+    // A next hop by its address alone: link-local ones are on many vifs.
+    finds(20, cases(), |(world, packets)| {
+        let anywhere = |flow: Flow| {
+            let mut matching = openflow::Match::builder();
+            for f in flow.matching.fields() {
+                let mask = if f.field == Field::Xreg(pipeline::NEXT_HOP_ID) { 0xffff << 48 } else { f.mask };
+                matching = matching.masked(f.field, f.value, mask);
+            }
+            let ipv6 = flow.matching.field(Field::Xreg(2 * pipeline::NEXT_HOP_IPV6)).is_some();
+            if flow.table == pipeline::NEXT_HOP && ipv6 {
+                Flow { matching: matching.build(), ..flow }
+            } else {
+                flow
+            }
+        };
+        let switch: Switch = world.app().desired().map(anywhere).collect();
+        check(&world, &switch, &packets, &Counts::default())
     });
+}
+
+#[test]
+fn a_missing_exception_is_noticed() {
+    for eth_type in pipeline::ETH_IP {
+        for priority in [pipeline::priority::EXCEPTION, pipeline::priority::PREFIX + 32] {
+            finds(30, cases(), |(world, packets)| {
+                let is_lost = |f: &Flow| {
+                    let ip = f.matching.field(Field::EthType).is_some_and(|f| f.value == eth_type.into());
+                    let host = f.priority > pipeline::priority::NORMAL;
+                    let exception = priority > pipeline::priority::NORMAL;
+                    f.table == pipeline::LOCAL && ip && host == exception
+                };
+                let switch: Switch = world.app().desired().filter(|flow| !is_lost(flow)).collect();
+                check(&world, &switch, &packets, &Counts::default())
+            });
+        }
+    }
 }
 
 #[test]
@@ -213,7 +302,7 @@ fn loads((world, packets): (World, Vec<Dice>), early: bool) -> Result<(), String
                 flow.table == pipeline::ROUTER && pipeline::cookie::router_of(flow.cookie).is_some()
             })
         {
-            result = check(&world, &model.switch(), &packets[..8], &counts);
+            result = check(&world, &model.switch(), &packets[..16], &counts);
         }
     });
     result
@@ -267,16 +356,20 @@ fn no_packet_goes_wrong_while_a_guest_changes_one_thing() {
 
 #[test]
 fn a_gate_that_opens_early_is_noticed() {
-    finds(60, cases(), |case| loads(case, true));
+    // Rarely seen: routes come before next hops, so what is not yet complete punts, unless it is a blackhole.
+    finds(600, cases(), |case| loads(case, true));
 }
 
 #[test]
 fn the_router_after_the_limit_gets_a_punt() {
     assert_eq!(vif_id(0, 0), VifId { router: RouterId(1), number: 1 });
-    let packet =
-        ipv4(host_mac(0, 9), vif_mac(0, 0), Ipv4Addr::new(10, 9, 9, 9), Ipv4Addr::new(8, 8, 8, 8), 64);
-    for count in [1, 2, 31, 32, 33, 34, 50] {
-        let app = chain(count);
+    for (packets, gateways, count) in [(V4, V4), (V6, V6), (V4, V6)]
+        .into_iter()
+        .flat_map(|(packets, gateways)| [1, 2, 31, 32, 33, 34, 50].map(|count| (packets, gateways, count)))
+    {
+        let (from, to) = (far(packets, 9, 0, 9), far(packets, 8, 0, 8));
+        let packet = ip(host_mac(0, 9), vif_mac(0, 0), from, to, 64);
+        let app = chain(count, packets, gateways);
         let (topology, switch) = (app.topology(), app.desired().collect());
         let sent = enter(topology, &switch, 1, super::world::vlan(0), &packet).unwrap();
         let passed = count.min(32);
@@ -289,5 +382,54 @@ fn the_router_after_the_limit_gets_a_punt() {
             [(100 + 32, routed.with(Field::EthDst, mac_bits(vif_mac(32, 0).0)))].into()
         };
         assert_eq!(sent, expected, "{count} routers");
+    }
+}
+
+fn adjacency() -> impl Strategy<Value = Adjacency> {
+    let few = || prop_oneof![Just(0u32), Just(1), Just(u32::MAX), any::<u32>()];
+    let addr = prop_oneof![
+        few().prop_map(|bits| IpAddr::from(Ipv4Addr::from_bits(bits))),
+        [few(), few(), few(), few()].prop_map(|[a, b, c, d]| {
+            let bits = [a, b, c, d].into_iter().fold(0u128, |bits, part| bits << 32 | u128::from(part));
+            IpAddr::from(Ipv6Addr::from_bits(bits))
+        }),
+    ];
+    let vif = (0..3u16, 0..3u16).prop_map(|(router, number)| VifId { router: RouterId(router), number });
+    (vif, addr.prop_filter("nobody's", |addr| !addr.is_unspecified()))
+        .prop_map(|(vif, addr)| Adjacency { vif, addr })
+}
+
+/// What a packet's registers are after a route, and the match of the next hop: one is met by the other's only if
+/// they are the same.
+#[test]
+fn no_two_next_hops_have_the_same_registers() {
+    law(20_000, (adjacency(), adjacency()), |(a, b)| {
+        let registers = |adjacency| -> BTreeMap<Field, u128> {
+            let unset = [Field::Xreg(pipeline::NEXT_HOP_ID), Field::Xxreg(pipeline::NEXT_HOP_IPV6)];
+            unset.into_iter().map(|field| (field, 0)).chain(pipeline::next_hop(adjacency)).collect()
+        };
+        let set = registers(a);
+        let met = pipeline::next_hop(b).all(|(field, value)| set[&field] == value);
+        if met == (a == b) { Ok(()) } else { Err(format!("{a:?} and {b:?}")) }
+    });
+}
+
+/// 0.0.0.0 and :: would have the registers of each other.
+#[test]
+fn nobody_is_no_next_hop() {
+    for (packets, gateways) in [(V4, V4), (V6, V6), (V4, V6)] {
+        let mut app = chain(1, packets, gateways);
+        let rewrites = |app: &App| app.desired().filter(|flow| flow.table == pipeline::NEXT_HOP).count();
+        let before = rewrites(&app);
+        let neighbor = |addr| {
+            let key = NeighborKey { ifindex: 1, addr };
+            Change::Upsert(Object::Neighbor(Neighbor { key, mac: host_mac(0, 2) }))
+        };
+        for nobody in [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()] {
+            app.apply(router_id(0), neighbor(nobody)).unwrap();
+            assert_eq!(rewrites(&app), before, "{nobody}");
+        }
+        app.apply(router_id(0), neighbor(Ipv4Addr::new(0, 0, 0, 1).into())).unwrap();
+        assert_eq!(rewrites(&app), before + 1);
     }
 }

@@ -1,12 +1,13 @@
 //! What the kernels of the guests would do with a packet: written from the kernel (`fib_table_lookup`,
-//! `fib_lookup_good_nhc`, `ip_route_input_slow`, `ip_forward`), by looking at every route, and without the flow
+//! `fib_lookup_good_nhc`, `ip_route_input_slow`, `ip_forward`; `ip6_rcv_core`, `fib6_table_lookup`,
+//! `find_rr_leaf`, `ip6_forward`), by looking at every route, and without the flow
 //! app's own tables.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use openflow::{Field, mac_bits};
-use xenflow_flow_app::pipeline::MAX_ROUTERS;
+use xenflow_flow_app::pipeline::{ETH_IPV6, MAX_ROUTERS};
 use xenflow_flow_app::sim::{Packet, Tag};
 use xenflow_flow_app::{PortNo, Topology, Vif};
 use xenflow_proto::table::{
@@ -28,6 +29,8 @@ pub struct Allowed {
     pub end: Option<Sent>,
     /// Routers that the packet passes until then.
     pub passed: u32,
+    /// One of them hands IPv4 to an IPv6 gateway (RFC 8950).
+    pub by_ipv6: bool,
 }
 
 /// What one kernel does.
@@ -36,10 +39,10 @@ enum Fate {
     Guest,
     Drop,
     /// Any of these, by a choice of its own.
-    Hops(Vec<(u32, Ipv4Addr)>),
+    Hops(Vec<(u32, IpAddr)>),
 }
 
-/// What may become of an IPv4 packet that comes to a vif, on its segment. `packet` is untagged.
+/// What may become of an IP packet that comes to a vif, on its segment. `packet` is untagged.
 pub fn allowed(world: &World, topology: &Topology, segment: VlanId, packet: &Packet) -> Allowed {
     let mut allowed = Allowed::default();
     let (mut segment, mut packet) = (segment, packet.clone());
@@ -66,7 +69,7 @@ pub fn allowed(world: &World, topology: &Topology, segment: VlanId, packet: &Pac
         if link_of(tables, *mac) != Some(link) || link.mtu < link_in.mtu {
             return allowed;
         }
-        let neighbor = Key::Neighbor(NeighborKey { ifindex: *oif, addr: (*next).into() });
+        let neighbor = Key::Neighbor(NeighborKey { ifindex: *oif, addr: *next });
         let Some(Object::Neighbor(neighbor)) = tables.get(&neighbor) else { return allowed };
         if !neighbor.mac.is_unicast() {
             return allowed;
@@ -78,6 +81,7 @@ pub fn allowed(world: &World, topology: &Topology, segment: VlanId, packet: &Pac
             .with(Field::EthSrc, mac_bits(mac.0))
             .with(Field::EthDst, mac_bits(neighbor.mac.0));
         allowed.passed += 1;
+        allowed.by_ipv6 |= next.is_ipv6() && !is_ipv6(&packet);
     }
     let copies = topology.members(segment).into_iter().map(|port| {
         let on_wire = topology.uplinks.contains(&port);
@@ -113,25 +117,53 @@ fn link_of(tables: &Tables, mac: MacAddr) -> Option<&Link> {
     (links.next().is_none() && link.up && link.running && link.master.is_none()).then_some(link)
 }
 
+fn is_ipv6(packet: &Packet) -> bool {
+    packet.header(Field::EthType) == ETH_IPV6.into()
+}
+
+/// Source and destination.
+fn addresses(packet: &Packet) -> (IpAddr, IpAddr) {
+    let ipv4 = |field| IpAddr::from(Ipv4Addr::from_bits(packet.header(field) as u32));
+    let ipv6 = |field| IpAddr::from(Ipv6Addr::from_bits(packet.header(field)));
+    if is_ipv6(packet) {
+        (ipv6(Field::Ipv6Src), ipv6(Field::Ipv6Dst))
+    } else {
+        (ipv4(Field::Ipv4Src), ipv4(Field::Ipv4Dst))
+    }
+}
+
+/// Never forwarded.
+fn is_strange(addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(a) => a.octets()[0] == 0 || a.is_loopback() || a.is_multicast() || a.is_broadcast(),
+        IpAddr::V6(a) => {
+            a.is_unspecified()
+                || a.is_loopback()
+                || a.is_multicast()
+                || a.is_unicast_link_local()
+                || a.to_ipv4_mapped().is_some()
+        }
+    }
+}
+
 fn fate(tables: &Tables, packet: &Packet) -> Fate {
-    let addr = |field| Ipv4Addr::from_bits(packet.header(field) as u32);
-    let (src, dst) = (addr(Field::Ipv4Src), addr(Field::Ipv4Dst));
-    let strange = |a: Ipv4Addr| a.octets()[0] == 0 || a.is_loopback() || a.is_multicast() || a.is_broadcast();
-    if packet.header(Field::IpTtl) <= 1 || strange(src) || strange(dst) {
+    let (src, dst) = addresses(packet);
+    if packet.header(Field::IpTtl) <= 1 || is_strange(src) || is_strange(dst) {
         return Fate::Guest;
     }
     let tos = (packet.header(Field::IpDscp) << 2) as u8;
-    let routes = |table, addr: Ipv4Addr| {
+    let routes = |table, addr: IpAddr| {
         let mut routes: Vec<&Route> = tables
             .values()
             .filter_map(|object| if let Object::Route(route) = object { Some(route) } else { None })
-            .filter(|r| r.key.table == table && r.key.dst.contains(&IpAddr::V4(addr)))
+            .filter(|r| r.key.table == table && r.key.dst.contains(&addr))
             .collect();
-        routes.sort_by_key(|r| (32 - r.key.dst.prefix_len(), u8::MAX - r.key.tos, r.key.metric));
+        routes.sort_by_key(|r| (128 - r.key.dst.prefix_len(), u8::MAX - r.key.tos, r.key.metric));
         routes
     };
-    // Somebody else uses the guest's address.
-    if routes(TABLE_LOCAL, src).iter().any(|route| route.kind == RouteKind::Local) {
+    // Somebody else uses the guest's address. (An IPv6 kernel does not mind; it is its own to decide.)
+    let own = |route: &&Route| matches!(route.kind, RouteKind::Local | RouteKind::Anycast);
+    if routes(TABLE_LOCAL, src).iter().any(own) {
         return Fate::Guest;
     }
     'tables: for table in [TABLE_LOCAL, TABLE_MAIN] {
@@ -160,9 +192,10 @@ fn fate(tables: &Tables, packet: &Packet) -> Fate {
             if hops.len() == 1 && alive.is_empty() {
                 continue;
             }
-            // Encapsulation, other MTUs and gateways of the other family are the guest's business.
+            // Encapsulation, other MTUs and what no kernel takes are the guest's business.
             let hop = |hop: &&Hop| match (hop.gateway, hop.oif, hop.encap, route.mtu) {
-                (Some(IpAddr::V4(gateway)), Some(oif), false, None) => Some((oif, gateway)),
+                (Some(IpAddr::V4(_)), ..) if dst.is_ipv6() => None,
+                (Some(gateway), Some(oif), false, None) => Some((oif, gateway)),
                 (None, Some(oif), false, None) => Some((oif, dst)),
                 _ => None,
             };

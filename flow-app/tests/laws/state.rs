@@ -367,7 +367,7 @@ fn remains(world: &World, former: &World, dice: &[Dice]) -> Model {
             1 => cookie::router(RouterId(u16::from(a % 6) + 1)),
             _ => u64::from(*a),
         };
-        let matching = Match::builder().reg(9, u32::from(*b)).build();
+        let matching = Match::builder().reg(12, u32::from(*b)).build();
         // A router that is configured no more is found by its flows in these tables.
         let table = if what % 4 == 1 { pipeline::ROUTER + c % 2 } else { c % 9 };
         model.insert(Flow::new(table, 1000 + u16::from(*c), cookie, matching).goto(9));
@@ -383,7 +383,7 @@ fn former_flows(former: &World) -> impl Iterator<Item = Flow> {
     flows.into_iter().map(|(id, mut flow)| {
         let id = RouterId(id.0 + 1000);
         flow.cookie = cookie::router(id);
-        flow.matching = flow.matching.to_builder().reg(10, u32::from(id.0)).build();
+        flow.matching = flow.matching.to_builder().reg(13, u32::from(id.0)).build();
         flow
     })
 }

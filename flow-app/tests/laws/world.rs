@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use xenflow_flow_app::{App, Attachment, PortNo, RouterId, Topology, Vif, VifId};
@@ -19,7 +19,7 @@ pub const SEGMENTS: u8 = 6;
 pub const ROUTERS: u8 = 6;
 pub const VIFS: u8 = 3;
 /// Objects that an app keeps of one guest.
-pub const LIMIT: usize = 120;
+pub const LIMIT: usize = 160;
 pub const CONTROL_PORT: PortNo = 9;
 
 /// Six numbers that stand for anything.
@@ -136,24 +136,32 @@ pub type Tables = BTreeMap<Key, Object>;
 /// A random word of a guest: mostly routes.
 pub fn object(plan: &Plan, router: u8, dice: Dice) -> Object {
     let [what, a, b, c, d, e] = dice;
+    let family = if what / 16 % 2 == 0 { V4 } else { V6 };
     match what % 16 {
         0 => Object::Link(link(router, a, b, c)),
         1 => Object::Address(AddressKey {
             ifindex: ifindex(a),
-            address: IpNet::V4(Ipv4Net::new(address(b, c), 24).unwrap()),
+            address: IpNet::new(address(family, b, c), family.len(24)).unwrap(),
         }),
-        2 | 3 => Object::NextHop(NextHop { id: u32::from(a % 4) + 1, kind: next_hop_kind(b, [c, d, e]) }),
-        4..7 => Object::Neighbor(neighbor(plan, router, a, b, c)),
-        7 => Object::Route(Route {
-            key: RouteKey { dst: ipv6(a), ..key(TABLE_MAIN, address(0, 0), 32, 0) },
-            ..route(b, [c, d, e])
+        2 | 3 => {
+            let kind = next_hop_kind(family, b, [c, d, e]);
+            Object::NextHop(NextHop { id: u32::from(a % 4) + 1, kind })
+        }
+        4..8 => Object::Neighbor(match (family, c / 16 % 8) {
+            (V6, 0..3) => neighbor(plan, router, a, b, c, |_, host| link_local(host)),
+            _ => neighbor(plan, router, a, b, c, |segment, host| address(family, segment, host)),
         }),
         8 => {
-            let key = key(TABLE_LOCAL, address(a, b), if c % 4 == 0 { 24 } else { 32 }, 0);
-            let kind = if c % 2 == 0 { RouteKind::Local } else { RouteKind::Broadcast };
-            Object::Route(Route { key, kind, ..route(0, [d, e, 0]) })
+            let key =
+                key(TABLE_LOCAL, address(family, a, b), family.len(if c % 4 == 0 { 24 } else { 32 }), 0);
+            let kind = match (family, c % 2) {
+                (_, 0) => RouteKind::Local,
+                (V4, _) => RouteKind::Broadcast,
+                (V6, _) => RouteKind::Anycast,
+            };
+            Object::Route(Route { key, kind, ..route(family, 0, [d, e, 0]) })
         }
-        _ => Object::Route(Route { key: main_key(a, b, c), ..route(c ^ d, [d, e, a]) }),
+        _ => Object::Route(Route { key: main_key(family, a, b, c), ..route(family, c ^ d, [d, e, a]) }),
     }
 }
 
@@ -177,36 +185,81 @@ fn ifindex(vif: u8) -> u32 {
     u32::from(vif % (VIFS + 1)) + 1
 }
 
+/// IPv4 or IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+}
+pub use Family::{V4, V6};
+
+impl Family {
+    /// The length of an IPv4 prefix; of an IPv6 prefix the length that covers as much of the addresses in use.
+    pub fn len(self, ipv4: u8) -> u8 {
+        match (self, ipv4) {
+            (V4, len) => len,
+            (V6, 0..24) => ipv4 * 2,
+            (V6, 24..32) => ipv4 + 40,
+            (V6, 32..) => 128,
+        }
+    }
+}
+
 /// Addresses of a segment of either network: 1..=6 are the routers', the others hosts'.
-pub fn address(segment: u8, host: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, segment % 3, 0, host % 12 + 1)
+pub fn address(family: Family, segment: u8, host: u8) -> IpAddr {
+    let (segment, host) = (segment % 3, host % 12 + 1);
+    match family {
+        V4 => Ipv4Addr::new(10, segment, 0, host).into(),
+        V6 => ipv6([0xfd00, segment.into(), 0, 0, 0, 0, 0, host.into()]),
+    }
 }
 
-fn ipv6(low: u8) -> IpNet {
-    IpNet::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, low.into()).into(), 128).unwrap()
+pub fn ipv6(groups: [u16; 8]) -> IpAddr {
+    IpAddr::V6(groups.into())
 }
 
-fn key(table: u32, addr: Ipv4Addr, len: u8, metric: u32) -> RouteKey {
-    RouteKey { table, dst: IpNet::V4(Ipv4Net::new(addr, len).unwrap().trunc()), tos: 0, metric }
+/// On every segment the same.
+pub fn link_local(host: u8) -> IpAddr {
+    ipv6([0xfe80, 0, 0, 0, 0, 0, 0, u16::from(host % 12) + 1])
 }
 
-fn main_key(a: u8, b: u8, c: u8) -> RouteKey {
-    let far = Ipv4Addr::new(192, 168, b % 2, (a / 8 % 4) * 64);
+/// An address of no segment.
+pub fn far(family: Family, net: u8, subnet: u8, host: u8) -> IpAddr {
+    match family {
+        V4 => Ipv4Addr::new(192, 168, net, subnet % 4 * 64 + host % 64).into(),
+        V6 => ipv6([0x2001, 0xdb8, net.into(), 0, u16::from(subnet % 4) << 14, 0, 0, host.into()]),
+    }
+}
+
+fn key(table: u32, addr: IpAddr, len: u8, metric: u32) -> RouteKey {
+    RouteKey { table, dst: IpNet::new(addr, len).unwrap().trunc(), tos: 0, metric }
+}
+
+fn main_key(family: Family, a: u8, b: u8, c: u8) -> RouteKey {
+    let far = far(family, b % 2, a / 8, 0);
     let (addr, len) = match a % 8 {
         0 => (far, 0),
-        1 => (address(b, 0), 8),
-        2 => (address(b, 0), 16),
-        3 => (address(b, 0), 24),
-        4 => (address(b, a / 8), 32),
+        1 => (address(family, b, 0), 8),
+        2 => (address(family, b, 0), 16),
+        3 => (address(family, b, 0), 24),
+        4 => (address(family, b, a / 8), 32),
         5 => (far, 16),
         6 => (far, 24),
         _ => (far, 26),
     };
-    let key = key(if c % 16 == 5 { 10 } else { TABLE_MAIN }, addr, len, u32::from(c % 3) * 10);
-    RouteKey { tos: if c % 16 == 7 { 8 } else { 0 }, ..key }
+    let table = if c % 16 == 5 { 10 } else { TABLE_MAIN };
+    let metric = u32::from(c % 3) * 10;
+    match (family, c % 32) {
+        (V4, 7 | 23) => RouteKey { tos: 8, ..key(table, addr, len, metric) },
+        // Point-to-point links, and what the kernel itself has.
+        (V6, 9) => key(table, address(V6, b, a / 8), 127, metric),
+        (V6, 11) => key(table, link_local(0), 64, metric),
+        (V6, 13) => key(table, ipv6([0xff00, 0, 0, 0, 0, 0, 0, 0]), 8, metric),
+        _ => key(table, addr, family.len(len), metric),
+    }
 }
 
-fn route(kind: u8, dice: [u8; 3]) -> Route {
+fn route(family: Family, kind: u8, dice: [u8; 3]) -> Route {
     let kind = match kind % 16 {
         0 => RouteKind::Blackhole,
         1 => RouteKind::Unreachable,
@@ -217,19 +270,23 @@ fn route(kind: u8, dice: [u8; 3]) -> Route {
     let [a, b, c] = dice;
     let target = match a % 8 {
         0 => RouteTarget::NextHop(u32::from(b % 5) + 1),
-        1 => RouteTarget::Hops(vec![hop([b, c, a]), hop([c, a, b])]),
+        1 => RouteTarget::Hops(vec![hop(family, [b, c, a]), hop(family, [c, a, b])]),
         _ if kind != RouteKind::Unicast => RouteTarget::Hops(Vec::new()),
-        _ => RouteTarget::Hops(vec![hop([b, c, a / 8])]),
+        _ => RouteTarget::Hops(vec![hop(family, [b, c, a / 8])]),
     };
     let mtu = (c % 16 == 9).then_some(1300);
-    Route { key: key(TABLE_MAIN, address(0, 0), 32, 0), kind, protocol: 4, scope: 0, target, mtu }
+    Route { key: key(TABLE_MAIN, address(V4, 0, 0), 32, 0), kind, protocol: 4, scope: 0, target, mtu }
 }
 
-fn hop([a, b, c]: [u8; 3]) -> Hop {
-    let gateway = match a % 8 {
-        0 => None,
-        1 if b % 4 == 0 => Some(IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, b.into()))),
-        _ => Some(IpAddr::V4(address(a / 8, b))),
+fn hop(family: Family, [a, b, c]: [u8; 3]) -> Hop {
+    let gateway = match (family, a % 8) {
+        (_, 0) => None,
+        // A gateway of the other family: RFC 8950, and nonsense.
+        (V4, 1) => Some(link_local(b)),
+        (V4, 2) if b % 2 == 0 => Some(address(V6, a / 8, b)),
+        (V6, 1) if b % 4 == 0 => Some(address(V4, a / 8, b)),
+        (V6, 1..4) => Some(link_local(b)),
+        _ => Some(address(family, a / 8, b)),
     };
     let flags = match c % 8 {
         0 => HopFlags::DEAD | HopFlags::LINKDOWN,
@@ -242,20 +299,27 @@ fn hop([a, b, c]: [u8; 3]) -> Hop {
     Hop { gateway, oif, weight: 1, flags: HopFlags(flags), encap: c / 8 % 8 == 5 }
 }
 
-fn next_hop_kind(kind: u8, dice: [u8; 3]) -> NextHopKind {
+fn next_hop_kind(family: Family, kind: u8, dice: [u8; 3]) -> NextHopKind {
     match kind % 8 {
         0 => NextHopKind::Blackhole,
         1 => NextHopKind::Group(vec![(1, 1), (u32::from(dice[0] % 4) + 1, 2)]),
         2 => NextHopKind::Unsupported,
-        _ => NextHopKind::Single(hop(dice)),
+        _ => NextHopKind::Single(hop(family, dice)),
     }
 }
 
 /// The router of that address on the segment of that vif if there is one, else a host.
-fn neighbor(plan: &Plan, router: u8, vif: u8, host: u8, mac: u8) -> Neighbor {
+fn neighbor(
+    plan: &Plan,
+    router: u8,
+    vif: u8,
+    host: u8,
+    mac: u8,
+    address: impl Fn(u8, u8) -> IpAddr,
+) -> Neighbor {
     let segment = network(router) * 3 + plan.routers[usize::from(router)].1[usize::from(vif % VIFS)].0;
     let host = host % 12;
-    let key = NeighborKey { ifindex: ifindex(vif), addr: address(segment, host).into() };
+    let key = NeighborKey { ifindex: ifindex(vif), addr: address(segment, host) };
     let mac = match mac % 16 {
         0 => MacAddr([1, 0, 0x5e, 0, 0, host]),
         1 => vif_mac(mac / 16 % ROUTERS, host % VIFS),
@@ -274,36 +338,64 @@ fn on_segment(plan: &Plan, segment: u8, host: u8) -> Option<MacAddr> {
 /// What a sane guest says: its links, addresses, connected routes, all neighbors, and routes by its neighbors.
 pub fn sane(plan: &Plan, router: u8) -> Vec<Object> {
     let mut objects = Vec::new();
-    let unicast = |key, gateway: Option<Ipv4Addr>, vif| {
-        let gateway = gateway.map(IpAddr::V4);
-        let hop = Hop { gateway, oif: Some(ifindex(vif)), weight: 1, flags: HopFlags(0), encap: false };
-        let target = RouteTarget::Hops(vec![hop]);
-        Object::Route(Route { key, kind: RouteKind::Unicast, protocol: 4, scope: 0, target, mtu: None })
-    };
     for (vif, (segment, _)) in (0..).zip(&plan.routers[usize::from(router)].1) {
         objects.push(Object::Link(link(router, vif, 5, 5)));
-        let own = address(*segment, router);
-        objects.push(Object::Address(AddressKey {
-            ifindex: ifindex(vif),
-            address: IpNet::V4(Ipv4Net::new(own, 24).unwrap()),
-        }));
-        let broadcast = Ipv4Addr::new(10, *segment, 0, 255);
-        for (addr, kind) in [(own, RouteKind::Local), (broadcast, RouteKind::Broadcast)] {
-            let target = RouteTarget::Hops(Vec::new());
-            let key = key(TABLE_LOCAL, addr, 32, 0);
-            objects.push(Object::Route(Route { key, kind, protocol: 2, scope: 254, target, mtu: None }));
-        }
-        objects.push(unicast(key(TABLE_MAIN, own, 24, 0), None, vif));
-        for host in (0..12).filter(|host| *host != router) {
-            objects.push(Object::Neighbor(neighbor(plan, router, vif, host, 5)));
-        }
+        let unicast = |addr, len, metric, gateway| unicast(key(TABLE_MAIN, addr, len, metric), gateway, vif);
         // By another router of the network where there is one, by a host otherwise.
-        let next = address(*segment, (router + 2) % ROUTERS);
-        let dst = [Ipv4Addr::UNSPECIFIED, Ipv4Addr::new(192, 168, 0, 0), Ipv4Addr::new(192, 168, 1, 0)];
-        let len = [0, 16, 24][usize::from(vif % VIFS)];
-        objects.push(unicast(key(TABLE_MAIN, dst[usize::from(vif % VIFS)], len, 20), Some(next), vif));
+        let next = (router + 2) % ROUTERS;
+        for family in [V4, V6] {
+            let own = address(family, *segment, router);
+            let len = family.len(24);
+            objects.push(Object::Address(AddressKey {
+                ifindex: ifindex(vif),
+                address: IpNet::new(own, len).unwrap(),
+            }));
+            let connected = IpNet::new(own, len).unwrap();
+            let local = match family {
+                V4 => vec![(own, 32, RouteKind::Local), (connected.broadcast(), 32, RouteKind::Broadcast)],
+                V6 => vec![
+                    (own, 128, RouteKind::Local),
+                    (connected.network(), 128, RouteKind::Anycast),
+                    (link_local(router), 128, RouteKind::Local),
+                    (ipv6([0xff00, 0, 0, 0, 0, 0, 0, 0]), 8, RouteKind::Multicast),
+                ],
+            };
+            for (addr, len, kind) in local {
+                let target = RouteTarget::Hops(Vec::new());
+                let key = key(TABLE_LOCAL, addr, len, 0);
+                objects.push(Object::Route(Route { key, kind, protocol: 2, scope: 254, target, mtu: None }));
+            }
+            objects.push(unicast(own, len, 0, None));
+            for host in (0..12).filter(|host| *host != router) {
+                let address = |segment, host| address(family, segment, host);
+                objects.push(Object::Neighbor(neighbor(plan, router, vif, host, 5, address)));
+            }
+            let (dst, len) = [(any_of(family), 0), (far(family, 0, 0, 0), 16), (far(family, 1, 0, 0), 24)]
+                [usize::from(vif % VIFS)];
+            let gateway = if family == V4 { address(V4, *segment, next) } else { link_local(next) };
+            objects.push(unicast(dst, family.len(len), 20, Some(gateway)));
+        }
+        objects.push(unicast(link_local(0), 64, 256, None));
+        for host in (0..ROUTERS).filter(|host| *host != router) {
+            objects.push(Object::Neighbor(neighbor(plan, router, vif, host, 5, |_, host| link_local(host))));
+        }
+        // RFC 8950.
+        objects.push(unicast(Ipv4Addr::new(172, 16 + vif, 0, 0).into(), 16, 20, Some(link_local(next))));
     }
     objects
+}
+
+fn any_of(family: Family) -> IpAddr {
+    match family {
+        V4 => Ipv4Addr::UNSPECIFIED.into(),
+        V6 => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+fn unicast(key: RouteKey, gateway: Option<IpAddr>, vif: u8) -> Object {
+    let hop = Hop { gateway, oif: Some(ifindex(vif)), weight: 1, flags: HopFlags(0), encap: false };
+    let target = RouteTarget::Hops(vec![hop]);
+    Object::Route(Route { key, kind: RouteKind::Unicast, protocol: 4, scope: 0, target, mtu: None })
 }
 
 /// A host with its guests' tables, by the number of the router; no tables: the guest has said nothing yet.
@@ -344,9 +436,9 @@ impl World {
     }
 }
 
-/// Routers in a row on one segment, each with its default route by the next, the last by a host. Ports: 1 is the
-/// host's, 100 and up the routers'.
-pub fn chain(count: u8) -> App {
+/// Routers in a row on one segment, each with its default route of a family by the next, the last by a host; the
+/// gateways may be of the other family. Ports: 1 is the host's, 100 and up the routers'.
+pub fn chain(count: u8, packets: Family, gateways: Family) -> App {
     let vlan = vlan(0);
     let mut topology =
         Topology { segments: [vlan].into(), access: [(1, vlan)].into(), ..Topology::default() };
@@ -359,19 +451,14 @@ pub fn chain(count: u8) -> App {
     app.set_topology(topology);
     for r in 0..count {
         let next = if r + 1 < count { vif_mac(r + 1, 0) } else { host_mac(0, 1) };
-        let gateway = IpAddr::V4(Ipv4Addr::new(10, 0, 0, r + 2));
-        let hop = Hop { gateway: Some(gateway), oif: Some(1), weight: 1, flags: HopFlags(0), encap: false };
-        let route = Route {
-            key: key(TABLE_MAIN, Ipv4Addr::UNSPECIFIED, 0, 0),
-            kind: RouteKind::Unicast,
-            protocol: 4,
-            scope: 0,
-            target: RouteTarget::Hops(vec![hop]),
-            mtu: None,
+        let addr = match gateways {
+            V4 => Ipv4Addr::new(10, 0, 0, r + 2).into(),
+            V6 => ipv6([0xfe80, 0, 0, 0, 0, 0, 0, u16::from(r) + 2]),
         };
-        let neighbor = Neighbor { key: NeighborKey { ifindex: 1, addr: gateway }, mac: next };
+        let route = unicast(key(TABLE_MAIN, any_of(packets), 0, 0), Some(addr), 0);
+        let neighbor = Neighbor { key: NeighborKey { ifindex: 1, addr }, mac: next };
         app.begin_snapshot(router_id(r));
-        for object in [Object::Link(link(r, 0, 5, 5)), Object::Route(route), Object::Neighbor(neighbor)] {
+        for object in [Object::Link(link(r, 0, 5, 5)), route, Object::Neighbor(neighbor)] {
             app.apply(router_id(r), Change::Upsert(object)).unwrap();
         }
         app.end_snapshot(router_id(r));

@@ -3,6 +3,7 @@
 use crate::scenario::Scenario;
 
 pub mod broken;
+mod chain;
 mod controls;
 mod demo;
 mod hostile;
@@ -10,8 +11,14 @@ mod plain;
 mod twin;
 
 /// Every scenario, in the order `lab test` runs them.
-pub const ALL: &[Scenario] =
-    &[plain::SCENARIO, demo::SCENARIO, controls::SCENARIO, hostile::SCENARIO, broken::SCENARIO];
+pub const ALL: &[Scenario] = &[
+    plain::SCENARIO,
+    demo::SCENARIO,
+    controls::SCENARIO,
+    hostile::SCENARIO,
+    chain::SCENARIO,
+    broken::SCENARIO,
+];
 
 /// Finds a scenario by name.
 pub fn find(name: &str) -> Option<&'static Scenario> {

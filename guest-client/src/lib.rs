@@ -8,6 +8,7 @@ pub mod attribute;
 pub mod backoff;
 pub mod config;
 pub mod driver;
+pub mod fuzz;
 pub mod mirror;
 pub mod netlink;
 pub mod nexthop;

@@ -1,0 +1,480 @@
+//! What the tests against a kernel share: a namespace, its interfaces, certificates, and the peer of the client:
+//! a TLS server that decodes messages with the protocol's own crate and keeps the table.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::{Ipv6Addr, SocketAddrV6, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use xenflow_proto::message::Welcome;
+use xenflow_proto::table::RouteTarget;
+use xenflow_proto::{Change, FrameDecoder, GuestMessage, HostMessage, Key, Object, Seq, control};
+
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// Runs a test's body in a new network namespace: the test binary starts itself again for this one test.
+pub fn in_namespace(name: &str, body: impl FnOnce()) {
+    if std::env::var_os("XENFLOW_TEST_NAMESPACE").is_some() {
+        return body();
+    }
+    let status = Command::new("unshare")
+        .arg("-n")
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env("XENFLOW_TEST_NAMESPACE", "1")
+        .status()
+        .expect("unshare (util-linux) is needed");
+    assert!(status.success(), "{name} failed in its namespace: {status}");
+}
+
+/// `ip WORDS`, which must succeed.
+pub fn ip(words: &str) -> String {
+    let output = Command::new("ip").args(words.split_whitespace()).output().expect("ip (iproute2) is needed");
+    assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Many commands in one process: fast enough to outrun a small receive buffer.
+pub fn ip_batch(lines: &str) {
+    let mut child = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "ip -batch");
+}
+
+pub struct Ca {
+    key: KeyPair,
+    params: CertificateParams,
+}
+
+impl Ca {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "test CA");
+        Self { key: KeyPair::generate().unwrap(), params }
+    }
+
+    /// Certificate and key in PEM.
+    pub fn issue(&self, uri: &str, usage: ExtendedKeyUsagePurpose) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        params.extended_key_usages = vec![usage];
+        let issuer = Issuer::from_params(&self.params, &self.key);
+        (params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
+    }
+
+    pub fn pem(&self) -> String {
+        self.params.clone().self_signed(&self.key).unwrap().pem()
+    }
+}
+
+/// The interfaces of one guest, with the other ends of their wires in the same namespace.
+pub struct Lab {
+    pub dir: tempfile::TempDir,
+    pub ca: Ca,
+}
+
+impl Lab {
+    /// `p0` has 192.0.2.1/24 and 2001:db8::1/64; `ctl0` leads to fe80::1 at `ctl1`.
+    pub fn new() -> Self {
+        std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap();
+        std::fs::write("/proc/sys/net/ipv6/conf/all/accept_dad", "0").unwrap();
+        ip("link set lo up");
+        ip("link add ctl0 address 52:54:00:00:01:00 type veth peer name ctl1 address 0e:58:46:00:00:01");
+        ip("link add p0 address 52:54:00:00:00:01 type veth peer name p1");
+        ip("addr add fe80::1/64 dev ctl1 nodad");
+        for link in ["ctl0", "ctl1", "p0", "p1"] {
+            ip(&format!("link set {link} up"));
+        }
+        ip("addr add 192.0.2.1/24 dev p0");
+        ip("addr add 2001:db8::1/64 dev p0 nodad");
+        Self { dir: tempfile::tempdir().unwrap(), ca: Ca::new() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Starts the real program, with these lines added to its configuration.
+    pub fn client(&self, more: &str) -> Client {
+        let (cert, key) = self.ca.issue("xenflow://router/r1", ExtendedKeyUsagePurpose::ClientAuth);
+        std::fs::write(self.path("ca.pem"), self.ca.pem()).unwrap();
+        std::fs::write(self.path("r1.pem"), cert).unwrap();
+        std::fs::write(self.path("r1.key"), key).unwrap();
+        let dir = self.dir.path().display();
+        let text = format!(
+            "router = \"r1\"\ncontrol_interface = \"ctl0\"\nca = \"{dir}/ca.pem\"\ncert = \"{dir}/r1.pem\"\n\
+             key = \"{dir}/r1.key\"\nstatus_socket = \"{dir}/status.sock\"\nlog = \"debug\"\n\
+             reconnect_min_ms = 50\n{more}\n"
+        );
+        std::fs::write(self.path("guest.toml"), text).unwrap();
+        let log = self.path("log");
+        let child = Command::new(env!("CARGO_BIN_EXE_xenflow-guest"))
+            .args(["run", "--config"])
+            .arg(self.path("guest.toml"))
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        Client { child, log }
+    }
+
+    /// One line of `xenflow-guest status`.
+    pub fn status(&self) -> serde_json::Value {
+        let output = Command::new(env!("CARGO_BIN_EXE_xenflow-guest"))
+            .args(["status", "--config"])
+            .arg(self.path("guest.toml"))
+            .output()
+            .unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+}
+
+/// The running program; ends with it, and shows its log if the test fails.
+pub struct Client {
+    pub child: Child,
+    log: PathBuf,
+}
+
+impl Client {
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    pub fn wait_log(&self, text: &str) {
+        until(&format!("log line with \"{text}\""), || self.log().contains(text));
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+    }
+}
+
+pub fn until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < LIMIT, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// What the peer was told.
+#[derive(Debug, Default, Clone)]
+pub struct Table {
+    pub objects: BTreeMap<Key, Object>,
+    fresh: Option<BTreeSet<Key>>,
+    pub snapshots: usize,
+    pub sessions: usize,
+    pub unacked: usize,
+    pub messages: u64,
+}
+
+impl Table {
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::Upsert(object) => {
+                self.fresh.iter_mut().for_each(|fresh| drop(fresh.insert(object.key())));
+                self.objects.insert(object.key(), object);
+            }
+            Change::Remove(key) => {
+                self.fresh.iter_mut().for_each(|fresh| drop(fresh.remove(&key)));
+                self.objects.remove(&key);
+            }
+        }
+    }
+
+    fn name(&self, ifindex: u32) -> String {
+        match self.objects.get(&Key::Link(ifindex)) {
+            Some(Object::Link(link)) => link.name.clone(),
+            _ => format!("if{ifindex}"),
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.objects.values().map(|object| self.line(object)).collect()
+    }
+
+    fn line(&self, object: &Object) -> String {
+        match object {
+            Object::Link(link) => format!("link {} up={} running={}", link.name, link.up, link.running),
+            Object::Address(key) => format!("address {} {}", key.address, self.name(key.ifindex)),
+            Object::NextHop(next_hop) => format!("nexthop {} {:?}", next_hop.id, next_hop.kind),
+            Object::Neighbor(n) => format!("neighbor {} {} {}", n.key.addr, self.name(n.key.ifindex), n.mac),
+            Object::Route(route) => {
+                let table = match route.key.table {
+                    254 => "main".into(),
+                    255 => "local".into(),
+                    other => format!("table{other}"),
+                };
+                let target = match &route.target {
+                    RouteTarget::NextHop(id) => format!(" nhid {id}"),
+                    RouteTarget::Hops(hops) => hops.iter().fold(String::new(), |text, hop| {
+                        let oif = self.name(hop.oif.unwrap_or(0));
+                        match hop.gateway {
+                            Some(gateway) => format!("{text} via {gateway} {oif}"),
+                            None => format!("{text} dev {oif}"),
+                        }
+                    }),
+                };
+                format!("{table} {} m{}{target}", route.key.dst, route.key.metric)
+            }
+        }
+    }
+}
+
+/// The peer.
+pub struct Host {
+    table: Arc<Mutex<Table>>,
+    stop: Arc<AtomicBool>,
+    hold: Arc<AtomicBool>,
+    cut: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Host {
+    /// With a certificate of the lab's CA; allows `window` messages unacknowledged.
+    pub fn start(lab: &Lab, window: u32) -> Self {
+        let identity = lab.ca.issue("xenflow://node/a", ExtendedKeyUsagePurpose::ServerAuth);
+        Self::start_as(lab, window, &identity)
+    }
+
+    pub fn start_as(lab: &Lab, window: u32, (cert, key): &(String, String)) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(lab.ca.pem().as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .build()
+            .unwrap();
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(
+                vec![CertificateDer::from_pem_slice(cert.as_bytes()).unwrap()],
+                PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+            )
+            .unwrap();
+        let config = Arc::new(config);
+        let ifindex: u32 = std::fs::read_to_string("/sys/class/net/ctl1/ifindex")
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or_else(|| ip("-o link show ctl1").split(':').next().unwrap().parse().unwrap());
+        let at = SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1), control::PORT, 0, ifindex);
+        let mut listener = TcpListener::bind(at);
+        let start = Instant::now();
+        while listener.is_err() && start.elapsed() < LIMIT {
+            std::thread::sleep(Duration::from_millis(20));
+            listener = TcpListener::bind(at);
+        }
+        let listener = listener.unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let host = Self {
+            table: Arc::default(),
+            stop: Arc::default(),
+            hold: Arc::default(),
+            cut: Arc::default(),
+            thread: None,
+        };
+        let (table, stop) = (Arc::clone(&host.table), Arc::clone(&host.stop));
+        let (hold, cut) = (Arc::clone(&host.hold), Arc::clone(&host.cut));
+        let thread = std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let Ok((tcp, from)) = listener.accept() else {
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                };
+                // The one source that the host's switch lets through.
+                assert_eq!(from.ip(), control::guest_ipv6("52:54:00:00:01:00".parse().unwrap()));
+                tcp.set_nonblocking(false).unwrap();
+                tcp.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+                let tls = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), tcp);
+                cut.store(false, Ordering::Relaxed);
+                let ended = serve(
+                    tls,
+                    &table,
+                    window,
+                    &|| stop.load(Ordering::Relaxed) || cut.load(Ordering::Relaxed),
+                    &hold,
+                );
+                table.lock().unwrap().fresh = None;
+                drop(ended);
+            }
+        });
+        Self { thread: Some(thread), ..host }
+    }
+
+    /// Keeps acknowledgements back, or not.
+    pub fn hold(&self, hold: bool) {
+        self.hold.store(hold, Ordering::Relaxed);
+    }
+
+    /// Ends the session that runs.
+    pub fn cut(&self) {
+        self.cut.store(true, Ordering::Relaxed);
+    }
+
+    pub fn table(&self) -> Table {
+        self.table.lock().unwrap().clone()
+    }
+
+    pub fn wait(&self, what: &str, condition: impl Fn(&Table) -> bool) {
+        let start = Instant::now();
+        while !condition(&self.table.lock().unwrap()) {
+            assert!(
+                start.elapsed() < LIMIT,
+                "waited in vain for {what}; told:\n{}",
+                self.table().lines().join("\n")
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    pub fn assert_has(&self, line: &str) {
+        let lines = self.table().lines();
+        assert!(lines.iter().any(|l| l == line), "no \"{line}\" in\n{}", lines.join("\n"));
+    }
+
+    pub fn wait_has(&self, line: &str) {
+        self.wait(line, |table| table.lines().iter().any(|l| l == line));
+    }
+
+    pub fn wait_gone(&self, start: &str) {
+        self.wait(&format!("end of {start}"), |table| !table.lines().iter().any(|l| l.starts_with(start)));
+    }
+
+    /// The keys of routes are those that `ip` lists.
+    pub fn wait_same_as_kernel(&self) {
+        let kernel = kernel_routes();
+        self.wait("the kernel's routes", |table| {
+            let told = table.objects.keys().filter_map(|key| match key {
+                Key::Route(key) => Some((key.table, key.dst.to_string(), key.metric)),
+                _ => None,
+            });
+            told.collect::<BTreeSet<_>>() == kernel
+        });
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().unwrap().join();
+        assert!(ended.is_ok() || std::thread::panicking(), "the peer panicked");
+    }
+}
+
+/// Table, prefix and metric of all routes, as `ip` sees them.
+fn kernel_routes() -> BTreeSet<(u32, String, u32)> {
+    let mut routes = BTreeSet::new();
+    for (family, host, any) in [("-4", 32, "0.0.0.0/0"), ("-6", 128, "::/0")] {
+        let list: Vec<serde_json::Value> =
+            serde_json::from_str(&ip(&format!("-j {family} route show table all"))).unwrap();
+        for route in list {
+            let table = match route["table"].as_str() {
+                None | Some("main") => 254,
+                Some("local") => 255,
+                Some(other) => other.parse().unwrap(),
+            };
+            let dst = match route["dst"].as_str().unwrap() {
+                "default" => any.to_owned(),
+                dst if dst.contains('/') => dst.to_owned(),
+                dst => format!("{dst}/{host}"),
+            };
+            routes.insert((table, dst, route["metric"].as_u64().unwrap_or(0).try_into().unwrap()));
+        }
+    }
+    routes
+}
+
+type Tls = StreamOwned<ServerConnection, std::net::TcpStream>;
+
+fn say(tls: &mut Tls, message: &HostMessage) -> std::io::Result<()> {
+    let mut out = BytesMut::new();
+    message.encode(&mut out);
+    tls.write_all(&out)?;
+    tls.flush()
+}
+
+fn serve(
+    mut tls: Tls,
+    table: &Mutex<Table>,
+    window: u32,
+    over: &dyn Fn() -> bool,
+    hold: &AtomicBool,
+) -> std::io::Result<()> {
+    let mut decoder = FrameDecoder::new(1 << 20);
+    let (mut expected, mut acked) = (Seq(1), Seq(0));
+    let mut chunk = vec![0; 64 << 10];
+    loop {
+        if over() {
+            return Ok(());
+        }
+        match tls.read(&mut chunk) {
+            Ok(0) => return Ok(()),
+            Ok(n) => decoder.buffer().extend_from_slice(&chunk[..n]),
+            Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
+            Err(error) => return Err(error),
+        }
+        while let Some(frame) = decoder.next_frame().unwrap() {
+            let message = GuestMessage::decode(frame).unwrap();
+            let mut table = table.lock().unwrap();
+            let mut number = |seq: Seq| {
+                assert_eq!(seq, expected, "messages are numbered without gaps");
+                expected = seq.next();
+            };
+            match message {
+                GuestMessage::Hello(hello) => {
+                    assert_eq!(hello.router.as_str(), "r1");
+                    table.sessions += 1;
+                    let node = "a".parse().unwrap();
+                    let welcome =
+                        Welcome { version: 1, node, max_frame_bytes: 1 << 20, max_changes: 100, window };
+                    say(&mut tls, &HostMessage::Welcome(welcome))?;
+                }
+                GuestMessage::SnapshotBegin(seq) => {
+                    number(seq);
+                    table.fresh = Some(BTreeSet::new());
+                }
+                GuestMessage::Changes { seq, changes } => {
+                    number(seq);
+                    assert!((1..=100).contains(&changes.len()));
+                    changes.into_iter().for_each(|change| table.apply(change));
+                }
+                GuestMessage::SnapshotEnd(seq) => {
+                    number(seq);
+                    let fresh = table.fresh.take().expect("an end after a beginning");
+                    table.objects.retain(|key, _| fresh.contains(key));
+                    table.snapshots += 1;
+                }
+                GuestMessage::Ping(token) => say(&mut tls, &HostMessage::Pong(token))?,
+                GuestMessage::Pong(_) => {}
+            }
+            table.messages = expected.0 - 1;
+            table.unacked = usize::try_from(expected.0 - 1 - acked.0).unwrap();
+            assert!(table.unacked <= window as usize, "{} messages unacknowledged", table.unacked);
+        }
+        if acked.next() < expected && !hold.load(Ordering::Relaxed) {
+            acked = Seq(expected.0 - 1);
+            table.lock().unwrap().unacked = 0;
+            say(&mut tls, &HostMessage::Ack { seq: acked, rejected: Vec::new() })?;
+        }
+    }
+}

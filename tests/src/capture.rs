@@ -25,8 +25,10 @@ impl Capture {
     /// Starts to capture on an interface, with a filter in tcpdump's language (may be empty), and returns when
     /// tcpdump listens. Keeps the first 256 bytes of each frame. Not for `lo`, where tcpdump counts each twice.
     pub fn start(lab: &Lab, ns: &Netns, interface: &str, filter: &str) -> Result<Self> {
-        let file = lab.work().join(format!("{}-{interface}.pcap", ns.name()));
-        let log = lab.results().join(format!("{}-{interface}-tcpdump.log", ns.name()));
+        // Files of its own: what an earlier capture of the same interface wrote must not be taken for this one's.
+        let name = format!("{}-{interface}-{}", ns.name(), lab.next_id());
+        let file = lab.work().join(format!("{name}.pcap"));
+        let log = lab.results().join(format!("{name}-tcpdump.log"));
         let mut command = ns.command("tcpdump");
         // -Z root: it may not become another user, who could not write here. -B: KiB of the kernel's buffer.
         command

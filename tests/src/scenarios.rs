@@ -7,6 +7,7 @@ mod chain;
 mod controls;
 mod demo;
 mod hostile;
+mod kernel;
 mod plain;
 mod twin;
 
@@ -17,6 +18,7 @@ pub const ALL: &[Scenario] = &[
     controls::SCENARIO,
     hostile::SCENARIO,
     chain::SCENARIO,
+    kernel::SCENARIO,
     broken::SCENARIO,
 ];
 

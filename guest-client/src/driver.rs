@@ -589,7 +589,7 @@ fn attempt(config: &Config, link: Option<&Link>) -> Result<JoinHandle<Result<Str
         // An address sends no server name; the host is known by the URI in its certificate.
         let name = rustls_pki_types::ServerName::IpAddress(to.ip().into());
         let stream = TlsConnector::from(Arc::new(tls)).connect(name, tcp).await;
-        stream.map_err(|source| LinkError::Handshake { to, source })
+        stream.map_err(|source| LinkError::Handshake { to, source: tls::in_words(source) })
     };
     Ok(tokio::spawn(async move {
         tokio::time::timeout(CONNECT_TIMEOUT, connect).await.unwrap_or(Err(LinkError::Timeout(to)))

@@ -2,6 +2,7 @@
 //!
 //! A host is known by the URI in its certificate, not by a name or address: every host answers the same one.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -129,6 +130,19 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let list: Vec<_> =
         CertificateDer::pem_file_iter(path).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)?;
     if list.is_empty() { Err(TlsError::Empty(path.into())) } else { Ok(list) }
+}
+
+/// The words of [`CertificateIdentityError`] out of a failed handshake, of which rustls shows the structure only;
+/// any other error as it is.
+#[must_use]
+pub fn in_words(error: io::Error) -> io::Error {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<Error>());
+    match cause {
+        Some(Error::InvalidCertificate(CertificateError::Other(OtherError(cause)))) => {
+            io::Error::new(error.kind(), format!("certificate of the host: {cause}"))
+        }
+        _ => error,
+    }
 }
 
 /// Accepts `xenflow://node/<any name>` of the CA, for server use (RFC 5280, 4.2.1.12), while it is valid.

@@ -1,6 +1,13 @@
 //! The client against a real kernel, each test in a network namespace of its own, talking over a veth pair to a
 //! small TLS server that keeps the table it is told. Needs root, `unshare` and `ip`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "a test may fail, and says why"
+)]
+
 mod support;
 
 use rcgen::ExtendedKeyUsagePurpose;
@@ -184,9 +191,14 @@ fn hosts_that_are_none_are_refused() {
                 &lab.ca,
                 "xenflow://router/r2",
                 ExtendedKeyUsagePurpose::ServerAuth,
-                "that of xenflow://router/r2, not of xenflow://node/NAME",
+                "it is that of xenflow://router/r2, not of xenflow://node/NAME",
             ),
-            (&lab.ca, "xenflow://node/a", ExtendedKeyUsagePurpose::ClientAuth, "key purpose"),
+            (
+                &lab.ca,
+                "xenflow://node/a",
+                ExtendedKeyUsagePurpose::ClientAuth,
+                "does not allow extended key usage for server authentication",
+            ),
             (&lab.ca, "https://node/a", ExtendedKeyUsagePurpose::ServerAuth, "0 URIs of the form xenflow"),
         ] {
             let host = Host::start_as(&lab, 8, &ca.issue(uri, usage));

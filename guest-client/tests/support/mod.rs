@@ -191,11 +191,15 @@ impl Table {
     fn apply(&mut self, change: Change) {
         match change {
             Change::Upsert(object) => {
-                self.fresh.iter_mut().for_each(|fresh| drop(fresh.insert(object.key())));
+                if let Some(fresh) = &mut self.fresh {
+                    fresh.insert(object.key());
+                }
                 self.objects.insert(object.key(), object);
             }
             Change::Remove(key) => {
-                self.fresh.iter_mut().for_each(|fresh| drop(fresh.remove(&key)));
+                if let Some(fresh) = &mut self.fresh {
+                    fresh.remove(&key);
+                }
                 self.objects.remove(&key);
             }
         }
@@ -286,7 +290,7 @@ impl Host {
         }
         let listener = listener.unwrap();
         listener.set_nonblocking(true).unwrap();
-        let host = Self {
+        let mut host = Self {
             table: Arc::default(),
             stop: Arc::default(),
             hold: Arc::default(),
@@ -318,7 +322,8 @@ impl Host {
                 drop(ended);
             }
         });
-        Self { thread: Some(thread), ..host }
+        host.thread = Some(thread);
+        host
     }
 
     /// Keeps acknowledgements back, or not.
@@ -366,7 +371,7 @@ impl Host {
         self.wait("the kernel's routes", |table| {
             let told = table.objects.keys().filter_map(|key| match key {
                 Key::Route(key) => Some((key.table, key.dst.to_string(), key.metric)),
-                _ => None,
+                Key::Link(_) | Key::Address(_) | Key::NextHop(_) | Key::Neighbor(_) => None,
             });
             told.collect::<BTreeSet<_>>() == kernel
         });

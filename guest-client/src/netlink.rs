@@ -202,10 +202,16 @@ impl Netlink {
 
     fn lost(&mut self, sink: &mut impl FnMut(Input)) {
         self.congested = true;
-        if let Some(dump) = &mut self.dump {
-            dump.whole = false;
-        }
+        self.give_up(sink);
         sink(Input::Overflow);
+    }
+
+    /// Ends a dump that cannot become whole any more. What the kernel still answers is not looked at.
+    fn give_up(&mut self, sink: &mut impl FnMut(Input)) {
+        if self.dump.take().is_some() {
+            self.sequence = self.sequence.wrapping_add(1).max(1);
+            sink(Input::DumpEnded { whole: false });
+        }
     }
 
     fn datagram(&mut self, datagram: &[u8], sink: &mut impl FnMut(Input)) -> io::Result<()> {
@@ -223,8 +229,10 @@ impl Netlink {
             let mine = answer && message.sequence == self.sequence;
             match (&mut self.dump, message.kind) {
                 (_, NLMSG_OVERRUN) => self.lost(sink),
+                // The kernel may go on with a dump that it says failed, and refuses another meanwhile.
+                (Some(_), NLMSG_DONE | NLMSG_ERROR) if mine && !ended_well(&message) => self.give_up(sink),
                 (Some(dump), NLMSG_DONE | NLMSG_ERROR) if mine => {
-                    dump.whole &= message.flags & NLM_F_DUMP_INTR == 0 && ended_well(&message);
+                    dump.whole &= message.flags & NLM_F_DUMP_INTR == 0;
                     dump.step += 1;
                     let (step, whole) = (dump.step, dump.whole);
                     if step < STEPS.len() {

@@ -138,7 +138,8 @@ impl Lab {
             .arg(self.path("guest.toml"))
             .output()
             .unwrap();
-        serde_json::from_slice(&output.stdout).unwrap_or_default()
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
     }
 }
 

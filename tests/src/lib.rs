@@ -21,6 +21,7 @@ pub mod iperf;
 pub mod job;
 pub mod net;
 pub mod node;
+pub mod oracle;
 pub mod probe;
 pub mod process;
 pub mod progress;

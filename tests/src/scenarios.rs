@@ -8,6 +8,7 @@ mod controls;
 mod demo;
 mod hostile;
 mod kernel;
+mod oracle;
 mod plain;
 mod twin;
 
@@ -19,6 +20,7 @@ pub const ALL: &[Scenario] = &[
     hostile::SCENARIO,
     chain::SCENARIO,
     kernel::SCENARIO,
+    oracle::SCENARIO,
     broken::SCENARIO,
 ];
 

@@ -200,6 +200,8 @@ impl Maker<'_> {
         let metric = self.metric();
         let mut kind = self.random.weighted(KINDS);
         if family == Family::V6 {
+            // No next-hop objects: routes of IPv6 share what the kernel caches in an object, and a FIB match then
+            // answers with the prefix and the id of whichever of them was asked for first (Linux 6.1).
             if matches!(kind, Kind::Tos | Kind::ForeignGateway | Kind::Object | Kind::Group) {
                 kind = Kind::Gateway;
             }

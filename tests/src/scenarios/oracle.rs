@@ -89,6 +89,7 @@ fn run(lab: &mut Lab) -> Result<Value> {
         figures.insert("compare_s".into(), json!((compare_s * 100.0).round() / 100.0));
     }
     if tally.wrong + tally.leaked + tally.unexplained > 0 {
+        keep_evidence(lab, &node, &router)?;
         let shown = tally.findings.iter().take(8).cloned().collect::<Vec<_>>().join("\n");
         bail!("wrong, punted_unexplained and leaked must be 0: {figures}\n{shown}");
     }
@@ -101,6 +102,22 @@ fn run(lab: &mut Lab) -> Result<Value> {
         figures.insert("controls".into(), controls);
     }
     Ok(figures)
+}
+
+/// Leaves the guest's tables and the switch's flows beside the logs.
+fn keep_evidence(lab: &Lab, node: &Node, router: &VirtualRouter) -> Result<()> {
+    let ns = router.guest().netns();
+    let tables = [
+        ("routes-4.txt", ns.ip(&["-4", "-d", "route", "show", "table", "all"])?),
+        ("routes-6.txt", ns.ip(&["-6", "-d", "route", "show", "table", "all"])?),
+        ("nexthops.txt", ns.ip(&["nexthop", "show"])?),
+        ("neighbors.txt", ns.ip(&["neigh", "show"])?),
+        ("flows.txt", node.flows()?),
+    ];
+    for (name, text) in tables {
+        std::fs::write(lab.results().join(name), text)?;
+    }
+    Ok(())
 }
 
 /// One node with a trunk, a router on four segments, an end host's port on each.

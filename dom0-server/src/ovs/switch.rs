@@ -65,7 +65,7 @@ pub async fn run(socket: PathBuf, mut orders: mpsc::Receiver<Order>, events: mps
     let mut connection = 0;
     loop {
         let before = connection;
-        let reason = converse(&socket, &mut orders, &events, &mut connection).await;
+        let Err(reason) = converse(&socket, &mut orders, &events, &mut connection).await;
         if matches!(reason, Down::Stopped) {
             return;
         }
@@ -92,18 +92,6 @@ struct Pending {
 }
 
 async fn converse(
-    path: &Path,
-    orders: &mut mpsc::Receiver<Order>,
-    events: &mpsc::Sender<Event>,
-    connection: &mut u64,
-) -> Down {
-    match try_converse(path, orders, events, connection).await {
-        Ok(never) => match never {},
-        Err(down) => down,
-    }
-}
-
-async fn try_converse(
     path: &Path,
     orders: &mut mpsc::Receiver<Order>,
     events: &mpsc::Sender<Event>,

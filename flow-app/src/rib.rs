@@ -8,7 +8,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use xenflow_proto::table::{
-    AddressKey, IfIndex, Link, NeighborKey, NextHop, NextHopKind, Route, RouteKey, RouteTarget,
+    AddressKey, IfIndex, Link, NeighborKey, NextHop, NextHopKind, ObstacleKey, Route, RouteKey, RouteTarget,
+    Settings,
 };
 use xenflow_proto::{Change, Key, MacAddr, Object};
 
@@ -27,6 +28,9 @@ pub struct Rib {
     routes: BTreeMap<RouteKey, Stamped<Route>>,
     next_hops: BTreeMap<u32, Stamped<NextHop>>,
     neighbors: BTreeMap<NeighborKey, Stamped<MacAddr>>,
+    settings: Option<Stamped<Settings>>,
+    /// With their details.
+    obstacles: BTreeMap<ObstacleKey, Stamped<String>>,
     /// How many routes refer to a next-hop object.
     users: BTreeMap<u32, usize>,
     epoch: u32,
@@ -76,6 +80,9 @@ impl Rib {
         let next_hops = old(&self.next_hops, epoch).map(Key::NextHop);
         let addresses = old(&self.addresses, epoch).map(Key::Address);
         let links = old(&self.links, epoch).map(Key::Link);
+        let settings = self.settings.iter().filter(|entry| entry.epoch != epoch).map(|_| Key::Settings);
+        let obstacles = old(&self.obstacles, epoch).map(Key::Obstacle);
+        let links = links.chain(settings).chain(obstacles);
         routes.chain(neighbors).chain(next_hops).chain(addresses).chain(links).collect()
     }
 
@@ -91,9 +98,19 @@ impl Rib {
     }
 
     fn len(&self) -> usize {
-        let Self { links, addresses, routes, next_hops, neighbors, users: _, epoch: _, in_snapshot: _ } =
-            self;
-        links.len() + addresses.len() + routes.len() + next_hops.len() + neighbors.len()
+        let Self {
+            links,
+            addresses,
+            routes,
+            next_hops,
+            neighbors,
+            obstacles,
+            settings: _,
+            users: _,
+            epoch: _,
+            in_snapshot: _,
+        } = self;
+        links.len() + addresses.len() + routes.len() + next_hops.len() + neighbors.len() + obstacles.len()
     }
 
     fn contains(&self, key: &Key) -> bool {
@@ -103,6 +120,8 @@ impl Rib {
             Key::Route(key) => self.routes.contains_key(key),
             Key::NextHop(id) => self.next_hops.contains_key(id),
             Key::Neighbor(key) => self.neighbors.contains_key(key),
+            Key::Settings => true,
+            Key::Obstacle(key) => self.obstacles.contains_key(key),
         }
     }
 
@@ -115,6 +134,11 @@ impl Rib {
                 put(&mut self.next_hops, next_hop.id, next_hop, epoch)
             }
             Change::Upsert(Object::Neighbor(it)) => put(&mut self.neighbors, it.key, it.mac, epoch),
+            Change::Upsert(Object::Settings(settings)) => {
+                let before = self.settings.replace(Stamped { value: settings, epoch });
+                before.map(|entry| entry.value) != Some(settings)
+            }
+            Change::Upsert(Object::Obstacle(it)) => put(&mut self.obstacles, it.key, it.detail, epoch),
             Change::Upsert(Object::Route(route)) => {
                 self.count_user(route.key, -1);
                 let key = route.key;
@@ -126,6 +150,8 @@ impl Rib {
             Change::Remove(Key::Address(key)) => self.addresses.remove(&key).is_some(),
             Change::Remove(Key::NextHop(id)) => self.next_hops.remove(&id).is_some(),
             Change::Remove(Key::Neighbor(key)) => self.neighbors.remove(&key).is_some(),
+            Change::Remove(Key::Settings) => self.settings.take().is_some(),
+            Change::Remove(Key::Obstacle(key)) => self.obstacles.remove(&key).is_some(),
             Change::Remove(Key::Route(key)) => {
                 self.count_user(key, -1);
                 self.routes.remove(&key).is_some()
@@ -206,6 +232,17 @@ impl Rib {
             let range = bound(ifindex, prefix.network())..=bound(ifindex, prefix.broadcast());
             self.neighbors.range(range).map(|(key, _)| key.addr)
         })
+    }
+
+    /// Settings of the whole kernel, once the guest has said them.
+    #[must_use]
+    pub fn settings(&self) -> Option<Settings> {
+        self.settings.as_ref().map(|entry| entry.value)
+    }
+
+    /// What destination-only forwarding would overlook, with details for people.
+    pub fn obstacles(&self) -> impl Iterator<Item = (ObstacleKey, &str)> {
+        self.obstacles.iter().map(|(key, entry)| (*key, entry.value.as_str()))
     }
 
     /// How much there is.

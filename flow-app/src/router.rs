@@ -96,13 +96,18 @@ impl Router {
         let key = change.key();
         let readers = match key {
             Key::NextHop(id) => self.rib.users_of(id),
-            Key::Link(_) | Key::Address(_) | Key::Route(_) | Key::Neighbor(_) => Default::default(),
+            Key::Link(_)
+            | Key::Address(_)
+            | Key::Route(_)
+            | Key::Neighbor(_)
+            | Key::Settings
+            | Key::Obstacle(_) => Default::default(),
         };
         if !self.rib.apply(change, limit)? {
             return Ok(());
         }
         match key {
-            Key::Link(_) => self.rebind(topology),
+            Key::Link(_) | Key::Settings | Key::Obstacle(_) => self.rebind(topology),
             Key::Address(_) => {}
             Key::Route(route) => match route.table {
                 TABLE_LOCAL => local(route.dst).into_iter().for_each(|place| self.touch(place)),

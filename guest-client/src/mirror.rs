@@ -27,7 +27,8 @@ impl From<Key> for Slot {
             Key::Address(_) => 1,
             Key::NextHop(_) => 2,
             Key::Neighbor(_) => 3,
-            Key::Route(_) => 4,
+            Key::Settings | Key::Obstacle(_) => 4,
+            Key::Route(_) => 5,
         };
         Self(rank, key)
     }
@@ -324,7 +325,7 @@ impl Mirror {
         match slot.1 {
             Key::Route(_) => self.routes = self.routes.saturating_add_signed(by),
             Key::Neighbor(_) => self.neighbors = self.neighbors.saturating_add_signed(by),
-            Key::Link(_) | Key::Address(_) | Key::NextHop(_) => {}
+            Key::Link(_) | Key::Address(_) | Key::NextHop(_) | Key::Settings | Key::Obstacle(_) => {}
         }
     }
 
@@ -422,7 +423,7 @@ impl Mirror {
 fn has_silent_followers(key: &Key) -> bool {
     match key {
         Key::Link(_) | Key::Address(_) | Key::NextHop(_) => true,
-        Key::Route(_) | Key::Neighbor(_) => false,
+        Key::Route(_) | Key::Neighbor(_) | Key::Settings | Key::Obstacle(_) => false,
     }
 }
 
@@ -460,7 +461,14 @@ fn encoded_bound(change: &Change) -> usize {
                 NextHopKind::Single(_) => HOP,
                 NextHopKind::Blackhole | NextHopKind::Unsupported => 0,
             },
-            Change::Upsert(Object::Link(_) | Object::Address(_) | Object::Neighbor(_) | Object::Route(_))
+            Change::Upsert(Object::Obstacle(obstacle)) => obstacle.detail.len(),
+            Change::Upsert(
+                Object::Link(_)
+                | Object::Address(_)
+                | Object::Neighbor(_)
+                | Object::Route(_)
+                | Object::Settings(_),
+            )
             | Change::Remove(_) => 0,
         }
 }

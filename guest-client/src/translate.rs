@@ -162,6 +162,7 @@ fn link(payload: &[u8]) -> Result<Option<Link>, NetlinkError> {
         kind: String::new(),
         master: None,
         vrf_table: None,
+        ipv6_mtu: None,
     };
     let mut table = None;
     for attribute in attributes {

@@ -100,6 +100,7 @@ fn link(ifindex: u32) -> Object {
         kind,
         master: None,
         vrf_table: None,
+        ipv6_mtu: None,
     })
 }
 

@@ -30,6 +30,10 @@ pub enum Object {
     NextHop(NextHop),
     /// A resolved neighbor.
     Neighbor(Neighbor),
+    /// Settings of the whole kernel.
+    Settings(Settings),
+    /// Something that destination-only forwarding would overlook.
+    Obstacle(Obstacle),
 }
 
 /// What an [`Object`] is found by. Ordered, so that tables can be kept and compared in order.
@@ -45,6 +49,10 @@ pub enum Key {
     NextHop(u32),
     /// By interface and address.
     Neighbor(NeighborKey),
+    /// There is one.
+    Settings,
+    /// By interface, family and kind.
+    Obstacle(ObstacleKey),
 }
 
 impl Object {
@@ -57,6 +65,8 @@ impl Object {
             Self::Route(route) => Key::Route(route.key),
             Self::NextHop(next_hop) => Key::NextHop(next_hop.id),
             Self::Neighbor(neighbor) => Key::Neighbor(neighbor.key),
+            Self::Settings(_) => Key::Settings,
+            Self::Obstacle(obstacle) => Key::Obstacle(obstacle.key),
         }
     }
 }
@@ -102,6 +112,8 @@ pub struct Link {
     pub master: Option<IfIndex>,
     /// The table of a link of kind "vrf".
     pub vrf_table: Option<u32>,
+    /// `net.ipv6.conf.<name>.mtu` in bytes, where it is known; never above `mtu`.
+    pub ipv6_mtu: Option<u32>,
 }
 
 /// An address of an interface; the prefix keeps the host's bits.
@@ -288,4 +300,127 @@ pub struct Neighbor {
     pub key: NeighborKey,
     /// Its link-layer address.
     pub mac: MacAddr,
+}
+
+/// Settings of the whole kernel that say how it forwards. A guest that sends them sends its [`Obstacle`]s too: without
+/// them nobody knows what else decides about packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Settings {
+    /// `net.ipv4.fib_multipath_hash_policy`: 0 layer 3, 1 layer 4, 2 layer 3 or inner layer 3, 3 custom.
+    pub ipv4_hash_policy: u8,
+    /// `net.ipv6.fib_multipath_hash_policy`.
+    pub ipv6_hash_policy: u8,
+}
+
+/// One of the two versions of IP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// The family of an address.
+    #[must_use]
+    pub const fn of(addr: IpAddr) -> Self {
+        match addr {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+/// Why a kernel forwards otherwise than by destination alone, or not at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObstacleKind {
+    /// `forwarding` is off.
+    ForwardingOff,
+    /// `rp_filter` looks at source addresses.
+    ReversePathFilter,
+    /// There is an `ip rule` beyond the default ones and that of VRFs.
+    Rules,
+    /// Something hangs in netfilter's prerouting, forward or postrouting.
+    Netfilter,
+    /// There is an XFRM policy (IPsec).
+    Xfrm,
+    /// There is a traffic-control filter.
+    TrafficControl,
+    /// There is an XDP program.
+    Xdp,
+    /// The guest client could not find out.
+    Unreadable,
+    /// One that this version does not know, by its number.
+    Other(u8),
+}
+
+impl ObstacleKind {
+    /// In a few words.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ForwardingOff => "forwarding is off",
+            Self::ReversePathFilter => "rp_filter is on",
+            Self::Rules => "there are ip rules",
+            Self::Netfilter => "netfilter has hooks",
+            Self::Xfrm => "there are XFRM policies",
+            Self::TrafficControl => "there are tc filters",
+            Self::Xdp => "there is an XDP program",
+            Self::Unreadable => "the guest client cannot find out",
+            Self::Other(_) => "something that this version does not know",
+        }
+    }
+}
+
+impl From<u8> for ObstacleKind {
+    fn from(number: u8) -> Self {
+        match number {
+            1 => Self::ForwardingOff,
+            2 => Self::ReversePathFilter,
+            3 => Self::Rules,
+            4 => Self::Netfilter,
+            5 => Self::Xfrm,
+            6 => Self::TrafficControl,
+            7 => Self::Xdp,
+            8 => Self::Unreadable,
+            other => Self::Other(other),
+        }
+    }
+}
+
+impl From<ObstacleKind> for u8 {
+    fn from(kind: ObstacleKind) -> Self {
+        match kind {
+            ObstacleKind::ForwardingOff => 1,
+            ObstacleKind::ReversePathFilter => 2,
+            ObstacleKind::Rules => 3,
+            ObstacleKind::Netfilter => 4,
+            ObstacleKind::Xfrm => 5,
+            ObstacleKind::TrafficControl => 6,
+            ObstacleKind::Xdp => 7,
+            ObstacleKind::Unreadable => 8,
+            ObstacleKind::Other(number) => number,
+        }
+    }
+}
+
+/// What tells obstacles apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObstacleKey {
+    /// The interface whose packets it concerns; none: all packets.
+    pub ifindex: Option<IfIndex>,
+    /// The packets it concerns; none: both families.
+    pub family: Option<Family>,
+    /// What it is.
+    pub kind: ObstacleKind,
+}
+
+/// Something that decides about packets and that destination-only flows would overlook.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Obstacle {
+    /// What it is found by.
+    pub key: ObstacleKey,
+    /// What it is, for people: "100: from 10.0.0.0/8 lookup 7". At most [`crate::message::MAX_TEXT`] bytes.
+    pub detail: String,
 }

@@ -12,8 +12,9 @@ use crate::message::{
     GuestMessage, Hello, HostMessage, MAX_CHANGES, MAX_REJECTED, MAX_TEXT, RefusalReason, Welcome,
 };
 use crate::table::{
-    AddressKey, Change, Hop, HopFlags, Key, Link, MAX_HOPS, MAX_LINK_NAME, Neighbor, NeighborKey, NextHop,
-    NextHopKind, Object, Route, RouteKey, RouteKind, RouteTarget,
+    AddressKey, Change, Family, Hop, HopFlags, Key, Link, MAX_HOPS, MAX_LINK_NAME, Neighbor, NeighborKey,
+    NextHop, NextHopKind, Object, Obstacle, ObstacleKey, ObstacleKind, Route, RouteKey, RouteKind,
+    RouteTarget, Settings,
 };
 use crate::types::{MacAddr, Seq};
 
@@ -298,6 +299,13 @@ fn object(object: pb::Object) -> Decoded<Object> {
         Kind::Neighbor(pb::Neighbor { key, mac: lladdr }) => {
             Object::Neighbor(Neighbor { key: neighbor_key(&need(key, "key")?)?, mac: mac(&lladdr)? })
         }
+        Kind::Settings(pb::Settings { ipv4_hash_policy, ipv6_hash_policy }) => Object::Settings(Settings {
+            ipv4_hash_policy: narrow(ipv4_hash_policy, "ipv4_hash_policy", "0 to 255")?,
+            ipv6_hash_policy: narrow(ipv6_hash_policy, "ipv6_hash_policy", "0 to 255")?,
+        }),
+        Kind::Obstacle(pb::Obstacle { key, detail }) => {
+            Object::Obstacle(Obstacle { key: obstacle_key(&need(key, "key")?)?, detail: text(&detail) })
+        }
     })
 }
 
@@ -311,6 +319,13 @@ fn object_to_wire(object: &Object) -> pb::Object {
         Object::Neighbor(Neighbor { key, mac }) => {
             Kind::Neighbor(pb::Neighbor { key: Some(neighbor_key_to_wire(key)), mac: mac.0.to_vec() })
         }
+        Object::Settings(Settings { ipv4_hash_policy, ipv6_hash_policy }) => Kind::Settings(pb::Settings {
+            ipv4_hash_policy: (*ipv4_hash_policy).into(),
+            ipv6_hash_policy: (*ipv6_hash_policy).into(),
+        }),
+        Object::Obstacle(Obstacle { key, detail }) => {
+            Kind::Obstacle(pb::Obstacle { key: Some(obstacle_key_to_wire(key)), detail: text(detail) })
+        }
     };
     pb::Object { kind: Some(kind) }
 }
@@ -323,6 +338,8 @@ fn key(key: pb::Key) -> Decoded<Key> {
         Kind::Route(it) => Key::Route(route_key(it)?),
         Kind::NextHop(id) => Key::NextHop(nonzero(id, "next-hop id")?),
         Kind::Neighbor(it) => Key::Neighbor(neighbor_key(&it)?),
+        Kind::Settings(_) => Key::Settings,
+        Kind::Obstacle(it) => Key::Obstacle(obstacle_key(&it)?),
     })
 }
 
@@ -334,12 +351,14 @@ fn key_to_wire(key: &Key) -> pb::Key {
         Key::Route(key) => Kind::Route(route_key_to_wire(key)),
         Key::NextHop(id) => Kind::NextHop(*id),
         Key::Neighbor(key) => Kind::Neighbor(neighbor_key_to_wire(key)),
+        Key::Settings => Kind::Settings(true),
+        Key::Obstacle(key) => Kind::Obstacle(obstacle_key_to_wire(key)),
     };
     pb::Key { kind: Some(kind) }
 }
 
 fn link(link: pb::Link) -> Decoded<Link> {
-    let pb::Link { ifindex, name, mac: lladdr, mtu, up, running, kind, master, vrf_table } = link;
+    let pb::Link { ifindex, name, mac: lladdr, mtu, up, running, kind, master, vrf_table, ipv6_mtu } = link;
     Ok(Link {
         ifindex: nonzero(ifindex, "ifindex")?,
         name: link_name(name, "link name")?,
@@ -350,11 +369,12 @@ fn link(link: pb::Link) -> Decoded<Link> {
         kind: link_name(kind, "link kind")?,
         master: optional(master),
         vrf_table: optional(vrf_table),
+        ipv6_mtu: optional(ipv6_mtu),
     })
 }
 
 fn link_to_wire(link: &Link) -> pb::Link {
-    let Link { ifindex, name, mac, mtu, up, running, kind, master, vrf_table } = link;
+    let Link { ifindex, name, mac, mtu, up, running, kind, master, vrf_table, ipv6_mtu } = link;
     pb::Link {
         ifindex: *ifindex,
         name: name.clone(),
@@ -365,6 +385,7 @@ fn link_to_wire(link: &Link) -> pb::Link {
         kind: kind.clone(),
         master: master.unwrap_or(0),
         vrf_table: vrf_table.unwrap_or(0),
+        ipv6_mtu: ipv6_mtu.unwrap_or(0),
     }
 }
 
@@ -499,4 +520,29 @@ fn neighbor_key(key: &pb::NeighborKey) -> Decoded<NeighborKey> {
 fn neighbor_key_to_wire(key: &NeighborKey) -> pb::NeighborKey {
     let NeighborKey { ifindex, addr } = key;
     pb::NeighborKey { ifindex: *ifindex, addr: addr_bytes(*addr) }
+}
+
+fn obstacle_key(key: &pb::ObstacleKey) -> Decoded<ObstacleKey> {
+    let pb::ObstacleKey { ifindex, family, kind } = key;
+    let family = match family {
+        0 => None,
+        4 => Some(Family::V4),
+        6 => Some(Family::V6),
+        other => {
+            let value = u64::from(*other);
+            return Err(DecodeError::Range { field: "family", value, want: "0, 4 or 6" });
+        }
+    };
+    let kind = ObstacleKind::from(narrow::<u8>(*kind, "obstacle kind", "0 to 255")?);
+    Ok(ObstacleKey { ifindex: optional(*ifindex), family, kind })
+}
+
+fn obstacle_key_to_wire(key: &ObstacleKey) -> pb::ObstacleKey {
+    let ObstacleKey { ifindex, family, kind } = key;
+    let family = match family {
+        None => 0,
+        Some(Family::V4) => 4,
+        Some(Family::V6) => 6,
+    };
+    pb::ObstacleKey { ifindex: ifindex.unwrap_or(0), family, kind: u8::from(*kind).into() }
 }

@@ -30,6 +30,7 @@ fn samples() -> Vec<(&'static str, GuestMessage)> {
             kind: String::new(),
             master: Some(9),
             vrf_table: None,
+            ipv6_mtu: None,
         }),
         Object::Address(AddressKey { ifindex: 3, address: "10.0.0.1/24".parse().unwrap() }),
         Object::Route(Route {
@@ -54,6 +55,31 @@ fn samples() -> Vec<(&'static str, GuestMessage)> {
         Object::NextHop(NextHop { id: 9, kind: NextHopKind::Unsupported }),
         Object::Neighbor(Neighbor { key: neighbor, mac: MacAddr([0x52, 0x54, 0, 0, 0, 2]) }),
     ];
+    let facts = vec![
+        Object::Link(Link {
+            ifindex: 4,
+            name: "eth2".into(),
+            mac: None,
+            mtu: 1500,
+            up: true,
+            running: false,
+            kind: "vrf".into(),
+            master: None,
+            vrf_table: Some(10),
+            ipv6_mtu: Some(1280),
+        }),
+        Object::Settings(Settings { ipv4_hash_policy: 1, ipv6_hash_policy: 3 }),
+        Object::Obstacle(Obstacle {
+            key: ObstacleKey { ifindex: None, family: Some(Family::V4), kind: ObstacleKind::Rules },
+            detail: "100: from 10.0.0.0/8 lookup 7".into(),
+        }),
+        Object::Obstacle(Obstacle {
+            key: ObstacleKey { ifindex: Some(3), family: None, kind: ObstacleKind::Other(200) },
+            detail: String::new(),
+        }),
+    ];
+    let mut fact_changes: Vec<Change> = facts.iter().map(|object| Change::Remove(object.key())).collect();
+    fact_changes.extend(facts.into_iter().map(Change::Upsert));
     let removals = upserts.iter().map(|object| Change::Remove(object.key())).collect();
     vec![
         (
@@ -71,6 +97,7 @@ fn samples() -> Vec<(&'static str, GuestMessage)> {
             GuestMessage::Changes { seq: Seq(2), changes: upserts.into_iter().map(Change::Upsert).collect() },
         ),
         ("removals", GuestMessage::Changes { seq: Seq(3), changes: removals }),
+        ("facts", GuestMessage::Changes { seq: Seq(4), changes: fact_changes }),
         ("snapshot-end", GuestMessage::SnapshotEnd(Seq(4))),
         ("ping", GuestMessage::Ping(u64::MAX)),
         ("pong", GuestMessage::Pong(0)),
@@ -190,7 +217,7 @@ proptest! {
 
     /// Damaged messages get further into the decoder than noise does.
     #[test]
-    fn no_damage_panics(which in 0usize..7, at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>()) {
+    fn no_damage_panics(which in 0usize..8, at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>()) {
         let mut out = BytesMut::new();
         samples()[which].1.encode(&mut out);
         let index = at.index(out.len());

@@ -178,6 +178,7 @@ fn link(router: u8, vif: u8, flags: u8, more: u8) -> Link {
         kind: if stacked { "vlan".to_owned() } else { String::new() },
         master: (flags % 8 == 3).then_some(99),
         vrf_table: None,
+        ipv6_mtu: None,
     }
 }
 

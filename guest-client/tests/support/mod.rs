@@ -223,6 +223,14 @@ impl Table {
             Object::Address(key) => format!("address {} {}", key.address, self.name(key.ifindex)),
             Object::NextHop(next_hop) => format!("nexthop {} {:?}", next_hop.id, next_hop.kind),
             Object::Neighbor(n) => format!("neighbor {} {} {}", n.key.addr, self.name(n.key.ifindex), n.mac),
+            Object::Settings(settings) => format!("settings {settings:?}"),
+            Object::Obstacle(it) => format!(
+                "obstacle {:?} {:?} {}: {}",
+                it.key.kind,
+                it.key.family,
+                it.key.ifindex.map_or_else(|| "all".into(), |ifindex| self.name(ifindex)),
+                it.detail
+            ),
             Object::Route(route) => {
                 let table = match route.key.table {
                     254 => "main".into(),
@@ -372,7 +380,12 @@ impl Host {
         self.wait("the kernel's routes", |table| {
             let told = table.objects.keys().filter_map(|key| match key {
                 Key::Route(key) => Some((key.table, key.dst.to_string(), key.metric)),
-                Key::Link(_) | Key::Address(_) | Key::NextHop(_) | Key::Neighbor(_) => None,
+                Key::Link(_)
+                | Key::Address(_)
+                | Key::NextHop(_)
+                | Key::Neighbor(_)
+                | Key::Settings
+                | Key::Obstacle(_) => None,
             });
             told.collect::<BTreeSet<_>>() == kernel
         });

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use openflow::{Flow, FlowFilter};
-use xenflow_flow_app::{App, Attachment, Batch, FlowChange, RouterId, RouterStatus};
+use openflow::{Flow, Group, Meter};
+use xenflow_flow_app::{App, Attachment, Batch, Dump, FlowChange, MeterChange, RouterId, RouterStatus};
 use xenflow_proto::frame::MAX_FRAME;
 use xenflow_proto::message::{
     GuestMessage, Hello, HostMessage, MAX_CHANGES, RefusalReason, VERSION, Welcome,
@@ -39,6 +39,10 @@ pub enum Event {
     SwitchDown,
     /// Some of the flows that [`Effect::Dump`] asked for.
     Dumped(Vec<Flow>),
+    /// Some of its groups.
+    DumpedGroups(Vec<Group>),
+    /// Some of its meters.
+    DumpedMeters(Vec<Meter>),
     /// All of them were given.
     DumpEnd,
     /// The switch has confirmed a batch.
@@ -58,10 +62,10 @@ pub enum Event {
 /// Something to do outside.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Send these changes as one bundle.
-    Send(BatchId, Vec<FlowChange>),
-    /// Ask for these flows, behind everything sent so far.
-    Dump(Vec<FlowFilter>),
+    /// Send these changes of meters each by itself, then the others as one bundle.
+    Send(BatchId, Vec<MeterChange>, Vec<FlowChange>),
+    /// Ask for this, behind everything sent so far.
+    Dump(Dump),
     /// Tell a guest.
     Tell(SessionId, HostMessage),
     /// Tell a guest why and close its connection; the reason is for the log too.
@@ -168,6 +172,8 @@ impl Core {
             }
             Event::SwitchDown => self.forget_switch(),
             Event::Dumped(flows) => flows.into_iter().for_each(|flow| self.app.dumped(flow)),
+            Event::DumpedGroups(groups) => groups.into_iter().for_each(|it| self.app.dumped_group(it)),
+            Event::DumpedMeters(meters) => meters.into_iter().for_each(|it| self.app.dumped_meter(it)),
             Event::DumpEnd => {
                 self.dumping = false;
                 self.app.dump_end();
@@ -253,17 +259,17 @@ impl Core {
             return;
         }
         if !self.dumping
-            && let Some((_, filters)) = self.app.begin_dump()
+            && let Some(dump) = self.app.begin_dump()
         {
             self.dumping = true;
-            self.effects.push(Effect::Dump(filters));
+            self.effects.push(Effect::Dump(dump));
         }
         while self.in_flight.len() < IN_FLIGHT {
-            let Batch { mut changes, reached } = self.app.next_batch(BATCH);
-            let is_last = changes.is_empty();
+            let Batch { meters, mut changes, reached } = self.app.next_batch(BATCH);
+            let is_last = meters.is_empty() && changes.is_empty();
             changes.retain(|change| !self.refused.contains(change));
-            if !changes.is_empty() {
-                self.send(changes, reached);
+            if !meters.is_empty() || !changes.is_empty() {
+                self.send(meters, changes, reached);
             } else if let Some(last) = self.in_flight.values_mut().next_back() {
                 // Nothing to wait for but what is under way already.
                 last.reached.extend(reached);
@@ -276,10 +282,10 @@ impl Core {
         }
     }
 
-    fn send(&mut self, changes: Vec<FlowChange>, reached: Vec<(RouterId, u64)>) {
+    fn send(&mut self, meters: Vec<MeterChange>, changes: Vec<FlowChange>, reached: Vec<(RouterId, u64)>) {
         let id = self.next_batch;
         self.next_batch = BatchId(id.0 + 1);
-        self.effects.push(Effect::Send(id, changes.clone()));
+        self.effects.push(Effect::Send(id, meters, changes.clone()));
         self.in_flight.insert(id, InFlight { changes, reached });
     }
 

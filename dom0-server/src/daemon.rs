@@ -93,12 +93,12 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         connection += u64::from(matches!(event, Event::SwitchUp));
         for effect in core.handle(event) {
             match effect {
-                Effect::Send(batch, changes) => {
-                    let command = switch::Command::Send(batch, changes);
+                Effect::Send(batch, meters, changes) => {
+                    let command = switch::Command::Send(batch, meters, changes);
                     let _ = orders.send(switch::Order { connection, command }).await;
                 }
-                Effect::Dump(filters) => {
-                    let command = switch::Command::Dump(filters);
+                Effect::Dump(dump) => {
+                    let command = switch::Command::Dump(dump);
                     let _ = orders.send(switch::Order { connection, command }).await;
                 }
                 Effect::Tell(id, message) => sessions.tell(id, Tell::Message(message)),

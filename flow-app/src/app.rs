@@ -8,11 +8,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use openflow::{Flow, FlowFilter};
+use openflow::{Flow, FlowFilter, Group, Meter};
 use xenflow_proto::Change;
 
-use crate::flow::{FlowChange, FlowKey};
+use crate::fast_path::Slow;
+use crate::flow::{FlowChange, FlowKey, MeterChange};
 use crate::pipeline::{self, cookie};
+use crate::punt::meter_of;
 use crate::rib::{RibCounts, TooManyObjects};
 use crate::router::{Router, Step, diff};
 use crate::table;
@@ -20,7 +22,7 @@ use crate::topology::{RouterId, Topology};
 
 /// A part of the switch's flows that is compared and kept on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Scope {
+enum Scope {
     /// What depends on no guest.
     Topology,
     /// What one guest's tables decide.
@@ -38,9 +40,20 @@ enum Sync {
     InStep,
 }
 
+/// What to ask the switch for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dump {
+    /// Flows: give them to [`App::dumped`].
+    pub flows: Vec<FlowFilter>,
+    /// All groups and all meters as well: give them to [`App::dumped_group`] and [`App::dumped_meter`].
+    pub groups_and_meters: bool,
+}
+
 /// Flow changes to send together, in order.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Batch {
+    /// To be sent before the changes, each by itself: meters take no part in bundles.
+    pub meters: Vec<MeterChange>,
     /// At most as many as asked for.
     pub changes: Vec<FlowChange>,
     /// Marks that are reached when the switch has confirmed the changes.
@@ -48,12 +61,14 @@ pub struct Batch {
 }
 
 /// What the operator is shown of a router.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouterStatus {
     /// Its tables.
     pub rib: RibCounts,
     /// The guest has finished a snapshot, so the host forwards for it.
     pub synced: bool,
+    /// Packets that the guest forwards itself by policy, and why; none: the host forwards all it can.
+    pub slow: Vec<Slow>,
 }
 
 #[derive(Debug)]
@@ -73,7 +88,19 @@ pub struct App {
     /// Where the next batch begins, so that routers take turns.
     turn: RouterId,
     limit: usize,
-    dump: Option<(Scope, BTreeMap<FlowKey, Flow>)>,
+    dump: Option<Dumping>,
+    /// By number.
+    meters: BTreeMap<u32, Meter>,
+    /// What the switch has been told of meters since it was dumped.
+    meters_sent: BTreeMap<u32, Meter>,
+    /// Groups that the switch held when it was dumped, of routers that have not been dumped since.
+    groups_found: BTreeMap<RouterId, BTreeMap<u32, Group>>,
+}
+
+#[derive(Debug)]
+struct Dumping {
+    scope: Scope,
+    flows: BTreeMap<FlowKey, Flow>,
 }
 
 impl App {
@@ -89,6 +116,9 @@ impl App {
             turn: RouterId(0),
             limit,
             dump: None,
+            meters: BTreeMap::new(),
+            meters_sent: BTreeMap::new(),
+            groups_found: BTreeMap::new(),
         }
     }
 
@@ -111,6 +141,8 @@ impl App {
             }
         }
         let ids = topology.routers();
+        let meters = ids.iter().flat_map(|id| topology.policy(*id).punt_rates.meters(*id));
+        self.meters = meters.map(|meter| (meter.id, meter)).collect();
         let gone: Vec<RouterId> = self.routers.keys().copied().filter(|id| !ids.contains(id)).collect();
         for id in gone {
             self.routers.remove(&id);
@@ -164,9 +196,8 @@ impl App {
         }
     }
 
-    /// The scope to dump next, if none is being dumped: give its flows to [`App::dumped`], then call
-    /// [`App::dump_end`].
-    pub fn begin_dump(&mut self) -> Option<(Scope, Vec<FlowFilter>)> {
+    /// What to ask the switch for next, if no answer is awaited; call [`App::dump_end`] when all of it was given.
+    pub fn begin_dump(&mut self) -> Option<Dump> {
         if self.dump.is_some() {
             return None;
         }
@@ -182,9 +213,9 @@ impl App {
             scoped.sync = Sync::Dumping;
             Scope::Router(*id)
         };
-        self.dump = Some((scope, BTreeMap::new()));
+        self.dump = Some(Dumping { scope, flows: BTreeMap::new() });
         let filter = |cookie, cookie_mask| FlowFilter { cookie, cookie_mask, ..FlowFilter::default() };
-        let filters = match scope {
+        let flows = match scope {
             // Gates and local addresses show which routers the switch holds, to find those that are configured no
             // more: every kernel has local addresses, and a router without a port has no gate.
             Scope::Topology => {
@@ -194,19 +225,57 @@ impl App {
             }
             Scope::Router(id) => vec![filter(cookie::router(id), cookie::OWNER_MASK)],
         };
-        Some((scope, filters))
+        let groups_and_meters = scope == Scope::Topology;
+        if groups_and_meters {
+            self.groups_found.clear();
+            self.meters_sent.clear();
+        }
+        Some(Dump { flows, groups_and_meters })
     }
 
     /// A flow that the switch holds, of the scope that is being dumped.
     pub fn dumped(&mut self, flow: Flow) {
-        if let Some((_, flows)) = &mut self.dump {
-            flows.insert(FlowKey::from(&flow), flow);
+        if let Some(dump) = &mut self.dump {
+            dump.flows.insert(FlowKey::from(&flow), flow);
         }
+    }
+
+    /// A group that the switch holds.
+    pub fn dumped_group(&mut self, group: Group) {
+        let _ = group;
+    }
+
+    /// A meter that the switch holds. Numbers that are no router's are somebody else's.
+    pub fn dumped_meter(&mut self, meter: Meter) {
+        if meter_of(meter.id).is_some() {
+            self.meters_sent.insert(meter.id, meter);
+        }
+    }
+
+    /// Meters that flows may refer to come first; those that none refers to any more go when the flows have gone.
+    fn next_meters(&mut self) -> Vec<MeterChange> {
+        let removed: Vec<u32> = if self.due.is_empty() {
+            self.meters_sent.keys().copied().filter(|id| !self.meters.contains_key(id)).collect()
+        } else {
+            Vec::new()
+        };
+        let mut changes: Vec<MeterChange> = removed.iter().copied().map(MeterChange::Remove).collect();
+        for id in removed {
+            self.meters_sent.remove(&id);
+        }
+        for (id, meter) in &self.meters {
+            match self.meters_sent.insert(*id, meter.clone()) {
+                None => changes.push(MeterChange::Add(meter.clone())),
+                Some(old) if old != *meter => changes.push(MeterChange::Modify(meter.clone())),
+                Some(_) => {}
+            }
+        }
+        changes
     }
 
     /// All flows of the scope were given: the difference is due now.
     pub fn dump_end(&mut self) {
-        let Some((scope, mut installed)) = self.dump.take() else { return };
+        let Some(Dumping { scope, flows: mut installed }) = self.dump.take() else { return };
         match scope {
             Scope::Topology => {
                 let held: BTreeSet<RouterId> =
@@ -237,6 +306,7 @@ impl App {
     pub fn next_batch(&mut self, max: usize) -> Batch {
         let mut batch = Batch::default();
         if self.sync == Sync::InStep {
+            batch.meters = self.next_meters();
             let n = self.due.len().min(max);
             batch.changes.extend(self.due.drain(..n));
         }
@@ -282,7 +352,8 @@ impl App {
     #[must_use]
     pub fn router(&self, id: RouterId) -> Option<RouterStatus> {
         let router = &self.routers.get(&id)?.router;
-        Some(RouterStatus { rib: router.rib.counts(), synced: router.synced })
+        let slow = router.slow(self.topology.policy(id).fast_path);
+        Some(RouterStatus { rib: router.rib.counts(), synced: router.synced, slow })
     }
 
     /// Everything that is not under way: scopes in step, nothing due.
@@ -291,6 +362,9 @@ impl App {
         let idle = |scoped: &Scoped| {
             !scoped.router.synced || (scoped.sync == Sync::InStep && !scoped.router.is_due())
         };
-        self.sync == Sync::InStep && self.due.is_empty() && self.routers.values().all(idle)
+        self.sync == Sync::InStep
+            && self.due.is_empty()
+            && self.meters == self.meters_sent
+            && self.routers.values().all(idle)
     }
 }

@@ -1,6 +1,6 @@
 //! Flows by their identity, and the changes that are sent to a switch.
 
-use openflow::{Flow, FlowMod, Match};
+use openflow::{Flow, FlowMod, Group, GroupCommand, GroupMod, Match, Message, Meter, MeterCommand, MeterMod};
 use xenflow_proto::VlanId;
 
 use crate::pipeline::{LEARNED, cookie};
@@ -34,19 +34,50 @@ pub enum FlowChange {
     RemoveRouter(RouterId),
     /// Nothing learned on this segment is left.
     ForgetLearned(VlanId),
+    /// The group is there, as given, whatever had its number.
+    UpsertGroup(Group),
+    /// No group has this number.
+    RemoveGroup(u32),
 }
 
-impl From<FlowChange> for FlowMod {
+impl From<FlowChange> for Message {
     fn from(change: FlowChange) -> Self {
-        match change {
-            FlowChange::Upsert(flow) => Self::add(flow),
-            FlowChange::Remove(key) => Self::delete_strict(key.table, key.priority, key.matching),
+        let flow = match change {
+            FlowChange::Upsert(flow) => FlowMod::add(flow),
+            FlowChange::Remove(key) => FlowMod::delete_strict(key.table, key.priority, key.matching),
             FlowChange::RemoveRouter(id) => {
-                Self::delete_by_cookie(openflow::flow::ALL_TABLES, cookie::router(id), cookie::OWNER_MASK)
+                FlowMod::delete_by_cookie(openflow::flow::ALL_TABLES, cookie::router(id), cookie::OWNER_MASK)
             }
             FlowChange::ForgetLearned(vlan) => {
-                Self::delete_by_cookie(LEARNED, cookie::learned(vlan), cookie::OWNER_MASK)
+                FlowMod::delete_by_cookie(LEARNED, cookie::learned(vlan), cookie::OWNER_MASK)
             }
-        }
+            FlowChange::UpsertGroup(group) => {
+                return Self::GroupMod(GroupMod::new(GroupCommand::AddOrModify, group));
+            }
+            FlowChange::RemoveGroup(id) => return Self::GroupMod(GroupMod::delete(id)),
+        };
+        Self::FlowMod(flow)
+    }
+}
+
+/// A step of the switch's meters. They take no part in bundles: it goes before the flow changes of its batch, each
+/// by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MeterChange {
+    /// There is none of that number yet.
+    Add(Meter),
+    /// There is one of that number.
+    Modify(Meter),
+    /// No meter has this number.
+    Remove(u32),
+}
+
+impl From<MeterChange> for Message {
+    fn from(change: MeterChange) -> Self {
+        Self::MeterMod(match change {
+            MeterChange::Add(meter) => MeterMod::new(MeterCommand::Add, meter),
+            MeterChange::Modify(meter) => MeterMod::new(MeterCommand::Modify, meter),
+            MeterChange::Remove(id) => MeterMod::delete(id),
+        })
     }
 }

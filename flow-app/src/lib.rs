@@ -5,15 +5,19 @@
 //! switch does with the flows: for tests, and for the question what becomes of a packet.
 
 pub mod app;
+pub mod fast_path;
 pub mod fib;
 pub mod flow;
 pub mod pipeline;
+pub mod punt;
 pub mod rib;
 mod router;
 pub mod sim;
 mod table;
 pub mod topology;
 
-pub use app::{App, Batch, RouterStatus, Scope};
-pub use flow::{FlowChange, FlowKey};
-pub use topology::{Attachment, PortNo, RouterId, Topology, Vif, VifId};
+pub use app::{App, Batch, Dump, RouterStatus};
+pub use fast_path::{Slow, SlowReason};
+pub use flow::{FlowChange, FlowKey, MeterChange};
+pub use punt::{PuntClass, PuntRates};
+pub use topology::{Attachment, FastPath, Policy, PortNo, RouterId, Topology, Vif, VifId};

@@ -9,12 +9,13 @@ use openflow::Flow;
 use xenflow_proto::table::{IfIndex, RouteTarget, TABLE_LOCAL, TABLE_MAIN};
 use xenflow_proto::{Change, Key, MacAddr, VlanId};
 
+use crate::fast_path::{self, Slow};
 use crate::fib::{Adjacency, Binding, Fib, Verdict};
 use crate::flow::{FlowChange, FlowKey};
 use crate::pipeline::{ETH_IP, ETH_IPV4, ROUTER};
 use crate::rib::{Rib, TooManyObjects};
 use crate::table::{self, Side};
-use crate::topology::{RouterId, Topology};
+use crate::topology::{FastPath, RouterId, Topology};
 
 /// A place in the flow tables that a router's own tables decide: there is at most one flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -226,6 +227,11 @@ impl Router {
     pub(crate) fn flows(&self) -> impl Iterator<Item = Flow> {
         let places = self.places(&self.binding).into_iter();
         places.filter_map(|place| self.flow(place)).chain(self.gates.values().cloned())
+    }
+
+    /// Why packets take the slow path.
+    pub(crate) fn slow(&self, policy: FastPath) -> Vec<Slow> {
+        fast_path::reasons(policy, &self.rib, &self.binding, self.synced)
     }
 
     pub(crate) fn mark(&mut self, token: u64) {

@@ -6,6 +6,8 @@ use std::fmt;
 
 use xenflow_proto::{MacAddr, VlanId};
 
+use crate::punt::PuntRates;
+
 /// OpenFlow number of a port.
 pub type PortNo = u32;
 
@@ -59,6 +61,35 @@ impl Vif {
     }
 }
 
+/// Whether the host forwards for a router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum FastPath {
+    /// Where destination-only flows decide as the guest would.
+    #[default]
+    Auto,
+    /// Whatever else the guest's kernel would look at.
+    Always,
+    /// The guest forwards everything itself.
+    Never,
+}
+
+/// What the operator says of a router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Whether the host forwards for it.
+    pub fast_path: FastPath,
+    /// Prefixes that the host forwards for it, at most; as many more are punted (see [`crate::limit`]).
+    pub max_routes: usize,
+    /// Packets that its guest gets.
+    pub punt_rates: PuntRates,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { fast_path: FastPath::Auto, max_routes: 1_000_000, punt_rates: PuntRates::default() }
+    }
+}
+
 /// Everything that the flows of a host depend on, but for what its guests say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Topology {
@@ -72,6 +103,8 @@ pub struct Topology {
     pub access_macs: BTreeMap<PortNo, BTreeSet<MacAddr>>,
     /// Vifs of the routers that are configured, plugged in here or not.
     pub vifs: BTreeMap<VifId, Vif>,
+    /// By router; the default for one that is missing.
+    pub policies: BTreeMap<RouterId, Policy>,
     /// The host's own port on the control network.
     pub control_port: Option<PortNo>,
 }
@@ -81,6 +114,12 @@ impl Topology {
     pub fn vifs_of(&self, router: RouterId) -> impl Iterator<Item = (VifId, &Vif)> {
         let bounds = VifId { router, number: 0 }..=VifId { router, number: u16::MAX };
         self.vifs.range(bounds).map(|(id, vif)| (*id, vif))
+    }
+
+    /// What the operator says of a router.
+    #[must_use]
+    pub fn policy(&self, router: RouterId) -> Policy {
+        self.policies.get(&router).copied().unwrap_or_default()
     }
 
     /// Routers that have a vif.

@@ -248,8 +248,8 @@ fn a_real_switch_holds_the_flows_as_desired() {
     // So a daemon that starts anew changes nothing.
     let mut app = world.app();
     let mut dumps = 0;
-    while let Some((_, filters)) = app.begin_dump() {
-        for desc in filters.into_iter().flat_map(|filter| pair.client.dump(filter)) {
+    while let Some(dump) = app.begin_dump() {
+        for desc in dump.flows.into_iter().flat_map(|filter| pair.client.dump(filter)) {
             app.dumped(desc.flow);
         }
         app.dump_end();
@@ -414,7 +414,7 @@ fn a_real_switch_learns_what_the_simulator_says() {
     // Learning what it knows already changes nothing; forgetting a segment is a removal by cookie.
     pair.trace(10, &question, &["-generate"]);
     assert_eq!(pair.dump(cookie::LEARNED).len(), 1);
-    let forget = |vlan| openflow::Message::FlowMod(xenflow_flow_app::FlowChange::ForgetLearned(vlan).into());
+    let forget = |vlan| openflow::Message::from(xenflow_flow_app::FlowChange::ForgetLearned(vlan));
     pair.client.install(&[forget(vlan(1))]);
     assert_eq!(pair.dump(cookie::LEARNED).len(), 1);
     pair.client.install(&[forget(vlan(0))]);

@@ -89,7 +89,7 @@ fn confirm_all(core: &mut Core, effects: Vec<Effect>) -> Vec<(SessionId, HostMes
     let mut queue: std::collections::VecDeque<Effect> = effects.into();
     while let Some(effect) = queue.pop_front() {
         match effect {
-            Effect::Send(id, _) => queue.extend(core.handle(Event::Confirmed(id))),
+            Effect::Send(id, ..) => queue.extend(core.handle(Event::Confirmed(id))),
             Effect::Dump(_) => queue.extend(core.handle(Event::DumpEnd)),
             Effect::Tell(id, message) => told.push((id, message)),
             Effect::Refuse(..) => panic!("{effect:?}"),
@@ -152,7 +152,7 @@ fn live(core: &mut Core, id: u64) {
 
 fn batch(effects: &[Effect]) -> (BatchId, Vec<FlowChange>) {
     match effects {
-        [Effect::Send(id, changes)] => (*id, changes.clone()),
+        [Effect::Send(id, _, changes)] => (*id, changes.clone()),
         other => panic!("not one batch: {other:?}"),
     }
 }
@@ -288,7 +288,7 @@ fn a_change_is_acknowledged_when_the_switch_has_it() {
     let effects = core.handle(Event::Confirmed(first));
     assert!(matches!(effects.as_slice(), [told, Effect::Send(..)] if *told == ack(1, 3)), "{effects:?}");
     assert_eq!(core.handle(Event::Confirmed(second)), [ack(1, 4)]);
-    let Effect::Send(third, _) = effects[1] else { panic!() };
+    let Effect::Send(third, ..) = effects[1] else { panic!() };
     assert_eq!(core.handle(Event::Confirmed(third)), [ack(1, 6)]);
     // Nothing for the switch to do: at once.
     assert_eq!(say(&mut core, 1, changes(7, [3])), [ack(1, 7)]);
@@ -338,7 +338,7 @@ fn a_refused_flow_is_left_out_and_the_others_are_sent_again() {
     let mut queue: std::collections::VecDeque<Effect> = effects.into();
     while let Some(effect) = queue.pop_front() {
         match effect {
-            Effect::Send(id, changes) => {
+            Effect::Send(id, _, changes) => {
                 again.extend(changes);
                 queue.extend(core.handle(Event::Confirmed(id)));
             }

@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use openflow::{BundleId, Config, Event as Said, FlowFilter, FlowMod, Message, Session};
+use openflow::group::ALL_GROUPS;
+use openflow::meter::ALL_METERS;
+use openflow::{BundleId, Config, Event as Said, Message, MultipartReply, MultipartRequest, Session};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
-use xenflow_flow_app::FlowChange;
+use xenflow_flow_app::{Dump, FlowChange, MeterChange};
 
 use crate::core::{BatchId, Event};
 
@@ -27,10 +29,10 @@ pub struct Order {
 /// Something to do for the core.
 #[derive(Debug)]
 pub enum Command {
-    /// One bundle.
-    Send(BatchId, Vec<FlowChange>),
-    /// The flows of these filters, then [`Event::DumpEnd`].
-    Dump(Vec<FlowFilter>),
+    /// Changes of meters, then one bundle.
+    Send(BatchId, Vec<MeterChange>, Vec<FlowChange>),
+    /// All that is asked for, then [`Event::DumpEnd`].
+    Dump(Dump),
 }
 
 /// A switch that is busy with a bundle of the largest size answers no echo meanwhile.
@@ -91,6 +93,14 @@ struct Pending {
     last_dump: Option<u32>,
 }
 
+impl Pending {
+    /// A part, and the end of the dump if it is the last one.
+    fn part_of_dump(&self, part: Event, xid: u32, more: bool) -> Vec<Event> {
+        let end = !more && self.last_dump == Some(xid);
+        [part].into_iter().chain(end.then_some(Event::DumpEnd)).collect()
+    }
+}
+
 async fn converse(
     path: &Path,
     orders: &mut mpsc::Receiver<Order>,
@@ -139,15 +149,19 @@ async fn converse(
                     continue;
                 }
                 match order.command {
-                    Command::Send(batch, changes) => {
-                        let messages: Vec<Message> =
-                            changes.into_iter().map(|change| Message::FlowMod(FlowMod::from(change))).collect();
+                    Command::Send(batch, meters, changes) => {
+                        for change in meters {
+                            session.send(&Message::from(change))?;
+                        }
+                        let messages: Vec<Message> = changes.into_iter().map(Message::from).collect();
                         let bundle = session.send_bundle(&messages)?;
                         pending.bundles.insert(bundle, batch);
                     }
-                    Command::Dump(filters) => {
-                        for filter in filters {
-                            pending.last_dump = Some(session.request_flows(filter)?);
+                    Command::Dump(Dump { flows, groups_and_meters }) => {
+                        let whole = [MultipartRequest::Groups(ALL_GROUPS), MultipartRequest::Meters(ALL_METERS)];
+                        let whole = whole.into_iter().filter(|_| groups_and_meters);
+                        for request in flows.into_iter().map(MultipartRequest::Flows).chain(whole) {
+                            pending.last_dump = Some(session.send(&Message::MultipartRequest(request))?);
                         }
                     }
                 }
@@ -177,9 +191,13 @@ fn translate(said: Said, pending: &mut Pending) -> Vec<Event> {
         }
         Said::Flows { xid, flows, more } => {
             let flows = flows.into_iter().map(|described| described.flow).collect();
-            let end = !more && pending.last_dump == Some(xid);
-            let end = end.then_some(Event::DumpEnd);
-            [Event::Dumped(flows)].into_iter().chain(end).collect()
+            pending.part_of_dump(Event::Dumped(flows), xid, more)
+        }
+        Said::Multipart { xid, body: MultipartReply::Groups(groups), more } => {
+            pending.part_of_dump(Event::DumpedGroups(groups), xid, more)
+        }
+        Said::Multipart { xid, body: MultipartReply::Meters(meters), more } => {
+            pending.part_of_dump(Event::DumpedMeters(meters), xid, more)
         }
         Said::Error { xid, error } => {
             tracing::error!(xid, %error, "the switch reports an error");

@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 
 use openflow::flow::ALL_TABLES;
-use openflow::{Flow, FlowFilter};
+use openflow::{Flow, FlowFilter, Group, Meter};
 use xenflow_flow_app::pipeline::{LEARNED, cookie};
 use xenflow_flow_app::sim::Switch;
-use xenflow_flow_app::{App, FlowChange, FlowKey};
+use xenflow_flow_app::{App, FlowChange, FlowKey, MeterChange};
 
 /// What a switch holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Model {
     pub flows: BTreeMap<FlowKey, Flow>,
+    pub groups: BTreeMap<u32, Group>,
+    pub meters: BTreeMap<u32, Meter>,
     /// Broken on purpose: it keeps what it should delete.
     pub ignores_removals: bool,
 }
@@ -28,12 +30,35 @@ impl Model {
         };
         match change {
             FlowChange::Upsert(flow) => self.insert(flow),
+            FlowChange::UpsertGroup(group) => {
+                self.groups.insert(group.id, group);
+            }
             _ if self.ignores_removals => {}
             FlowChange::Remove(key) => {
                 self.flows.remove(&key);
             }
+            FlowChange::RemoveGroup(id) => {
+                self.groups.remove(&id);
+            }
             FlowChange::RemoveRouter(id) => remove(ALL_TABLES, cookie::router(id), cookie::OWNER_MASK),
             FlowChange::ForgetLearned(vlan) => remove(LEARNED, cookie::learned(vlan), cookie::OWNER_MASK),
+        }
+    }
+
+    pub fn tell_groups_and_meters(&self, app: &mut App) {
+        self.groups.values().for_each(|group| app.dumped_group(group.clone()));
+        self.meters.values().for_each(|meter| app.dumped_meter(meter.clone()));
+    }
+
+    pub fn change_meter(&mut self, change: MeterChange) {
+        match change {
+            MeterChange::Add(meter) => {
+                assert_eq!(self.meters.insert(meter.id, meter), None, "a second meter")
+            }
+            MeterChange::Modify(meter) => {
+                assert!(self.meters.insert(meter.id, meter).is_some(), "no meter to modify");
+            }
+            MeterChange::Remove(id) => assert!(self.meters.remove(&id).is_some(), "no meter {id} to remove"),
         }
     }
 
@@ -55,18 +80,24 @@ impl Model {
     pub fn settle(&mut self, app: &mut App, max: usize, mut look: impl FnMut(&Model)) -> usize {
         let mut changes = 0;
         for _ in 0..100_000 {
-            if let Some((_, filters)) = app.begin_dump() {
-                for flow in self.dump(&filters) {
+            if let Some(dump) = app.begin_dump() {
+                for flow in self.dump(&dump.flows) {
                     app.dumped(flow);
+                }
+                if dump.groups_and_meters {
+                    self.tell_groups_and_meters(app);
                 }
                 app.dump_end();
             }
             let batch = app.next_batch(max);
             assert!(batch.changes.len() <= max, "{} of {max} changes", batch.changes.len());
-            if batch.changes.is_empty() && app.is_idle() {
+            if batch.meters.is_empty() && batch.changes.is_empty() && app.is_idle() {
                 return changes;
             }
             changes += batch.changes.len();
+            for change in batch.meters {
+                self.change_meter(change);
+            }
             for change in batch.changes {
                 self.change(change);
             }

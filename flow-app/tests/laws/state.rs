@@ -245,8 +245,11 @@ impl Run {
                 });
             }
             Event::BeginDump => {
-                if let Some((_, filters)) = self.app.begin_dump() {
-                    self.dump = Some(self.model.dump(&filters));
+                if let Some(dump) = self.app.begin_dump() {
+                    if dump.groups_and_meters {
+                        self.model.tell_groups_and_meters(&mut self.app);
+                    }
+                    self.dump = Some(self.model.dump(&dump.flows));
                 }
             }
             Event::EndDump => {
@@ -265,6 +268,7 @@ impl Run {
         if batch.changes.len() > max {
             return Err(format!("{} of {max} changes", batch.changes.len()));
         }
+        batch.meters.into_iter().for_each(|change| self.model.change_meter(change));
         batch.changes.into_iter().for_each(|change| self.model.change(change));
         for (id, token) in batch.reached {
             let guest = self.guests.get_mut(&(id.0 as u8 - 1)).ok_or("a mark of nobody")?;

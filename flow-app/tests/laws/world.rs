@@ -58,6 +58,7 @@ impl Plan {
             uplinks: uplinks.collect(),
             access: access.collect(),
             access_macs: BTreeMap::new(),
+            policies: BTreeMap::new(),
             vifs: BTreeMap::new(),
             control_port: self.control.then_some(CONTROL_PORT),
         };

@@ -62,6 +62,8 @@ struct Guest {
 struct World {
     core: Core,
     flows: BTreeMap<FlowKey, Flow>,
+    groups: BTreeMap<u32, Group>,
+    meters: BTreeMap<u32, Meter>,
     orders: VecDeque<Effect>,
     answers: VecDeque<Event>,
     up: bool,
@@ -78,6 +80,8 @@ impl World {
         Self {
             core: core(100),
             flows: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            meters: BTreeMap::new(),
             orders: VecDeque::new(),
             answers: VecDeque::new(),
             up: false,
@@ -184,8 +188,17 @@ impl World {
     /// One order, in the order they came; its answer arrives later.
     fn work(&mut self) {
         match self.orders.pop_front() {
-            Some(Effect::Send(id, changes)) => {
-                if let Some(culprit) = self.refuse.take() {
+            Some(Effect::Send(id, meters, changes)) => {
+                for change in meters {
+                    match change {
+                        MeterChange::Add(it) => assert_eq!(self.meters.insert(it.id, it), None),
+                        MeterChange::Modify(it) => assert!(self.meters.insert(it.id, it).is_some()),
+                        MeterChange::Remove(id) => assert!(self.meters.remove(&id).is_some()),
+                    }
+                }
+                if !changes.is_empty()
+                    && let Some(culprit) = self.refuse.take()
+                {
                     let culprit = culprit.map(|at| (usize::from(at) % changes.len(), "no".to_owned()));
                     self.answers.push_back(Event::Refused(id, culprit.into_iter().collect()));
                     return;
@@ -204,12 +217,24 @@ impl World {
                         FlowChange::ForgetLearned(_) => {
                             self.flows.retain(|key, _| key.table != LEARNED);
                         }
+                        FlowChange::UpsertGroup(group) => {
+                            self.groups.insert(group.id, group);
+                        }
+                        FlowChange::RemoveGroup(id) => {
+                            self.groups.remove(&id);
+                        }
                     }
                 }
                 self.answers.push_back(Event::Confirmed(id));
             }
-            Some(Effect::Dump(filters)) => {
-                for filter in filters {
+            Some(Effect::Dump(dump)) => {
+                if dump.groups_and_meters {
+                    let groups = self.groups.values().cloned().collect();
+                    self.answers.push_back(Event::DumpedGroups(groups));
+                    let meters = self.meters.values().cloned().collect();
+                    self.answers.push_back(Event::DumpedMeters(meters));
+                }
+                for filter in dump.flows {
                     let covers = |flow: &&Flow| {
                         flow.cookie & filter.cookie_mask == filter.cookie & filter.cookie_mask
                             && [flow.table, openflow::flow::ALL_TABLES].contains(&filter.table)

@@ -1,0 +1,101 @@
+//! Fail safe: whether the host forwards for a router, and if not, why.
+//!
+//! Flows decide by destination alone. Where the guest's kernel looks at more, or does not forward at all, the packets
+//! of that vif and family are the guest's business ([`FastPath::Auto`]). A guest that does not say what else its
+//! kernel looks at is not forwarded for.
+
+use std::fmt;
+
+use xenflow_proto::table::{Family, IfIndex, ObstacleKey, ObstacleKind};
+
+use crate::fib::Binding;
+use crate::rib::Rib;
+use crate::topology::{FastPath, VifId};
+
+/// Packets that the guest forwards itself, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slow {
+    /// Those that come in by this vif; none: by any.
+    pub vif: Option<VifId>,
+    /// Those of this family; none: of both.
+    pub family: Option<Family>,
+    /// Why.
+    pub reason: SlowReason,
+    /// What it is in the guest, in its words; may be empty.
+    pub detail: String,
+}
+
+/// Why a guest forwards itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlowReason {
+    /// [`FastPath::Never`].
+    Never,
+    /// The guest has not finished a snapshot in this life of the daemon.
+    NoSnapshot,
+    /// The guest does not say what its kernel looks at.
+    Unreported,
+    /// Its kernel looks at more than destinations, or does not forward.
+    Obstacle(ObstacleKind),
+}
+
+impl fmt::Display for SlowReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Never => "fastpath is never",
+            Self::NoSnapshot => "the guest has sent no tables yet",
+            Self::Unreported => "the guest does not say how its kernel forwards",
+            Self::Obstacle(kind) => kind.as_str(),
+        })
+    }
+}
+
+/// Whether packets of a family that come in by a link are forwarded by the host.
+pub(crate) fn is_fast(policy: FastPath, rib: &Rib, ifindex: IfIndex, family: Family) -> bool {
+    match policy {
+        FastPath::Always => true,
+        FastPath::Never => false,
+        FastPath::Auto => {
+            let concerns = |key: ObstacleKey| {
+                key.ifindex.is_none_or(|it| it == ifindex) && key.family.is_none_or(|it| it == family)
+            };
+            rib.settings().is_some() && !rib.obstacles().any(|(key, _)| concerns(key))
+        }
+    }
+}
+
+/// Whether the host may send for the guest by a link: what hangs on the way out is the guest's business too.
+pub(crate) fn may_send(policy: FastPath, rib: &Rib, ifindex: IfIndex) -> bool {
+    let on_the_way_out = |kind| match kind {
+        ObstacleKind::ForwardingOff | ObstacleKind::ReversePathFilter | ObstacleKind::Xdp => false,
+        ObstacleKind::Rules
+        | ObstacleKind::Netfilter
+        | ObstacleKind::Xfrm
+        | ObstacleKind::TrafficControl
+        | ObstacleKind::Unreadable
+        | ObstacleKind::Other(_) => true,
+    };
+    policy == FastPath::Always
+        || !rib.obstacles().any(|(key, _)| key.ifindex == Some(ifindex) && on_the_way_out(key.kind))
+}
+
+/// All reasons, those of links that are no vifs left out.
+pub(crate) fn reasons(policy: FastPath, rib: &Rib, binding: &Binding, synced: bool) -> Vec<Slow> {
+    let all = |reason| vec![Slow { vif: None, family: None, reason, detail: String::new() }];
+    match policy {
+        FastPath::Never => all(SlowReason::Never),
+        _ if !synced => all(SlowReason::NoSnapshot),
+        FastPath::Always => Vec::new(),
+        FastPath::Auto if rib.settings().is_none() => all(SlowReason::Unreported),
+        FastPath::Auto => rib
+            .obstacles()
+            .filter_map(|(key, detail)| {
+                let vif = match key.ifindex {
+                    None => None,
+                    Some(ifindex) => Some(binding.vif(ifindex)?.id),
+                };
+                let reason = SlowReason::Obstacle(key.kind);
+                Some(Slow { vif, family: key.family, reason, detail: detail.to_owned() })
+            })
+            .collect(),
+    }
+}

@@ -8,7 +8,9 @@
 //!
 //! It owns no product logic: it starts the product's programs and looks at them from outside.
 
+pub mod benches;
 pub mod capture;
+pub mod cpu;
 pub mod endhost;
 pub mod figures;
 pub mod frame;

@@ -10,7 +10,7 @@ use xenflow_tests::job::{Job, Mode};
 use xenflow_tests::progress::{print, say};
 use xenflow_tests::scenario::Scenario;
 use xenflow_tests::uml::Logs;
-use xenflow_tests::{figures, init, inject, probe, scenarios, setup, suite, uml};
+use xenflow_tests::{benches, figures, init, inject, probe, scenarios, setup, suite, uml};
 
 /// Runs XenFlow in a lab: a real Linux kernel with a real Open vSwitch, booted as an ordinary process.
 ///
@@ -49,7 +49,17 @@ enum Command {
         /// Arguments of the scenario
         args: Vec<String>,
     },
-    /// Lists the scenarios
+    /// Runs one bench and prints its figures; no bench is part of `test`
+    Bench {
+        #[command(flatten)]
+        options: RunOptions,
+        /// The bench; `cargo lab list` shows them
+        #[arg(value_parser = bench_name)]
+        bench: &'static Scenario,
+        /// Arguments of the bench, after `--`
+        args: Vec<String>,
+    },
+    /// Lists the scenarios and the benches
     List {
         /// As JSON
         #[arg(long)]
@@ -57,8 +67,8 @@ enum Command {
     },
     /// Boots a scenario's topology and gives a shell in it; without a terminal, runs the commands on standard input
     Shell {
-        /// The scenario whose topology comes up
-        #[arg(value_parser = scenario_name, default_value = "plain")]
+        /// The scenario or bench whose topology comes up
+        #[arg(value_parser = any_name, default_value = "plain")]
         scenario: &'static Scenario,
         /// Arguments of the scenario
         args: Vec<String>,
@@ -94,10 +104,25 @@ struct RunOptions {
 }
 
 fn scenario_name(name: &str) -> Result<&'static Scenario, String> {
-    scenarios::find(name).ok_or_else(|| {
-        let names: Vec<&str> = scenarios::ALL.iter().map(|scenario| scenario.name).collect();
-        format!("there is no such scenario; there are: {}", names.join(", "))
-    })
+    pick("scenario", scenarios::ALL.iter(), name)
+}
+
+fn bench_name(name: &str) -> Result<&'static Scenario, String> {
+    pick("bench", benches::ALL.iter(), name)
+}
+
+fn any_name(name: &str) -> Result<&'static Scenario, String> {
+    pick("scenario", scenarios::ALL.iter().chain(benches::ALL), name)
+}
+
+fn pick(
+    kind: &str,
+    mut all: impl Iterator<Item = &'static Scenario> + Clone,
+    name: &str,
+) -> Result<&'static Scenario, String> {
+    let names: Vec<&str> = all.clone().map(|scenario| scenario.name).collect();
+    all.find(|scenario| scenario.name == name)
+        .ok_or_else(|| format!("there is no such {kind}; there are: {}", names.join(", ")))
 }
 
 fn main() -> ExitCode {
@@ -129,6 +154,7 @@ fn run(command: Command, binary: &Path) -> Result<u8> {
             run_scenario(demo, &options, Vec::new(), binary)
         }
         Command::Run { options, scenario, args } => run_scenario(scenario, &options, args, binary),
+        Command::Bench { options, bench, args } => run_scenario(bench, &options, args, binary),
         Command::List { json } => {
             list(json)?;
             Ok(0)
@@ -194,15 +220,18 @@ fn shell(scenario: &Scenario, args: Vec<String>, binary: &Path) -> Result<u8> {
 }
 
 fn list(json: bool) -> Result<()> {
+    let kinds = [("scenario", scenarios::ALL), ("bench", benches::ALL)];
+    let all = kinds.iter().flat_map(|(kind, list)| list.iter().map(move |entry| (*kind, entry)));
     if json {
-        let list: Vec<_> = scenarios::ALL
-            .iter()
-            .map(|scenario| serde_json::json!({ "name": scenario.name, "about": scenario.about }))
+        let list: Vec<_> = all
+            .map(
+                |(kind, entry)| serde_json::json!({ "name": entry.name, "kind": kind, "about": entry.about }),
+            )
             .collect();
         print(serde_json::to_string_pretty(&list)?);
     } else {
-        for scenario in scenarios::ALL {
-            print(format!("{:12} {}", scenario.name, scenario.about));
+        for (kind, entry) in all {
+            print(format!("{:12} {kind:9} {}", entry.name, entry.about));
         }
     }
     Ok(())

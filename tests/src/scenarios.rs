@@ -1,5 +1,6 @@
 //! The registry of scenarios. One file each below `scenarios/`, one line each in [`ALL`].
 
+use crate::benches;
 use crate::scenario::Scenario;
 
 pub mod broken;
@@ -24,9 +25,9 @@ pub const ALL: &[Scenario] = &[
     broken::SCENARIO,
 ];
 
-/// Finds a scenario by name.
+/// Finds a scenario, or a bench ([`crate::benches::ALL`]), by name.
 pub fn find(name: &str) -> Option<&'static Scenario> {
-    ALL.iter().find(|scenario| scenario.name == name)
+    ALL.iter().chain(benches::ALL).find(|scenario| scenario.name == name)
 }
 
 #[cfg(test)]
@@ -35,15 +36,16 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_found() {
-        for scenario in ALL {
-            assert_eq!(
-                ALL.iter().filter(|other| other.name == scenario.name).count(),
-                1,
-                "{}",
-                scenario.name
-            );
+        let all = || ALL.iter().chain(benches::ALL);
+        for scenario in all() {
+            assert_eq!(all().filter(|other| other.name == scenario.name).count(), 1, "{}", scenario.name);
             assert_eq!(find(scenario.name).map(|found| found.about), Some(scenario.about));
         }
         assert!(find("no such scenario").is_none());
+    }
+
+    #[test]
+    fn benches_are_not_in_the_suite() {
+        assert!(benches::ALL.iter().all(|bench| !bench.in_suite));
     }
 }

@@ -154,6 +154,15 @@ impl VirtualRouter {
         let stream = wait_for(&what, START, || Ok(UnixStream::connect(&path).ok()))?;
         Ok(Watch { lines: BufReader::new(stream) })
     }
+
+    /// What the client says of itself now.
+    pub fn client_state(&self) -> Result<ClientState> {
+        let mut watch = self.watch()?;
+        watch.lines.get_ref().set_read_timeout(Some(START))?;
+        let mut text = String::new();
+        watch.lines.read_line(&mut text).context("the client says nothing of itself")?;
+        serde_json::from_str(&text).with_context(|| format!("status line {text:?}"))
+    }
 }
 
 /// A connection to a client's status socket.
@@ -167,11 +176,48 @@ pub struct Watch {
 struct Line {
     acked: Option<u64>,
     changes: Option<u64>,
+    monotonic_ns: Option<u64>,
+    queued_ns: Option<u64>,
+}
+
+/// An acknowledgement that the client got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acked {
+    /// All messages up to this one.
+    pub seq: u64,
+    /// Changes in them.
+    pub changes: u64,
+    /// From the kernel's event of the oldest of these changes; none if all were of a snapshot.
+    pub took: Option<Duration>,
+}
+
+/// What the client says of itself when asked; the fields that tests read.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ClientState {
+    /// "up" once the host took its snapshot's end.
+    pub state: String,
+    /// Last message sent.
+    pub seq: u64,
+    /// Last message acknowledged.
+    pub acked: u64,
+    /// Keys the host was not sent yet.
+    pub backlog: u64,
+    /// Routes in the kernel's tables.
+    pub routes: u64,
+    /// Dumps of the kernel's tables.
+    pub dumps: u64,
+    /// Times that the kernel dropped events.
+    pub overflows: u64,
 }
 
 impl Watch {
     /// Waits for the next acknowledgement of at least one change; its sequence number.
     pub fn acked(&mut self, limit: Duration) -> Result<u64> {
+        Ok(self.next(limit)?.seq)
+    }
+
+    /// Waits for the next acknowledgement of at least one change.
+    pub fn next(&mut self, limit: Duration) -> Result<Acked> {
         let deadline = Instant::now() + limit;
         let mut text = String::new();
         loop {
@@ -186,8 +232,10 @@ impl Watch {
                 bail!("the client closed its status socket");
             }
             let line: Line = serde_json::from_str(&text).with_context(|| format!("status line {text:?}"))?;
-            if let (Some(acked), Some(1..)) = (line.acked, line.changes) {
-                return Ok(acked);
+            if let (Some(seq), Some(changes @ 1..), Some(at)) = (line.acked, line.changes, line.monotonic_ns)
+            {
+                let took = line.queued_ns.map(|queued| Duration::from_nanos(at.saturating_sub(queued)));
+                return Ok(Acked { seq, changes, took });
             }
         }
     }

@@ -1,0 +1,295 @@
+//! `update-loss`: random route changes, as fast as all take them, beside a path that none of them changes.
+//!
+//! h1 – r1 – h2 on one host. A probe runs over the stable prefix while prefixes around it (longer, shorter, other
+//! metrics) and prefixes far from it come and go. The plan of changes is in `churn`.
+
+mod churn;
+
+use std::collections::VecDeque;
+use std::io::Write as _;
+use std::process::{ChildStdin, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use self::churn::{Churn, STABLE, Scope};
+use super::{Options, percentile, round};
+use crate::cpu::Meter;
+use crate::endhost::{EndHost, NIC};
+use crate::host::Vif;
+use crate::node::{Node, Pki};
+use crate::oracle::random::Random;
+use crate::probe::{Probe, ProbeReport};
+use crate::process::{Process, wait_for};
+use crate::scenario::{Lab, Scenario};
+use crate::virtual_router::{Acked, Link, VirtualRouter};
+
+/// The registry's entry.
+pub(super) const BENCH: Scenario = Scenario {
+    name: "update-loss",
+    about: "packets lost while routes change: random changes under a probe (--seconds N, --window N, --rate N)",
+    memory_mib: 1024,
+    limit: Duration::from_secs(900),
+    needs_product: true,
+    in_suite: false,
+    targets: &[
+        ("changes_per_s", "at least 1000"),
+        ("lost", "0"),
+        ("duplicated", "0"),
+        ("punted", "0"),
+        ("control_lost_or_punted", "more than 0"),
+    ],
+    run,
+};
+
+/// Where the probe goes: h2 by the stable prefix.
+const TARGET: &str = "10.99.1.1";
+/// The gateway of the stable prefix: h2.
+const GATEWAY: &str = "10.2.0.10";
+const LIMIT: Duration = Duration::from_secs(30);
+/// Changes written at once.
+const BATCH: usize = 100;
+/// What the control leaves out the stable route for.
+const OUTAGE: Duration = Duration::from_millis(50);
+/// The least rate of changes, per second.
+const MIN_PER_S: u32 = 1000;
+const CONTROL_SECONDS: u64 = 3;
+
+struct Site {
+    h: [EndHost; 2],
+    r1: VirtualRouter,
+    node: Node,
+}
+
+/// What was measured under changes.
+struct Run {
+    changes: u64,
+    seconds: f64,
+    ack_ms: Vec<f64>,
+    probe: ProbeReport,
+    punted: u64,
+    cpu: serde_json::Map<String, Value>,
+}
+
+fn run(lab: &mut Lab) -> Result<Value> {
+    let mut options = Options::parse(lab.args())?;
+    let seconds: u64 = options.take("--seconds", 30)?;
+    let window: u64 = options.take("--window", 1000)?;
+    let rate: u32 = options.take("--rate", 1000)?;
+    options.end()?;
+    ensure!((1..=600).contains(&seconds), "{seconds} seconds is not 1 to 600");
+    ensure!((1..=5000).contains(&window), "a window of {window} changes is not 1 to 5000");
+    let mut site = build(lab)?;
+    lab.ready()?;
+
+    lab.step("control: the same with the stable route gone for moments");
+    let mut random = Random::new(lab.seed(), 1);
+    let mut churn = Churn::new(Scope::LeavesNothing, &mut random);
+    let control = measure(lab, &mut site, &mut churn, &mut random, (CONTROL_SECONDS, window, rate), true)?;
+    ensure!(control.probe.lost + control.punted > 0, "the stable route went and nothing shows: {control:?}");
+    clear(&mut site, &mut churn)?;
+
+    lab.step(format!("{seconds} s of random route changes under {rate} packets/s"));
+    let mut churn = Churn::new(Scope::All, &mut random);
+    let run = measure(lab, &mut site, &mut churn, &mut random, (seconds, window, rate), false)?;
+    let state = site.r1.client_state()?;
+    let flows = site.node.flows()?;
+    let present = churn.present_far();
+    let installed = flows.lines().filter(|flow| flow.contains("table=3,") && churn::is_far(flow)).count();
+    ensure!(installed == present, "{present} of the prefixes far off are routes, {installed} are flows");
+
+    let per_s = run.changes as f64 / run.seconds;
+    let figures = json!({
+        "changes": run.changes,
+        "seconds": round(run.seconds),
+        "changes_per_s": per_s.round(),
+        "sent": run.probe.sent,
+        "lost": run.probe.lost,
+        "duplicated": run.probe.duplicated,
+        "reordered": run.probe.reordered,
+        "punted": run.punted,
+        "longest_gap_ms": run.probe.longest_gap_ms,
+        "ack_ms_p50": percentile(&run.ack_ms, 50).map(round),
+        "ack_ms_p99": percentile(&run.ack_ms, 99).map(round),
+        "acks": run.ack_ms.len(),
+        "dumps": state.dumps,
+        "overflows": state.overflows,
+        "routes": state.routes,
+        "cpu_percent": run.cpu,
+        "control_changes": control.changes,
+        "control_sent": control.probe.sent,
+        "control_lost_or_punted": control.probe.lost + control.punted,
+    });
+    ensure!(
+        run.probe.lost == 0 && run.probe.duplicated == 0 && run.punted == 0,
+        "lost, duplicated and punted must be 0: {figures}"
+    );
+    ensure!(per_s >= f64::from(MIN_PER_S), "fewer than {MIN_PER_S} changes/s: {figures}");
+    Ok(figures)
+}
+
+impl std::fmt::Debug for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} changes in {:.1} s, punted {}, {:?}",
+            self.changes, self.seconds, self.punted, self.probe
+        )
+    }
+}
+
+fn build(lab: &Lab) -> Result<Site> {
+    lab.step("making host a with r1 between h1 and h2");
+    let pki = Pki::create(lab)?;
+    let mut node = Node::create(lab, "a", &pki)?;
+    node.start()?;
+    node.configure(
+        "network add red\n\
+         segment add lan1 --network red --vlan 11\n\
+         segment add lan2 --network red --vlan 12\n",
+    )?;
+    let links = [
+        Link { name: "lan1", segment: "lan1", address: "10.1.0.1/24" },
+        Link { name: "lan2", segment: "lan2", address: "10.2.0.1/24" },
+    ];
+    let mut r1 = VirtualRouter::create(lab, &node, &pki, ("red", "r1", 1), &links)?;
+    let h = [EndHost::create("h1")?, EndHost::create("h2")?];
+    for (end, number) in h.iter().zip(1..) {
+        node.configure(&format!("access add h{number} --segment lan{number}"))?;
+        let (port, mac) = (format!("h{number}"), format!("02:48:00:00:00:0{number}"));
+        node.plug(end.netns(), NIC, &Vif { port: &port, iface_id: &port, mac: &mac, vm_uuid: None })?;
+        end.configure(&format!("10.{number}.0.10/24"), Some(&format!("10.{number}.0.1")))?;
+    }
+    h[1].netns().ip_batch(&format!("address add {TARGET}/32 dev lo\n"))?;
+    r1.guest().netns().ip_batch(&format!(
+        "nexthop add id 1 via {GATEWAY} dev lan2\nnexthop add id 2 via {GATEWAY} dev lan2\n\
+         route add {STABLE} nhid 1\n{}",
+        churn::neighbor_lines()
+    ))?;
+    r1.start_client()?;
+    node.wait_session("r1", LIMIT)?;
+    h[0].wait_reachable(TARGET, LIMIT)?;
+    wait_for("r1 to forward no more itself", LIMIT, || {
+        let before = r1.guest().forwarded()?;
+        let ping = h[0].ping(TARGET, 5, 20)?;
+        Ok((ping.lost() == 0 && r1.guest().forwarded()? == before).then_some(()))
+    })?;
+    Ok(Site { h, r1, node })
+}
+
+/// A thread that reads acknowledgements until the receiver is gone or the client says no more.
+fn acknowledgements(router: &VirtualRouter) -> Result<Receiver<Acked>> {
+    let mut watch = router.watch()?;
+    let (tell, acks) = channel();
+    std::thread::spawn(move || {
+        while let Ok(acked) = watch.next(LIMIT) {
+            if tell.send(acked).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(acks)
+}
+
+/// Changes routes in a closed loop: no more than `window` changes are unacknowledged at a time.
+fn measure(
+    lab: &Lab,
+    site: &mut Site,
+    churn: &mut Churn,
+    random: &mut Random,
+    (seconds, window, rate): (u64, u64, u32),
+    outages: bool,
+) -> Result<Run> {
+    let acks = acknowledgements(&site.r1)?;
+    let (mut ip, mut stdin) = ip_batch(lab, site)?;
+    let to = format!("{TARGET}:7000").parse()?;
+    let mut probe = Probe::start(lab, site.h[0].netns(), site.h[1].netns(), to, rate)?;
+    probe.wait_first(LIMIT)?;
+    let punted = site.r1.guest().forwarded()?;
+    let meter = Meter::start(&[
+        ("xenflow-guest", site.r1.client()?.id()),
+        ("xenflow-dom0", site.node.daemon()?.id()),
+        ("ovs-vswitchd", site.node.host_mut().vswitchd()?.id()),
+        ("ip", ip.id()),
+        ("lab", std::process::id()),
+    ])?;
+    let start = Instant::now();
+    let (mut made, mut acked, mut ack_ms) = (0, 0, Vec::new());
+    let mut take = |acked: &mut u64, limit| match acks.recv_timeout(limit) {
+        Ok(ack) => {
+            *acked += ack.changes;
+            ack_ms.extend(ack.took.map(|took| took.as_secs_f64() * 1000.0));
+            Ok(true)
+        }
+        Err(RecvTimeoutError::Timeout) => Ok(false),
+        Err(RecvTimeoutError::Disconnected) => bail!("the client says no more"),
+    };
+    let mut told = 0;
+    let mut removed = false;
+    // The keys of what is not acknowledged yet: to touch one twice would make two changes one.
+    let mut recent = VecDeque::new();
+    while start.elapsed() < Duration::from_secs(seconds) {
+        let lines = churn.lines(BATCH, &mut recent, usize::try_from(window)? + BATCH, random);
+        stdin.write_all(lines.text.as_bytes())?;
+        made += lines.changes;
+        if outages && removed {
+            std::thread::sleep(OUTAGE);
+            stdin.write_all(format!("route add {STABLE} nhid 1\n").as_bytes())?;
+            made += 1;
+            removed = false;
+        } else if outages && told < start.elapsed().as_millis() / 500 {
+            told += 1;
+            stdin.write_all(format!("route del {STABLE}\n").as_bytes())?;
+            made += 1;
+            removed = true;
+        } else if !outages && start.elapsed().as_secs() / 5 > u64::try_from(told)? {
+            told += 1;
+            lab.step(format!("{acked} changes confirmed"));
+        }
+        while acked + window < made {
+            ensure!(take(&mut acked, LIMIT)?, "no acknowledgement; {acked} of {made} changes confirmed");
+        }
+        ip.check()?;
+    }
+    if removed {
+        stdin.write_all(format!("route add {STABLE} nhid 1\n").as_bytes())?;
+        made += 1;
+    }
+    // Whoever stops here waits for the same flows that a change made last waits for.
+    while acked < made {
+        ensure!(take(&mut acked, LIMIT)?, "{acked} of {made} changes were confirmed, and no more come");
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let cpu = meter.percent()?;
+    drop(stdin);
+    let status = ip.wait(LIMIT)?;
+    ensure!(status.success(), "ip ended with {status}: {}", ip.log());
+    ensure!(acked == made, "{acked} changes were confirmed of {made} made");
+    let probe = probe.stop()?;
+    let punted = site.r1.guest().forwarded()? - punted;
+    ack_ms.sort_by(f64::total_cmp);
+    Ok(Run { changes: acked, seconds, ack_ms, probe, punted, cpu })
+}
+
+/// One `ip` for all changes: to start one takes longer than hundreds of changes.
+fn ip_batch(lab: &Lab, site: &Site) -> Result<(Process, ChildStdin)> {
+    let mut command = site.r1.guest().netns().command("ip");
+    command.args(["-batch", "-"]).stdin(Stdio::piped());
+    let log = lab.results().join(format!("ip-batch-{}.log", lab.next_id()));
+    let mut ip = Process::spawn_with_stdin("ip -batch", &mut command, &log)?;
+    let stdin = ip.child().stdin.take().context("no pipe to ip")?;
+    Ok((ip, stdin))
+}
+
+/// Takes back what the control has left.
+fn clear(site: &mut Site, churn: &mut Churn) -> Result<()> {
+    site.r1.guest().netns().ip_batch(&churn.removals())?;
+    wait_for("the client to have told everything", LIMIT, || {
+        let state = site.r1.client_state()?;
+        let flows = site.node.flows()?;
+        let left = flows.lines().any(|flow| flow.contains("table=3,") && churn::is_far(flow));
+        Ok((state.backlog == 0 && state.seq == state.acked && !left).then_some(()))
+    })
+}

@@ -1,35 +1,27 @@
 //! The one loop: owns the mirror and the session, moves bytes between kernel, host and status socket.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use rustix::time::{ClockId, clock_gettime};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tracing::{debug, info, warn};
-use xenflow_proto::frame::{MAX_FRAME, MAX_HELLO};
+use xenflow_proto::frame::MAX_FRAME;
 use xenflow_proto::message::{Hello, VERSION};
-use xenflow_proto::table::Link;
-use xenflow_proto::{FrameDecoder, FrameError, HostMessage, MacAddr, Name, control};
+use xenflow_proto::{HostMessage, MacAddr};
 
 use crate::backoff::Backoff;
 use crate::config::Config;
+use crate::connection::{Connection, LinkError, Stream, attempt, chain, write};
 use crate::mirror::Mirror;
 use crate::netlink::{Input, Netlink};
-use crate::session::{Acked, Event, Session, SessionError};
+use crate::session::{Acked, Event};
 use crate::status::{AckLine, State, Status};
 use crate::tls;
 
 /// From an event with silent followers to the dump: one burst, one dump.
 const DUMP_DELAY: Duration = Duration::from_millis(5);
-/// A connection that is not made and authenticated by then is tried anew.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes ready to be sent beyond which no more messages are made: the socket is slower than the window.
 const OUT_HIGH: usize = 64 << 10;
 /// An answer of the kernel that does not come for so long was dropped; the dump begins anew.
@@ -64,61 +56,6 @@ pub enum RunError {
     /// The kernel's boot id.
     #[error("/proc/sys/kernel/random/boot_id")]
     BootId(#[source] io::Error),
-}
-
-/// Why there is no session, or no more.
-#[derive(Debug, thiserror::Error)]
-enum LinkError {
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    #[error(transparent)]
-    Frame(#[from] FrameError),
-    #[error("message from the host")]
-    Decode(#[from] xenflow_proto::DecodeError),
-    #[error("connection closed by the host")]
-    Closed,
-    #[error("connection")]
-    Io(#[source] io::Error),
-    #[error("connecting to {to}")]
-    Connect { to: SocketAddr, source: io::Error },
-    #[error("TLS with {to}")]
-    Handshake { to: SocketAddr, source: io::Error },
-    #[error("no answer from {0} within {CONNECT_TIMEOUT:?}")]
-    Timeout(SocketAddr),
-    #[error(transparent)]
-    Tls(#[from] tls::TlsError),
-    #[error("interface {0} is not there")]
-    NoInterface(String),
-    #[error("interface {0} is not up")]
-    InterfaceDown(String),
-    #[error("interface {0} has no MAC address of six bytes")]
-    NoMac(String),
-}
-
-impl LinkError {
-    /// The other end went away from under a session, as it does when this guest was moved: the next host is
-    /// there already.
-    fn is_reset(&self) -> bool {
-        matches!(self, Self::Closed)
-            || matches!(self, Self::Io(e) if matches!(e.kind(),
-                io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe))
-    }
-}
-
-type Stream = TlsStream<TcpStream>;
-
-#[derive(Debug)]
-struct Connection {
-    session: Session,
-    reader: ReadHalf<Stream>,
-    writer: WriteHalf<Stream>,
-    decoder: FrameDecoder,
-    out: BytesMut,
-    /// TLS may hold bytes back until it is flushed.
-    unflushed: bool,
-    node: Option<Name>,
-    /// When the host took the session.
-    up_since: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -399,17 +336,7 @@ impl Driver {
     fn connected(&mut self, result: Result<Stream, LinkError>, time: Duration) {
         match result {
             Ok(stream) => {
-                let (reader, writer) = tokio::io::split(stream);
-                self.phase = Phase::Open(Box::new(Connection {
-                    session: Session::new(time, self.hello.clone()),
-                    reader,
-                    writer,
-                    decoder: FrameDecoder::new(MAX_HELLO),
-                    out: BytesMut::new(),
-                    unflushed: false,
-                    node: None,
-                    up_since: None,
-                }));
+                self.phase = Phase::Open(Box::new(Connection::new(stream, self.hello.clone(), time)));
             }
             Err(error) => self.lost(error, time),
         }
@@ -542,70 +469,4 @@ fn acknowledged(status: &Status, step: &Acked, time: Duration) {
         changes: step.changes,
         rejected: step.rejected.len(),
     });
-}
-
-/// Writes, then flushes, then waits for ever. May be dropped at any time without losing bytes.
-async fn write(writer: &mut WriteHalf<Stream>, out: &mut BytesMut, unflushed: &mut bool) -> io::Result<()> {
-    if !out.is_empty() {
-        *unflushed = true;
-        writer.write_buf(out).await.map(|_| ())
-    } else if *unflushed {
-        writer.flush().await?;
-        *unflushed = false;
-        Ok(())
-    } else {
-        std::future::pending().await
-    }
-}
-
-/// Starts to connect, from the one source address that the host's switch lets through.
-fn attempt(config: &Config, link: Option<&Link>) -> Result<JoinHandle<Result<Stream, LinkError>>, LinkError> {
-    let name = &config.control_interface;
-    let link = link.ok_or_else(|| LinkError::NoInterface(name.clone()))?;
-    if !link.up {
-        return Err(LinkError::InterfaceDown(name.clone()));
-    }
-    let mac = link.mac.ok_or_else(|| LinkError::NoMac(name.clone()))?;
-    // Read anew each time: certificates are renewed under a running client.
-    let tls = tls::client_config(&config.ca, &config.cert, &config.key, &config.router)?;
-    let (to, from): (SocketAddr, SocketAddr) = match config.host {
-        IpAddr::V6(host) => (
-            SocketAddrV6::new(host, config.port, 0, link.ifindex).into(),
-            SocketAddrV6::new(control::guest_ipv6(mac), 0, 0, link.ifindex).into(),
-        ),
-        IpAddr::V4(host) => ((host, config.port).into(), (control::guest_ipv4(mac), 0).into()),
-    };
-    let device = name.clone();
-    let connect = async move {
-        let connect = |source| LinkError::Connect { to, source };
-        let socket = if to.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }.map_err(connect)?;
-        if to.is_ipv4() {
-            // Any interface may have a route to 169.254.0.0/16.
-            socket.bind_device(Some(device.as_bytes())).map_err(connect)?;
-        }
-        socket.bind(from).map_err(connect)?;
-        let tcp = socket.connect(to).await.map_err(connect)?;
-        tcp.set_nodelay(true).map_err(connect)?;
-        // An address sends no server name; the host is known by the URI in its certificate.
-        let name = rustls_pki_types::ServerName::IpAddress(to.ip().into());
-        let stream = TlsConnector::from(Arc::new(tls)).connect(name, tcp).await;
-        stream.map_err(|source| LinkError::Handshake { to, source: tls::in_words(source) })
-    };
-    Ok(tokio::spawn(async move {
-        tokio::time::timeout(CONNECT_TIMEOUT, connect).await.unwrap_or(Err(LinkError::Timeout(to)))
-    }))
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -7,6 +7,7 @@
 pub mod attribute;
 pub mod backoff;
 pub mod config;
+mod connection;
 pub mod driver;
 pub mod fuzz;
 pub mod mirror;

@@ -8,6 +8,7 @@ pub mod app;
 pub mod fast_path;
 pub mod fib;
 pub mod flow;
+pub mod limit;
 pub mod pipeline;
 pub mod punt;
 pub mod rib;

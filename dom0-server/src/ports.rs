@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use xenflow_flow_app::{self as flow_app, PortNo, Topology};
 use xenflow_proto::{MacAddr, Name};
 
+use crate::db::row::Router;
 use crate::db::{Attachment, Desired};
 
 /// An interface on the integration bridge.
@@ -67,6 +68,7 @@ pub fn bind(node: &Name, desired: &Desired, ports: &SwitchPorts) -> (Topology, B
     let mut topology = Topology {
         control_port: ports.control.map(|control| control.number),
         segments: desired.segments.values().map(|segment| segment.vlan).collect(),
+        policies: desired.routers.values().map(policy).collect(),
         ..Topology::default()
     };
 
@@ -123,4 +125,8 @@ pub fn bind(node: &Name, desired: &Desired, ports: &SwitchPorts) -> (Topology, B
         }
     }
     (topology, problems)
+}
+
+fn policy(router: &Router) -> (flow_app::RouterId, flow_app::Policy) {
+    (flow_app::RouterId(router.id.get()), router.policy.effective())
 }

@@ -1,161 +1,16 @@
 //! The built `xenflow` against a real `ovsdb-server`: what it does, and the exact words of every refusal.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("xenflow-cli-{}-{number}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).unwrap();
-    }
-}
-
-/// A private ovsdb-server that serves `Other` (as a host's serves `Open_vSwitch`) until it is dropped.
-struct Server {
-    process: Child,
-    dir: Dir,
-}
-
-const OTHER: &str =
-    r#"{"name": "Other", "version": "1.0.0", "tables": {"T": {"columns": {"c": {"type": "string"}}}}}"#;
-
-impl Server {
-    fn start() -> Self {
-        let dir = Dir::new();
-        fs::write(dir.0.join("other.ovsschema"), OTHER).unwrap();
-        let mut create = Command::new("ovsdb-tool");
-        create.current_dir(&dir.0).args(["create", "other.db", "other.ovsschema"]);
-        assert!(create.status().expect("ovsdb-tool is needed").success());
-        let process = Command::new("ovsdb-server")
-            .current_dir(&dir.0)
-            .env("OVS_RUNDIR", &dir.0)
-            .args(["--no-chdir", "--remote=punix:db.sock", "--pidfile=ovsdb-server.pid", "other.db"])
-            .arg("-vconsole:off")
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("ovsdb-server is needed");
-        let server = Self { process, dir };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !server.ctl().exists() || !server.dir.0.join("db.sock").exists() {
-            assert!(Instant::now() < deadline, "ovsdb-server does not start");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        server
-    }
-
-    /// With the XenFlow database.
-    fn ready() -> Self {
-        let server = Self::start();
-        server.ok(&server.init());
-        server
-    }
-
-    fn ctl(&self) -> PathBuf {
-        self.dir.0.join(format!("ovsdb-server.{}.ctl", self.process.id()))
-    }
-
-    fn db(&self) -> String {
-        format!("unix:{}", self.dir.0.join("db.sock").display())
-    }
-
-    fn init(&self) -> String {
-        format!("init --db-file {}", self.dir.0.join("xenflow.db").display())
-    }
-
-    fn run(&self, line: &str) -> Output {
-        run(&self.db(), line)
-    }
-
-    fn ok(&self, line: &str) -> String {
-        ok(line, self.run(line))
-    }
-
-    fn json(&self, line: &str) -> Value {
-        serde_json::from_str(&self.ok(&format!("{line} --json"))).unwrap()
-    }
-
-    fn refused(&self, line: &str, code: i32, message: &str) {
-        refused(line, &self.run(line), code, message);
-    }
-
-    /// A transaction behind the back of `xenflow`.
-    fn transact(&self, operations: &Value) -> String {
-        let mut all = vec![json!("XenFlow")];
-        all.extend(operations.as_array().unwrap().iter().cloned());
-        let ran = Command::new("ovsdb-client")
-            .args(["transact", &self.db(), &Value::from(all).to_string()])
-            .output()
-            .expect("ovsdb-client is needed");
-        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
-        String::from_utf8(ran.stdout).unwrap()
-    }
-
-    /// One that succeeds.
-    fn write(&self, operations: &Value) {
-        let said = self.transact(operations);
-        assert!(!said.contains("error"), "{operations}: {said}");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-}
-
-fn run(db: &str, line: &str) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_xenflow"));
-    command.env("XENFLOW_DB", db).args(line.split(' ')).output().unwrap()
-}
-
-fn ok(line: &str, output: Output) -> String {
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!((output.status.code(), stderr.as_str()), (Some(0), ""), "{line}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn refused(line: &str, output: &Output, code: i32, message: &str) {
-    assert_eq!(String::from_utf8_lossy(&output.stderr), format!("xenflow: {message}\n"), "{line}");
-    assert_eq!(output.status.code(), Some(code), "{line}");
-    assert!(output.stdout.is_empty(), "{line}");
-}
-
-/// Two networks: red with a router of two vifs and an access port, blue with a segment.
-fn populate(server: &Server) {
-    for line in [
-        "network add red",
-        "network add blue",
-        "segment add red-core --network red --vlan 100",
-        "segment add red-lan1 --network red --vlan 101",
-        "segment add blue-core --network blue --vlan 200",
-        "router add r1 --network red",
-        "vif add r1-core --router r1 --segment red-core --mac 52:54:00:00:00:01",
-        "vif add r1-ctl --router r1 --control --mac 52:54:00:00:00:0A",
-        "access add red-h1 --segment red-lan1 --mac 52:54:00:00:01:01",
-        "uplink add a trunk0",
-    ] {
-        assert_eq!(server.ok(line), "", "{line}");
-    }
-}
+use support::{Dir, OTHER, Server, ok, populate, refused, run};
 
 #[test]
 fn init_does_only_what_is_not_done() {
@@ -164,8 +19,8 @@ fn init_does_only_what_is_not_done() {
     server.refused("network list", 1, &format!("{db} serves no database XenFlow: run 'xenflow init' first"));
     let said = server.ok(&server.init());
     let file = file.display();
-    assert_eq!(said, format!("created {file}\nadded XenFlow to the server behind {db}\nschema 0.1.0\n"));
-    assert_eq!(server.ok(&server.init()), format!("{db} serves XenFlow already\nschema 0.1.0\n"));
+    assert_eq!(said, format!("created {file}\nadded XenFlow to the server behind {db}\nschema 0.2.0\n"));
+    assert_eq!(server.ok(&server.init()), format!("{db} serves XenFlow already\nschema 0.2.0\n"));
     server.ok("network add red");
 
     // A restarted ovsdb-server knows only the files that it was started with; the contents are still there.
@@ -175,7 +30,7 @@ fn init_does_only_what_is_not_done() {
     let said = server.ok(&format!("{} --ctl {}", server.init(), server.ctl().display()));
     assert_eq!(
         said,
-        format!("{file} is there already\nadded XenFlow to the server behind {db}\nschema 0.1.0\n")
+        format!("{file} is there already\nadded XenFlow to the server behind {db}\nschema 0.2.0\n")
     );
     assert_eq!(server.ok("network list"), "NAME\nred\n");
     let rows = server
@@ -191,7 +46,7 @@ fn init_refuses_another_schema_and_a_missing_server() {
     let file = server.dir.0.join("xenflow.db");
     let mut create = Command::new("ovsdb-tool");
     assert!(create.arg("create").args([&file, &other]).status().unwrap().success());
-    let message = "database XenFlow has the schema \"9.8.7\", this xenflow is for 0.1";
+    let message = "database XenFlow has the schema \"9.8.7\", this xenflow is for 0.2.0";
     server.refused(&server.init(), 1, message);
     server.refused("show", 1, message);
 
@@ -212,7 +67,13 @@ fn what_is_added_is_listed_and_shown() {
         server.ok("segment list"),
         "NAME       NETWORK  VLAN\nblue-core  blue     200\nred-core   red      100\nred-lan1   red      101\n"
     );
-    assert_eq!(server.json("router list"), json!([{"name": "r1", "network": "red", "id": 1}]));
+    assert_eq!(
+        server.json("router list"),
+        json!([{
+            "name": "r1", "network": "red", "id": 1, "fastpath": "auto", "max_routes": 1_000_000,
+            "punt_rate": {"routing": 5000, "resolution": 1000, "host": 2000, "exception": 1000, "transit": 20000},
+        }])
+    );
     assert_eq!(
         server.json("vif list"),
         json!([

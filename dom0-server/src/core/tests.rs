@@ -32,7 +32,8 @@ fn desired(routers: &[u8]) -> Desired {
     for number in routers {
         let router = name(&format!("r{number}"));
         let id = Number::try_from(i64::from(*number)).unwrap();
-        let row = row::Router { uuid, name: router.clone(), network: network.clone(), id };
+        let policy = db::RouterPolicy::default();
+        let row = row::Router { uuid, name: router.clone(), network: network.clone(), id, policy };
         desired.routers.insert(router.clone(), row);
         let kinds = [db::Attachment::Segment(name("lan")), db::Attachment::Control];
         for (vif, attachment) in (1..).zip(kinds) {

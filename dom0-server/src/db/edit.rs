@@ -7,10 +7,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use ovsdb::{Condition, Datum, Mutator, OpResult, Operation, TransactError, Until, Uuid};
+use ovsdb::{Condition, Datum, Mutator, OpResult, Operation, Row, TransactError, Until, Uuid};
 use xenflow_proto::{MacAddr, Name, VlanId};
 
 use super::desired::same_network;
+use super::policy::{PolicyChange, RouterPolicy};
 use super::row::{Attachment, Kind, Router, RouterId, RowError, Segment, VifNumber, port_name, usable_mac};
 use super::{Desired, InvalidRow, Rows, Status, table};
 
@@ -187,7 +188,12 @@ impl Snapshot {
     }
 
     /// A router of a network, with the lowest free number.
-    pub fn add_router(&self, name: &Name, network: &Name) -> Result<Vec<Operation>, EditError> {
+    pub fn add_router(
+        &self,
+        name: &Name,
+        network: &Name,
+        policy: &RouterPolicy,
+    ) -> Result<Vec<Operation>, EditError> {
         self.free(Kind::Router, name)?;
         let network = self.network(network)?;
         let used = self.rows.of(table::ROUTER).filter_map(|(_, row)| row.int("id").ok()).collect();
@@ -197,7 +203,30 @@ impl Snapshot {
             .set("name", name.as_str())
             .set("network", network)
             .set("id", i64::from(id.get()));
+        let row = policy.columns().into_iter().fold(row, |row, (column, value)| row.set(column, value));
         Ok(vec![row])
+    }
+
+    /// A router's policy becomes another one; nothing if it is that already.
+    pub fn set_router(&self, name: &Name, change: &PolicyChange) -> Result<Vec<Operation>, EditError> {
+        let router = self.router(name)?;
+        let policy = change.applied(&router.policy);
+        if policy == router.policy {
+            return Ok(Vec::new());
+        }
+        // What the change leaves out must still be what it was.
+        let before = router.policy.columns();
+        let columns = before.clone().map(|(column, _)| column);
+        let same = Operation::wait(
+            table::ROUTER,
+            &columns,
+            Until::Equal,
+            [before.into_iter().collect::<Row>()],
+            Duration::ZERO,
+        );
+        let update = Operation::update(table::ROUTER).filter(Rows::is(router.uuid));
+        let update = policy.columns().into_iter().fold(update, |row, (column, value)| row.set(column, value));
+        Ok(vec![same.filter(Rows::is(router.uuid)), update])
     }
 
     /// A vif of a router, with the lowest number that is free there.

@@ -8,17 +8,22 @@
 
 pub mod desired;
 pub mod edit;
+pub mod policy;
 pub mod row;
 mod rows;
 pub mod status;
 
 pub use desired::{Desired, InvalidRow};
+pub use policy::RouterPolicy;
 pub use row::{Access, Attachment, Kind, RouterId, RowError, Segment, Vif, VifNumber};
 pub use rows::Rows;
 pub use status::{SessionState, Status};
 
 /// Name of the database.
 pub const DATABASE: &str = "XenFlow";
+
+/// Version of the schema: databases of the same first two numbers fit.
+pub const VERSION: &str = "0.2.0";
 
 /// Names of the tables.
 pub mod table {
@@ -38,6 +43,8 @@ pub mod table {
     pub const ACCESS: &str = "Access";
     /// What daemons report.
     pub const STATUS: &str = "Status";
+    /// What daemons count.
+    pub const STATISTICS: &str = "Statistics";
 }
 
 /// Tables and columns that make the desired state, without `Status`: what a daemon watches.
@@ -45,7 +52,7 @@ const DESIRED_COLUMNS: [(&str, &[&str]); 6] = [
     (table::NODE, &["name", "uplinks"]),
     (table::NETWORK, &["name"]),
     (table::SEGMENT, &["name", "network", "vlan"]),
-    (table::ROUTER, &["name", "network", "id"]),
+    (table::ROUTER, &["name", "network", "id", "fastpath", "max_routes", "punt_rate"]),
     (table::VIF, &["name", "router", "number", "kind", "segment", "mac"]),
     (table::ACCESS, &["name", "segment", "macs"]),
 ];

@@ -11,6 +11,7 @@ use xenflow_proto::identity::NameError;
 use xenflow_proto::types::{MacParseError, VlanRangeError};
 use xenflow_proto::{MacAddr, Name, VlanId, control};
 
+use super::policy::{self, PuntClass, RouterPolicy};
 use super::{Rows, table};
 
 /// Why a row is left out of the desired state.
@@ -49,6 +50,32 @@ pub enum RowError {
         /// Greatest allowed.
         max: u16,
     },
+    /// The fast path's policy is none of those known.
+    #[error("fastpath \"{0}\" is none of auto, always, never")]
+    FastPath(String),
+    /// The limit of routes is out of range.
+    #[error("max_routes {value} is out of range: 1 to {}", policy::MAX_ROUTES)]
+    MaxRoutes {
+        /// What was asked for.
+        value: String,
+    },
+    /// There is no such class of punted packets.
+    #[error("punt rate of \"{0}\": a class is one of routing, resolution, host, exception, transit")]
+    PuntClass(String),
+    /// The rate of a class is out of range.
+    #[error("punt rate of {} {value} is out of range: 1 to {} packets/s", .class.as_str(), policy::MAX_RATE)]
+    PuntRate {
+        /// The class.
+        class: PuntClass,
+        /// What was asked for.
+        value: String,
+    },
+    /// No class and rate.
+    #[error("punt rate \"{0}\" is not CLASS=PPS or CLASS=default")]
+    PuntSyntax(String),
+    /// A class twice.
+    #[error("punt rate of {} is given twice", .0.as_str())]
+    PuntTwice(PuntClass),
     /// The kind is neither `data` nor `control`.
     #[error("kind \"{0}\" is neither data nor control")]
     VifKind(String),
@@ -244,6 +271,8 @@ pub struct Router {
     pub network: Name,
     /// Its number in the flow tables.
     pub id: RouterId,
+    /// How it is treated.
+    pub policy: RouterPolicy,
 }
 
 /// Where a vif is.
@@ -337,7 +366,8 @@ impl Router {
     pub fn parse(rows: &Rows, uuid: Uuid, row: &Row) -> Result<Self, RowError> {
         let name = row.str("name")?.parse()?;
         let network = name_in(rows, Kind::Network, row.uuid("network")?)?;
-        Ok(Self { uuid, name, network, id: RouterId::try_from(row.int("id")?)? })
+        let id = RouterId::try_from(row.int("id")?)?;
+        Ok(Self { uuid, name, network, id, policy: RouterPolicy::parse(row)? })
     }
 }
 

@@ -24,7 +24,25 @@ fn segment(name: &str, network: Uuid, vlan: i64) -> Row {
 }
 
 fn router(name: &str, network: Uuid, id: i64) -> Row {
-    row([("name", name.into()), ("network", network.into()), ("id", id.into())])
+    treated(name, network, id, None, None, &[])
+}
+
+fn treated(
+    name: &str,
+    network: Uuid,
+    id: i64,
+    fast_path: Option<&str>,
+    max_routes: Option<i64>,
+    rates: &[(&str, i64)],
+) -> Row {
+    row([
+        ("name", name.into()),
+        ("network", network.into()),
+        ("id", id.into()),
+        ("fastpath", Datum::set(fast_path)),
+        ("max_routes", Datum::set(max_routes)),
+        ("punt_rate", Datum::map(rates.iter().copied())),
+    ])
 }
 
 fn vif(name: &str, number: i64, kind: &str, segment: Option<Uuid>, mac: &str) -> Row {
@@ -95,6 +113,26 @@ fn a_row_that_breaks_a_rule_is_left_out_with_its_reason_and_nothing_else_is() {
         (table::ROUTER, router("x", RED, 0), "router id 0 is out of range: 1 to 65535"),
         (table::ROUTER, router("x", RED, 65536), "router id 65536 is out of range: 1 to 65535"),
         (table::ROUTER, router("x", BLUE, 1), "router id 1 is taken by router r1"),
+        (
+            table::ROUTER,
+            treated("x", RED, 7, Some("sometimes"), None, &[]),
+            "fastpath \"sometimes\" is none of auto, always, never",
+        ),
+        (
+            table::ROUTER,
+            treated("x", RED, 7, None, Some(0), &[]),
+            "max_routes 0 is out of range: 1 to 1000000000",
+        ),
+        (
+            table::ROUTER,
+            treated("x", RED, 7, None, None, &[("arp", 1)]),
+            "punt rate of \"arp\": a class is one of routing, resolution, host, exception, transit",
+        ),
+        (
+            table::ROUTER,
+            treated("x", RED, 7, None, None, &[("host", 10_000_001)]),
+            "punt rate of host 10000001 is out of range: 1 to 10000000 packets/s",
+        ),
         (table::VIF, data(None), "a data vif needs a segment"),
         (table::VIF, data(Some(SKY)), "segment sky is of network blue, router r1 of network red"),
         (table::VIF, data(Some(R1)), "refers to a segment that is not there or not valid"),
@@ -148,6 +186,22 @@ fn a_row_that_breaks_a_rule_is_left_out_with_its_reason_and_nothing_else_is() {
     }
 }
 
+#[test]
+fn what_a_row_does_not_say_of_a_router_is_the_default() {
+    let policy = |row| {
+        let mut rows = rows();
+        rows.insert(table::ROUTER, R1, row);
+        Desired::assemble(&rows).0.routers[&name("r1")].policy.effective()
+    };
+    let default = xenflow_flow_app::Policy::default();
+    assert_eq!(policy(router("r1", RED, 1)), default);
+    assert_eq!(policy(treated("r1", RED, 1, Some("auto"), None, &[])), default);
+    let said = policy(treated("r1", RED, 1, Some("never"), Some(7), &[("host", 3), ("transit", 4)]));
+    assert_eq!((said.fast_path, said.max_routes), (policy::FastPath::Never, 7));
+    assert_eq!((said.punt_rates.host, said.punt_rates.transit), (3, 4));
+    assert_eq!(said.punt_rates.routing, default.punt_rates.routing);
+}
+
 /// What refers to a row that is left out is left out too: no name in the state leads nowhere.
 #[test]
 fn references_to_invalid_rows_do_not_survive() {
@@ -189,6 +243,6 @@ fn a_message_is_cut_to_what_the_schema_takes() {
 fn the_monitor_fits_the_schema() {
     let schema = serde_json::from_str(schema()).unwrap();
     let schema = ovsdb::DatabaseSchema::from_json(&schema).unwrap();
-    assert_eq!((schema.name.as_str(), schema.version.as_str()), (DATABASE, "0.1.0"));
+    assert_eq!((schema.name.as_str(), schema.version.as_str()), (DATABASE, VERSION));
     ovsdb::Replica::new(&schema, &monitor()).unwrap();
 }

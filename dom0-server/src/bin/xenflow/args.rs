@@ -5,6 +5,8 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use dom0_server::db::RowError;
+use dom0_server::db::policy::PolicyChange;
 
 /// Configures the virtual networks, routers and ports of XenFlow, and shows how they are.
 #[derive(Debug, Parser)]
@@ -124,6 +126,15 @@ pub(crate) enum RouterCommand {
         /// The network it belongs to
         #[arg(long)]
         network: String,
+        #[command(flatten)]
+        policy: PolicyArgs,
+    },
+    /// Change how one is treated; what is not given stays as it is
+    Set {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        policy: PolicyArgs,
     },
     /// List all
     List,
@@ -132,6 +143,28 @@ pub(crate) enum RouterCommand {
         /// Its name
         name: String,
     },
+}
+
+/// How a router is treated.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PolicyArgs {
+    /// Whether the host forwards for it: auto (where flows decide as its kernel would), always or never
+    #[arg(long, value_name = "POLICY", value_parser = ["auto", "always", "never"])]
+    pub(crate) fastpath: Option<String>,
+    /// Prefixes that the host forwards for it, at most; beyond them its guest forwards. A number or default
+    #[arg(long, value_name = "N|default")]
+    pub(crate) max_routes: Option<String>,
+    /// Packets/s of a class that its guest gets at most: routing, resolution, host, exception or transit, = and a
+    /// number or default
+    #[arg(long = "punt-rate", value_name = "CLASS=PPS")]
+    pub(crate) punt_rates: Vec<String>,
+}
+
+impl PolicyArgs {
+    /// By the rules of the product.
+    pub(crate) fn parse(&self) -> Result<PolicyChange, RowError> {
+        PolicyChange::parse(self.fastpath.as_deref(), self.max_routes.as_deref(), &self.punt_rates)
+    }
 }
 
 #[derive(Debug, Subcommand)]

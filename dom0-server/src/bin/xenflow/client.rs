@@ -5,16 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use dom0_server::db::edit::{EditError, Snapshot, is_lost_race};
-use dom0_server::db::{DATABASE, select_all};
+use dom0_server::db::{DATABASE, VERSION, select_all};
 use ovsdb::{Connection, Operation, Options, Remote, RequestError};
 
 use crate::Failure;
 
 /// How often an edit is built anew when somebody else was faster.
 const ATTEMPTS: u32 = 20;
-
-/// Schema that this program is for: the first two numbers must be the database's.
-pub(crate) const VERSION: (&str, &str) = ("0", "1");
 
 /// Runs a command, within its time.
 pub(crate) fn block_on(seconds: u32, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
@@ -35,14 +32,25 @@ pub(crate) async fn connect(db: &str, seconds: u32) -> Result<Connection, Failur
     Ok(opened.map(|(connection, _)| connection).ok_or_else(|| anyhow!("no remote"))?)
 }
 
-/// Checks that the database has the schema of this program.
-pub(crate) fn check_version(version: &str) -> anyhow::Result<()> {
-    let mut parts = version.split('.');
-    if (parts.next(), parts.next()) == (Some(VERSION.0), Some(VERSION.1)) {
-        return Ok(());
+/// How the schema of a database stands to this program's: the first two numbers of its version decide.
+pub(crate) enum Version {
+    /// It is the same.
+    Same,
+    /// `xenflow init` converts it.
+    Older,
+}
+
+/// Compares versions.
+pub(crate) fn check_version(found: &str) -> anyhow::Result<Version> {
+    let numbers = |version: &str| {
+        let mut parts = version.split('.').map(|part| part.parse::<u32>().ok());
+        Some((parts.next()??, parts.next()??))
+    };
+    match (numbers(found), numbers(VERSION)) {
+        (Some(found), Some(own)) if found == own => Ok(Version::Same),
+        (Some(found), Some(own)) if found < own => Ok(Version::Older),
+        _ => Err(anyhow!("database {DATABASE} has the schema \"{found}\", this xenflow is for {VERSION}")),
     }
-    let (major, minor) = VERSION;
-    Err(anyhow!("database {DATABASE} has the schema \"{version}\", this xenflow is for {major}.{minor}"))
 }
 
 /// A connection to a server that serves the XenFlow database.
@@ -54,7 +62,16 @@ impl Client {
     pub(crate) async fn open(db: &str, seconds: u32) -> Result<Self, Failure> {
         let connection = connect(db, seconds).await?;
         match connection.get_schema(DATABASE).await {
-            Ok(schema) => check_version(&schema.version)?,
+            Ok(schema) => match check_version(&schema.version)? {
+                Version::Same => {}
+                Version::Older => {
+                    let found = schema.version;
+                    return Err(anyhow!(
+                        "database {DATABASE} has the schema {found}, this xenflow is for {VERSION}: run 'xenflow init' to convert it"
+                    )
+                    .into());
+                }
+            },
             Err(RequestError::Rpc(error)) if error.error == "unknown database" => {
                 return Err(anyhow!("{db} serves no database {DATABASE}: run 'xenflow init' first").into());
             }
@@ -75,6 +92,9 @@ impl Client {
         let mut attempt = 1;
         loop {
             let mut operations = build(&self.snapshot().await?)?;
+            if operations.is_empty() {
+                return Ok(());
+            }
             operations.push(Operation::commit(true));
             match self.connection.transact(DATABASE, &operations).await {
                 Ok(_) => return Ok(()),

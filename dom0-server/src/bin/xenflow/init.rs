@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, anyhow, bail};
-use dom0_server::db::{DATABASE, edit, schema};
-use ovsdb::{Connection, Operation, Options, Remote};
+use dom0_server::db::{DATABASE, VERSION, edit, schema};
+use ovsdb::{Connection, Operation, Options, Remote, RequestError};
 
 use crate::Failure;
-use crate::client::{check_version, connect};
+use crate::client::{Version, check_version, connect};
 
 /// What was done, one line each.
 pub(crate) async fn run(
@@ -41,8 +41,15 @@ pub(crate) async fn run(
         done.push(format!("added {DATABASE} to the server behind {db}"));
     }
     let found = connection.get_schema(DATABASE).await.map_err(anyhow::Error::from)?;
-    check_version(&found.version)?;
-    done.push(format!("schema {}", found.version));
+    match check_version(&found.version)? {
+        Version::Same => done.push(format!("schema {}", found.version)),
+        Version::Older => {
+            convert(&connection).await?;
+            // A server that converts a database closes its clients' connections.
+            connection = connect(db, seconds).await?;
+            done.push(format!("converted the schema from {} to {VERSION}", found.version));
+        }
+    }
     first_row(&connection).await?;
     Ok(done)
 }
@@ -88,6 +95,16 @@ async fn add(ctl: &Path, file: &Path) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("the server does not add {}", file.display()))?;
     Ok(())
+}
+
+/// `ovsdb-client convert`: rows stay, and new columns get their defaults.
+async fn convert(connection: &Connection) -> anyhow::Result<()> {
+    let schema: serde_json::Value = serde_json::from_str(schema()).context("the schema is no JSON")?;
+    match connection.request("convert", &(DATABASE, schema)).await {
+        // The connection may go before the answer comes; what became of it is asked for then.
+        Ok(_) | Err(RequestError::OutcomeUnknown(_)) => Ok(()),
+        Err(other) => Err(anyhow::Error::from(other).context("the server does not convert the database")),
+    }
 }
 
 async fn first_row(connection: &Connection) -> anyhow::Result<()> {

@@ -13,6 +13,7 @@ mod view;
 
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use args::{
     AccessCommand, Args, Command, DatabaseCommand, NamedCommand, RouterCommand, SegmentCommand,
     UplinkCommand, VifCommand,
@@ -20,7 +21,8 @@ use args::{
 use clap::{CommandFactory, Parser};
 use client::Client;
 use dom0_server::db::edit::EditError;
-use dom0_server::db::{Attachment, Kind, RowError};
+use dom0_server::db::policy::PolicyChange;
+use dom0_server::db::{Attachment, Kind, RouterPolicy, RowError};
 use xenflow_proto::identity::NameError;
 use xenflow_proto::types::{MacParseError, VlanRangeError};
 use xenflow_proto::{Name, VlanId};
@@ -125,9 +127,20 @@ async fn database(client: &Client, command: DatabaseCommand, json: bool) -> Resu
             SegmentCommand::Remove { name } => remove(client, Kind::Segment, &name).await,
         },
         DatabaseCommand::Router(command) => match command {
-            RouterCommand::Add { name, network } => {
+            RouterCommand::Add { name, network, policy } => {
                 let (name, network): (Name, Name) = (name.parse()?, network.parse()?);
-                client.edit(|now| now.add_router(&name, &network)).await
+                let policy = policy.parse()?.applied(&RouterPolicy::default());
+                client.edit(|now| now.add_router(&name, &network, &policy)).await
+            }
+            RouterCommand::Set { name, policy } => {
+                let name: Name = name.parse()?;
+                let change = policy.parse()?;
+                if change == PolicyChange::default() {
+                    return Err(Failure::Input(anyhow!(
+                        "nothing to set: say --fastpath, --max-routes or --punt-rate"
+                    )));
+                }
+                client.edit(|now| now.set_router(&name, &change)).await
             }
             RouterCommand::List => list(client, Kind::Router, json).await,
             RouterCommand::Remove { name } => remove(client, Kind::Router, &name).await,

@@ -3,6 +3,8 @@
 use std::fmt::Write;
 
 use dom0_server::db::edit::Snapshot;
+use dom0_server::db::policy::{PuntClass, fast_path_str};
+use dom0_server::db::row::Router;
 use dom0_server::db::{Access, Attachment, Desired, Kind, Status, Vif};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
@@ -20,13 +22,23 @@ pub(crate) fn list(desired: &Desired, kind: Kind) -> Vec<Value> {
             let row = |s: &dom0_server::db::Segment| json!({ "name": name(&s.name), "network": name(&s.network), "vlan": s.vlan.get() });
             desired.segments.values().map(row).collect()
         }
-        Kind::Router => {
-            let row = |r: &dom0_server::db::row::Router| json!({ "name": name(&r.name), "network": name(&r.network), "id": r.id.get() });
-            desired.routers.values().map(row).collect()
-        }
+        Kind::Router => desired.routers.values().map(router).collect(),
         Kind::Vif => desired.vifs.values().map(vif).collect(),
         Kind::Access => desired.access.values().map(access).collect(),
     }
+}
+
+/// With the defaults for what its row does not say.
+fn router(router: &Router) -> Value {
+    let policy = router.policy.effective();
+    let rates: Map<_, _> = PuntClass::ALL
+        .iter()
+        .map(|class| (class.as_str().to_owned(), policy.punt_rates.of(*class).into()))
+        .collect();
+    json!({
+        "name": router.name.to_string(), "network": router.network.to_string(), "id": router.id.get(),
+        "fastpath": fast_path_str(policy.fast_path), "max_routes": policy.max_routes, "punt_rate": rates,
+    })
 }
 
 fn vif(vif: &Vif) -> Value {
@@ -65,6 +77,9 @@ pub(crate) fn columns(rows: &[Value]) -> String {
         Some(Value::Array(items)) if items.is_empty() => "-".to_owned(),
         Some(Value::Array(items)) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","),
         Some(Value::Null) | None => "-".to_owned(),
+        Some(Value::Object(pairs)) => {
+            pairs.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+        }
         Some(other) => other.to_string(),
     };
     let mut lines = vec![heads.iter().map(|head| head.to_uppercase()).collect::<Vec<_>>()];

@@ -1,0 +1,146 @@
+//! How routers are treated: `xenflow router add` and `set` against a real `ovsdb-server`, and the conversion of a
+//! database that has no such columns.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use support::{Server, populate};
+
+fn r1(server: &Server) -> Value {
+    let routers = server.json("router list");
+    routers.as_array().unwrap().iter().find(|router| router["name"] == "r1").unwrap().clone()
+}
+
+#[test]
+fn a_router_is_added_and_set_and_what_is_not_said_stays() {
+    let server = Server::ready();
+    populate(&server);
+    server.ok("router add r2 --network red --fastpath never --max-routes 10 --punt-rate host=5");
+    let r2 = &server.json("router list")[1];
+    assert_eq!((&r2["fastpath"], &r2["max_routes"]), (&json!("never"), &json!(10)));
+    assert_eq!(r2["punt_rate"]["host"], 5);
+
+    server.ok("router set r1 --fastpath always --punt-rate routing=100 --punt-rate transit=7");
+    server.ok("router set r1 --max-routes 1000");
+    for _ in 0..2 {
+        server.ok("router set r1 --punt-rate transit=default --punt-rate host=1");
+        let row = r1(&server);
+        assert_eq!((&row["fastpath"], &row["max_routes"]), (&json!("always"), &json!(1000)));
+        let rates =
+            json!({"routing": 100, "resolution": 1000, "host": 1, "exception": 1000, "transit": 20000});
+        assert_eq!(row["punt_rate"], rates);
+    }
+    server.ok("router set r1 --fastpath auto --max-routes default");
+    let row = r1(&server);
+    assert_eq!((&row["fastpath"], &row["max_routes"]), (&json!("auto"), &json!(1_000_000)));
+}
+
+#[test]
+fn what_is_wrong_is_refused_in_these_words_and_changes_nothing() {
+    let server = Server::ready();
+    populate(&server);
+    let before = server.json("show");
+    let range = "out of range: 1 to 1000000000";
+    let rate = "out of range: 1 to 10000000 packets/s";
+    for (words, message) in [
+        (
+            "--fastpath maybe",
+            "invalid value 'maybe' for '--fastpath <POLICY>' [possible values: auto, always, never]"
+                .to_owned(),
+        ),
+        ("--max-routes 0", format!("max_routes 0 is {range}")),
+        ("--max-routes many", format!("max_routes many is {range}")),
+        ("--max-routes 1000000001", format!("max_routes 1000000001 is {range}")),
+        ("--punt-rate host=0", format!("punt rate of host 0 is {rate}")),
+        ("--punt-rate host=10000001", format!("punt rate of host 10000001 is {rate}")),
+        ("--punt-rate host=", format!("punt rate of host  is {rate}").replace("  ", " ")),
+        ("--punt-rate host", "punt rate \"host\" is not CLASS=PPS or CLASS=default".to_owned()),
+        (
+            "--punt-rate arp=1",
+            "punt rate of \"arp\": a class is one of routing, resolution, host, exception, transit"
+                .to_owned(),
+        ),
+        ("--punt-rate host=1 --punt-rate host=2", "punt rate of host is given twice".to_owned()),
+    ] {
+        server.refused(&format!("router set r1 {words}"), 2, &message);
+        server.refused(&format!("router add r9 --network red {words}"), 2, &message);
+    }
+    server.refused("router set r1", 2, "nothing to set: say --fastpath, --max-routes or --punt-rate");
+    server.refused("router set r9 --fastpath auto", 2, "there is no router r9");
+    assert_eq!(server.json("show"), before);
+
+    let router = |row: Value| json!([{"op": "update", "table": "Router", "where": [], "row": row}]);
+    for row in [
+        json!({"fastpath": "sometimes"}),
+        json!({"max_routes": 0}),
+        json!({"punt_rate": ["map", [["arp", 1]]]}),
+        json!({"punt_rate": ["map", [["host", 0]]]}),
+    ] {
+        let said = server.transact(&router(row));
+        assert!(said.contains("constraint violation"), "{said}");
+    }
+}
+
+/// Two edits at once, each of another column of one row: neither undoes the other.
+#[test]
+fn edits_at_the_same_time_keep_each_other() {
+    let server = Server::ready();
+    populate(&server);
+    let classes = ["routing", "resolution", "host", "exception", "transit"];
+    let children: Vec<_> = classes
+        .iter()
+        .map(|class| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_xenflow"));
+            let line = format!("router set r1 --punt-rate {class}=42 --timeout 60");
+            command.env("XENFLOW_DB", server.db()).args(line.split(' ')).spawn().unwrap()
+        })
+        .collect();
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    let rates = r1(&server)["punt_rate"].clone();
+    assert!(classes.iter().all(|class| rates[class] == 42), "{rates}");
+}
+
+/// A database of the first schema, with contents, becomes one of this: nothing of it is lost.
+#[test]
+fn init_converts_a_database_of_the_schema_before() {
+    let server = Server::start();
+    let file = server.dir.0.join("xenflow.db");
+    let old = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/xenflow-0.1.0.ovsschema");
+    let mut create = Command::new("ovsdb-tool");
+    assert!(create.arg("create").arg(&file).arg(old).status().expect("ovsdb-tool is needed").success());
+    let mut add = Command::new("ovs-appctl");
+    add.arg("-t").arg(server.ctl()).arg("ovsdb-server/add-db").arg(&file);
+    assert!(add.status().expect("ovs-appctl is needed").success());
+    server.write(&json!([
+        {"op": "insert", "table": "Network", "uuid-name": "n", "row": {"name": "red"}},
+        {"op": "insert", "table": "Router", "row": {"name": "r1", "network": ["named-uuid", "n"], "id": 7}},
+        {"op": "insert", "table": "Status", "row": {"node": "a", "router": "r1", "state": "up", "routes": 3}},
+        {"op": "insert", "table": "XenFlow", "row": {}},
+    ]));
+    let db = server.db();
+    let message =
+        "database XenFlow has the schema 0.1.0, this xenflow is for 0.2.0: run 'xenflow init' to convert it";
+    server.refused("show", 1, message);
+
+    let said = server.ok(&server.init());
+    assert_eq!(said, format!("{db} serves XenFlow already\nconverted the schema from 0.1.0 to 0.2.0\n"));
+    assert_eq!(server.ok(&server.init()), format!("{db} serves XenFlow already\nschema 0.2.0\n"));
+    let row = r1(&server);
+    assert_eq!(
+        (&row["id"], &row["fastpath"], &row["max_routes"]),
+        (&json!(7), &json!("auto"), &json!(1_000_000))
+    );
+    assert_eq!(server.json("show")["status"][0]["routes"], 3);
+    server.ok("router set r1 --fastpath never");
+
+    // The file itself is converted: a server that starts with it serves the new schema.
+    let mut version = Command::new("ovsdb-tool");
+    let version = version.arg("db-version").arg(&file).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&version.stdout), "0.2.0\n");
+}

@@ -1,0 +1,158 @@
+//! A private `ovsdb-server` and the built `xenflow`. A missing program fails the test that needs it.
+#![allow(dead_code, reason = "every test binary has its own copy of this module")]
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "nobody else sees a test's modules")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+pub struct Dir(pub PathBuf);
+
+impl Dir {
+    pub fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("xenflow-cli-{}-{number}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+/// A private ovsdb-server that serves `Other` (as a host's serves `Open_vSwitch`) until it is dropped.
+pub struct Server {
+    process: Child,
+    pub dir: Dir,
+}
+
+pub const OTHER: &str =
+    r#"{"name": "Other", "version": "1.0.0", "tables": {"T": {"columns": {"c": {"type": "string"}}}}}"#;
+
+impl Server {
+    pub fn start() -> Self {
+        let dir = Dir::new();
+        fs::write(dir.0.join("other.ovsschema"), OTHER).unwrap();
+        let mut create = Command::new("ovsdb-tool");
+        create.current_dir(&dir.0).args(["create", "other.db", "other.ovsschema"]);
+        assert!(create.status().expect("ovsdb-tool is needed").success());
+        let process = Command::new("ovsdb-server")
+            .current_dir(&dir.0)
+            .env("OVS_RUNDIR", &dir.0)
+            .args(["--no-chdir", "--remote=punix:db.sock", "--pidfile=ovsdb-server.pid", "other.db"])
+            .arg("-vconsole:off")
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("ovsdb-server is needed");
+        let server = Self { process, dir };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !server.ctl().exists() || !server.dir.0.join("db.sock").exists() {
+            assert!(Instant::now() < deadline, "ovsdb-server does not start");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        server
+    }
+
+    /// With the XenFlow database.
+    pub fn ready() -> Self {
+        let server = Self::start();
+        server.ok(&server.init());
+        server
+    }
+
+    pub fn ctl(&self) -> PathBuf {
+        self.dir.0.join(format!("ovsdb-server.{}.ctl", self.process.id()))
+    }
+
+    pub fn db(&self) -> String {
+        format!("unix:{}", self.dir.0.join("db.sock").display())
+    }
+
+    pub fn init(&self) -> String {
+        format!("init --db-file {}", self.dir.0.join("xenflow.db").display())
+    }
+
+    pub fn run(&self, line: &str) -> Output {
+        run(&self.db(), line)
+    }
+
+    pub fn ok(&self, line: &str) -> String {
+        ok(line, self.run(line))
+    }
+
+    pub fn json(&self, line: &str) -> Value {
+        serde_json::from_str(&self.ok(&format!("{line} --json"))).unwrap()
+    }
+
+    pub fn refused(&self, line: &str, code: i32, message: &str) {
+        refused(line, &self.run(line), code, message);
+    }
+
+    /// A transaction behind the back of `xenflow`.
+    pub fn transact(&self, operations: &Value) -> String {
+        let mut all = vec![json!("XenFlow")];
+        all.extend(operations.as_array().unwrap().iter().cloned());
+        let ran = Command::new("ovsdb-client")
+            .args(["transact", &self.db(), &Value::from(all).to_string()])
+            .output()
+            .expect("ovsdb-client is needed");
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8(ran.stdout).unwrap()
+    }
+
+    /// One that succeeds.
+    pub fn write(&self, operations: &Value) {
+        let said = self.transact(operations);
+        assert!(!said.contains("error"), "{operations}: {said}");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+pub fn run(db: &str, line: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xenflow"));
+    command.env("XENFLOW_DB", db).args(line.split(' ')).output().unwrap()
+}
+
+pub fn ok(line: &str, output: Output) -> String {
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), stderr.as_str()), (Some(0), ""), "{line}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+pub fn refused(line: &str, output: &Output, code: i32, message: &str) {
+    assert_eq!(String::from_utf8_lossy(&output.stderr), format!("xenflow: {message}\n"), "{line}");
+    assert_eq!(output.status.code(), Some(code), "{line}");
+    assert!(output.stdout.is_empty(), "{line}");
+}
+
+/// Two networks: red with a router of two vifs and an access port, blue with a segment.
+pub fn populate(server: &Server) {
+    for line in [
+        "network add red",
+        "network add blue",
+        "segment add red-core --network red --vlan 100",
+        "segment add red-lan1 --network red --vlan 101",
+        "segment add blue-core --network blue --vlan 200",
+        "router add r1 --network red",
+        "vif add r1-core --router r1 --segment red-core --mac 52:54:00:00:00:01",
+        "vif add r1-ctl --router r1 --control --mac 52:54:00:00:00:0A",
+        "access add red-h1 --segment red-lan1 --mac 52:54:00:00:01:01",
+        "uplink add a trunk0",
+    ] {
+        assert_eq!(server.ok(line), "", "{line}");
+    }
+}

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 
 use openflow::{Action, Field, Flow, Instruction};
 use xenflow_proto::VlanId;
+use xenflow_proto::table::TABLE_MAIN;
 
+use crate::punt::PuntClass;
 use crate::topology::RouterId;
 
 /// Admission: the VLAN tagger, inward. Sets the tag and [`IN_PORT`]; nothing enters without it.
@@ -62,7 +64,7 @@ pub const STAGES: [Stage; 9] = [
     Stage { table: EGRESS, name: "egress", next: &[], outputs: true, miss: "drop" },
 ];
 
-/// Register 0: [`ROUTED`], [`FROM_UPLINK`].
+/// Register 0: [`ROUTED`], [`FROM_UPLINK`], [`TOO_BIG`].
 pub const FLAGS: u8 = 0;
 /// Register 1: the port the packet came in by; 0 after it entered another router.
 pub const IN_PORT: u8 = 1;
@@ -72,6 +74,8 @@ pub const OUT_PORT: u8 = 2;
 pub const HOPS: u8 = 3;
 /// Register 4: the router that has the packet.
 pub const ROUTER_ID: u8 = 4;
+/// Register 5: the routing table that the router looks in, of a VRF; 0 is the main one. Set with [`ROUTER_ID`].
+pub const TABLE_ID: u8 = 5;
 /// 64-bit register 3: the next hop's router and vif in register 6, its IPv4 address in register 7; see [`next_hop`].
 pub const NEXT_HOP_ID: u8 = 3;
 /// 128-bit register 2 (registers 8 to 11): the next hop's IPv6 address.
@@ -81,6 +85,18 @@ pub const NEXT_HOP_IPV6: u8 = 2;
 pub const ROUTED: u32 = 1;
 /// In [`FLAGS`]: the packet came in by a trunk, so as a switched packet it leaves by no trunk.
 pub const FROM_UPLINK: u32 = 2;
+/// In [`FLAGS`]: the packet is bigger than the next hop takes, and the guest's. The bit of `check_pkt_larger`, whose
+/// answer lasts to the end of its flow's actions, tables they go on to included. In a group's bucket Open vSwitch
+/// passes that action over without a word: the bucket resubmits to a flow that has it.
+pub const TOO_BIG: u32 = 1 << TOO_BIG_BIT;
+/// Where [`TOO_BIG`] is.
+pub const TOO_BIG_BIT: u16 = 2;
+/// In [`FLAGS`]: the number of the [`PuntClass`] of a packet that a guest gets, 0 for none.
+pub const PUNT_CLASS: u32 = 7 << PUNT_CLASS_BIT;
+/// Where [`PUNT_CLASS`] begins.
+pub const PUNT_CLASS_BIT: u16 = 3;
+/// Bytes before the IP packet in a frame without tag; the switch's lengths count them, and no tag.
+pub const ETH_HEADER: u16 = 14;
 /// In [`HOPS`]: this many routers of one host have passed the packet on; the next one gets it as a punt.
 pub const MAX_ROUTERS: u32 = 32;
 
@@ -172,6 +188,17 @@ pub fn next_hop(adjacency: crate::fib::Adjacency) -> impl Iterator<Item = (Field
 /// Sets a register.
 pub(crate) fn set_reg(register: u8, value: u32) -> Action {
     Action::set_field(Field::Reg(register), value.into())
+}
+
+/// The value of [`TABLE_ID`] for a routing table of the guest.
+pub(crate) fn table_id(table: u32) -> u32 {
+    if table == TABLE_MAIN { 0 } else { table }
+}
+
+/// Says that a guest gets the packet, and why. Goes before the way to [`L2`].
+pub(crate) fn punt(class: PuntClass) -> Action {
+    let number = u32::from(class.number()) << PUNT_CLASS_BIT;
+    Action::set_masked(Field::Reg(FLAGS), number.into(), PUNT_CLASS.into())
 }
 
 /// What a flow does that the declaration does not allow; none for a good flow.

@@ -1,23 +1,28 @@
-//! What a switch with given flows does with a packet: tables, actions and the limits of Open vSwitch, by values
-//! alone. It knows what the pipeline uses and refuses the rest; counters, timeouts, the limit of `learn` and
-//! meters (which let everything pass) are not modeled.
+//! What a switch with given flows does with a packet: tables, groups, actions and the limits of Open vSwitch, by
+//! values alone. It knows what the pipeline uses and refuses the rest; counters, timeouts and the limit of `learn`
+//! are not modeled. A meter lets everything pass or, once [`Switch::exhaust`]ed, nothing.
 //!
 //! The behaviors are those of Open vSwitch 3.1, `ofproto/ofproto-dpif-xlate.c`; each is cited where it is.
 
-use std::collections::BTreeMap;
+mod group;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use openflow::action::port;
 use openflow::{
-    Action, Field, Flow, Instruction, Learn, LearnSpec, LearnSrc, Match, MatchField, SubField, VLAN_PRESENT,
+    Action, Field, Flow, Group, Instruction, Learn, LearnSpec, LearnSrc, Match, MatchField, SubField,
+    VLAN_PRESENT,
 };
 
-use crate::pipeline::{ETH_SVLAN, ETH_VLAN};
+use crate::pipeline::{ETH_HEADER, ETH_SVLAN, ETH_VLAN};
 use crate::topology::PortNo;
 
 /// `MAX_DEPTH`: nested lookups in a table that does not come later (`xlate_recursively`).
 const MAX_DEPTH: u32 = 64;
 /// `MAX_RESUBMITS`: lookups for one packet.
 const MAX_LOOKUPS: u32 = MAX_DEPTH * MAX_DEPTH;
+/// Ways through groups that [`Switch::send_all`] follows.
+const MAX_WAYS: usize = 4096;
 
 /// A VLAN tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,6 +50,11 @@ pub struct Packet {
     pub tags: Vec<Tag>,
     /// Values of the fields that its headers have. [`Field::EthType`] is the payload's, behind all tags.
     pub headers: BTreeMap<Field, u128>,
+    /// Bytes of the IP packet, header included. `check_pkt_larger` compares this plus 14: the kernel's datapath
+    /// keeps the outermost tag beside the packet (`skb_vlan_push`), so that it does not count
+    /// (`execute_check_pkt_len` in net/openvswitch/actions.c; of a GSO packet each segment). The datapath in user
+    /// space counts 4 bytes for a tag.
+    pub ip_len: u16,
 }
 
 impl Packet {
@@ -58,6 +68,13 @@ impl Packet {
     #[must_use]
     pub fn with(mut self, field: Field, value: u128) -> Self {
         self.headers.insert(field, value);
+        self
+    }
+
+    /// The same packet with that many bytes of IP.
+    #[must_use]
+    pub fn sized(mut self, ip_len: u16) -> Self {
+        self.ip_len = ip_len;
         self
     }
 
@@ -83,6 +100,10 @@ pub struct Outcome {
     pub sent: Vec<(PortNo, Packet)>,
     /// Flows that were learned. The packet itself does not meet them; give them to [`Switch::insert`] for the next.
     pub learned: Vec<Flow>,
+    /// Meters that a copy came to, in order, whether it passed or not.
+    pub metered: Vec<u32>,
+    /// Cookies of the flows that it met, in order.
+    pub cookies: Vec<u64>,
 }
 
 /// Why nothing became of it. Open vSwitch then drops the packet whole (`xlate_actions` clears its output).
@@ -94,6 +115,15 @@ pub enum Fault {
     /// `XLATE_TOO_MANY_RESUBMITS`.
     #[error("more than {MAX_LOOKUPS} lookups")]
     TooManyLookups,
+    /// The switch refuses a flow that sends to it, and deletes such flows with the group.
+    #[error("no group {0}")]
+    NoGroup(u32),
+    /// The simulator knows select groups of method `hash` whose buckets watch nothing.
+    #[error("{0:?} is not simulated")]
+    Group(Box<Group>),
+    /// The groups on the way can be passed in too many ways.
+    #[error("more than {MAX_WAYS} ways through groups")]
+    TooManyWays,
     /// The simulator does not know this action.
     #[error("{0:?} is not simulated")]
     Action(Box<Action>),
@@ -108,11 +138,13 @@ struct Entry {
     fields: Vec<MatchField>,
 }
 
-/// A set of flows.
+/// A set of flows and groups.
 #[derive(Debug, Default)]
 pub struct Switch {
     /// By table; the highest priority first.
     tables: BTreeMap<u8, Vec<Entry>>,
+    groups: BTreeMap<u32, Group>,
+    exhausted: BTreeSet<u32>,
 }
 
 impl FromIterator<Flow> for Switch {
@@ -135,15 +167,56 @@ impl Switch {
         table.insert(at, Entry { flow, fields });
     }
 
-    /// What becomes of a packet that comes in by a port.
+    /// Adds a group in the place of one with the same number.
+    pub fn insert_group(&mut self, group: Group) {
+        self.groups.insert(group.id, group);
+    }
+
+    /// From now on this meter drops everything.
+    pub fn exhaust(&mut self, meter: u32) {
+        self.exhausted.insert(meter);
+    }
+
+    /// From now on no meter drops anything.
+    pub fn refill(&mut self) {
+        self.exhausted.clear();
+    }
+
+    /// What becomes of a packet that comes in by a port. Which bucket of a group it takes follows from the group's
+    /// fields alone; Open vSwitch has another hash.
     ///
     /// # Errors
     /// [`Fault`]: the switch drops it, or the simulator does not know what it does.
     pub fn send(&self, in_port: PortNo, packet: &Packet) -> Result<Outcome, Fault> {
+        Ok(self.walk(in_port, packet, None)?.outcome)
+    }
+
+    /// All that may become of it, whatever bucket each group picks: at least one outcome, each once.
+    ///
+    /// # Errors
+    /// [`Fault`]: on one of the ways the switch drops it, or there are too many.
+    pub fn send_all(&self, in_port: PortNo, packet: &Packet) -> Result<Vec<Outcome>, Fault> {
+        let mut outcomes = Vec::new();
+        let mut way = group::Way::default();
+        for _ in 0..MAX_WAYS {
+            let walk = self.walk(in_port, packet, Some(way))?;
+            if !outcomes.contains(&walk.outcome) {
+                outcomes.push(walk.outcome);
+            }
+            match walk.way.and_then(group::Way::next) {
+                Some(next) => way = next,
+                None => return Ok(outcomes),
+            }
+        }
+        Err(Fault::TooManyWays)
+    }
+
+    fn walk(&self, in_port: PortNo, packet: &Packet, way: Option<group::Way>) -> Result<Walk<'_>, Fault> {
         let mut state = State { in_port, regs: [0; 16], packet: packet.clone() };
-        let mut walk = Walk { switch: self, depth: 0, lookups: 0, outcome: Outcome::default() };
+        let outcome = Outcome::default();
+        let mut walk = Walk { switch: self, depth: 0, lookups: 0, is_dropped: false, way, outcome };
         walk.lookup(0, in_port, &mut state)?;
-        Ok(walk.outcome)
+        Ok(walk)
     }
 
     fn find(&self, table: u8, state: &State) -> Option<&Flow> {
@@ -227,7 +300,23 @@ struct Walk<'a> {
     switch: &'a Switch,
     depth: u32,
     lookups: u32,
+    /// A meter has dropped the packet, as far as this list of the datapath goes. The switch goes on compiling the
+    /// flow that it hands to the datapath, so that what it learns is learned all the same.
+    is_dropped: bool,
+    /// Which buckets to take; by hash without it.
+    way: Option<group::Way>,
     outcome: Outcome,
+}
+
+/// What a flow does, step by step.
+#[derive(Debug, Clone, Copy)]
+enum Op<'a> {
+    Action(&'a Action),
+    Goto(u8),
+}
+
+fn ops(actions: &[Action]) -> Vec<Op<'_>> {
+    actions.iter().map(Op::Action).collect()
 }
 
 impl Walk<'_> {
@@ -242,44 +331,54 @@ impl Walk<'_> {
         let flow = self.switch.find(table, state);
         state.in_port = own;
         let Some(flow) = flow else { return Ok(()) };
+        self.outcome.cookies.push(flow.cookie);
+        let mut steps = Vec::new();
         for instruction in &flow.instructions {
             #[allow(clippy::wildcard_enum_match_arm, reason = "the rest is refused")]
             match instruction {
-                Instruction::ApplyActions(actions) => {
-                    if !self.apply(table, actions, state)? {
-                        return Ok(());
-                    }
-                }
-                Instruction::GotoTable(next) => self.descend(table, *next, state.in_port, state)?,
+                Instruction::ApplyActions(actions) => steps.extend(actions.iter().map(Op::Action)),
+                Instruction::GotoTable(next) => steps.push(Op::Goto(*next)),
                 other => return Err(Fault::Instruction(Box::new(other.clone()))),
             }
         }
-        Ok(())
+        self.apply(table, &steps, state)
     }
 
     /// `xlate_recursively`: only a lookup in this or an earlier table counts for the depth.
     fn descend(&mut self, from: u8, to: u8, in_port: PortNo, state: &mut State) -> Result<(), Fault> {
         let deepens = u32::from(to <= from);
-        if self.depth >= MAX_DEPTH {
-            return Err(Fault::TooDeep);
-        }
+        self.check_depth()?;
         self.depth += deepens;
         self.lookup(to, in_port, state)?;
         self.depth -= deepens;
         Ok(())
     }
 
-    /// `do_xlate_actions`; false ends the list, and what its flow would do after it.
-    fn apply(&mut self, table: u8, actions: &[Action], state: &mut State) -> Result<bool, Fault> {
-        for action in actions {
+    /// `xlate_resubmit_resource_check`.
+    fn check_depth(&self) -> Result<(), Fault> {
+        if self.depth >= MAX_DEPTH { Err(Fault::TooDeep) } else { Ok(()) }
+    }
+
+    /// `do_xlate_actions`.
+    fn apply(&mut self, table: u8, steps: &[Op<'_>], state: &mut State) -> Result<(), Fault> {
+        for (i, step) in steps.iter().enumerate() {
+            let action = match *step {
+                Op::Action(action) => action,
+                Op::Goto(next) => {
+                    self.descend(table, next, state.in_port, state)?;
+                    continue;
+                }
+            };
             #[allow(clippy::wildcard_enum_match_arm, reason = "the rest is refused")]
             match action {
                 // `compose_output_action__` skips the input port.
                 Action::Output { port, .. } if *port < port::IN_PORT => {
-                    if *port != state.in_port {
+                    if *port != state.in_port && !self.is_dropped {
                         self.outcome.sent.push((*port, state.packet.clone()));
                     }
                 }
+                // `xlate_output_trunc_action` warns and does nothing; see `is_kept`.
+                Action::OutputTrunc { port: port::TABLE_16, .. } => {}
                 // `flow_push_vlan_uninit`: the new tag is empty.
                 Action::PushVlan(tpid @ (ETH_VLAN | ETH_SVLAN)) => {
                     state.packet.tags.insert(0, Tag { tpid: *tpid, vid: 0, pcp: 0 });
@@ -291,7 +390,7 @@ impl Walk<'_> {
                 }
                 // `compose_dec_ttl`: a TTL that would reach 0 ends the list.
                 Action::DecTtl => match state.get(Field::IpTtl) {
-                    0 | 1 => return Ok(false),
+                    0 | 1 => return Ok(()),
                     ttl => state.set(Field::IpTtl, ttl - 1),
                 },
                 Action::SetField { field, value, mask } => state.set_masked(*field, value.get(), mask.get()),
@@ -306,15 +405,51 @@ impl Walk<'_> {
                 }
                 // `compose_clone`: registers, input port and headers are as before after it.
                 Action::Clone(actions) => {
-                    self.apply(table, actions, &mut state.clone())?;
+                    let is_dropped = self.is_dropped;
+                    self.apply(table, &ops(actions), &mut state.clone())?;
+                    if is_kept(actions) {
+                        self.is_dropped = is_dropped;
+                    }
+                }
+                // `xlate_group_bucket` likewise.
+                Action::Group(id) => {
+                    let actions = self.bucket(*id, state)?;
+                    self.check_depth()?;
+                    self.depth += 1;
+                    self.apply(table, &ops(&actions), &mut state.clone())?;
+                    self.depth -= 1;
+                }
+                // `xlate_check_pkt_larger`: the rest of the list is a branch of its own, in the datapath too, and
+                // what it did to the packet is undone after it.
+                Action::CheckPktLarger { len, dst: (field, bit) } => {
+                    let is_larger = u32::from(state.packet.ip_len) + u32::from(ETH_HEADER) > u32::from(*len);
+                    let mut branch = state.clone();
+                    branch.set_masked(*field, u128::from(is_larger) << bit, 1 << bit);
+                    let is_dropped = self.is_dropped;
+                    self.apply(table, &steps[i + 1..], &mut branch)?;
+                    self.is_dropped = is_dropped;
+                    return Ok(());
                 }
                 Action::Learn(learn) => self.outcome.learned.push(learned(learn, state)),
-                Action::Meter(_) => {}
+                Action::Meter(id) => {
+                    if !self.is_dropped {
+                        self.outcome.metered.push(*id);
+                    }
+                    self.is_dropped |= self.switch.exhausted.contains(id);
+                }
                 other => return Err(Fault::Action(Box::new(other.clone()))),
             }
         }
-        Ok(true)
+        Ok(())
     }
+}
+
+/// Whether a clone is one for the datapath as well, so that a meter in it, or in what it resubmits to, drops that
+/// copy and nothing else. Open vSwitch makes one only if an action of the clone itself is of a kind that it cannot
+/// undo (`reversible_actions`), and otherwise appends the actions to the others. (The last clone of all is never
+/// kept, and need not be.)
+fn is_kept(actions: &[Action]) -> bool {
+    actions.iter().any(|action| matches!(action, Action::Meter(_) | Action::OutputTrunc { .. }))
 }
 
 /// `learn_execute` in `lib/learn.c`.
@@ -353,136 +488,4 @@ fn learned(learn: &Learn, state: &State) -> Flow {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn packet() -> Packet {
-        let headers =
-            [(Field::EthSrc, 0xa), (Field::EthDst, 0xb), (Field::EthType, 0x800), (Field::IpTtl, 9)];
-        Packet { tags: Vec::new(), headers: headers.into() }
-    }
-
-    fn flow(table: u8, priority: u16, actions: impl Into<Vec<Action>>) -> Flow {
-        Flow::new(table, priority, 0, Match::any()).apply(actions)
-    }
-
-    fn ports(switch: &Switch) -> Vec<PortNo> {
-        switch.send(1, &packet()).unwrap().sent.into_iter().map(|(port, _)| port).collect()
-    }
-
-    fn reg_to_port(table: u8, value: u32, port: PortNo) -> Flow {
-        let matching = Match::builder().reg(0, value).build();
-        Flow::new(table, 9, 0, matching).apply([Action::output(port)])
-    }
-
-    #[test]
-    fn the_highest_priority_wins_and_a_miss_drops() {
-        let mut switch: Switch = [flow(0, 1, [Action::output(2)])].into_iter().collect();
-        switch.insert(flow(0, 5, [Action::output(3)]));
-        assert_eq!(ports(&switch), [3]);
-        switch.insert(flow(0, 5, [Action::output(4)]));
-        assert_eq!(ports(&switch), [4], "in the place of the other");
-        switch.insert(Flow::new(0, 9, 0, Match::builder().vlan_tagged().build()).apply([Action::output(5)]));
-        assert_eq!(ports(&switch), [4], "there is no tag");
-        switch.insert(Flow::new(0, 9, 0, Match::builder().untagged().build()).goto(7));
-        assert_eq!(ports(&switch), []);
-    }
-
-    #[test]
-    fn no_output_to_the_input_port_unless_it_is_reset() {
-        let reset = Action::set_field(Field::InPortNxm, 0);
-        let back = || Action::output(1);
-        assert_eq!(ports(&[flow(0, 1, [back(), reset, back()])].into_iter().collect()), [1]);
-    }
-
-    #[test]
-    fn what_a_resubmitted_table_sets_stays_but_not_what_a_clone_sets() {
-        let set = || Action::set_field(Field::Reg(0), 7);
-        let then = [Action::resubmit(2), Action::Clone(Box::new([Action::resubmit(1)])), Action::resubmit(2)];
-        let mut switch: Switch =
-            [flow(0, 1, then), flow(1, 1, [set()]), reg_to_port(2, 7, 5)].into_iter().collect();
-        assert_eq!(ports(&switch), []);
-        switch.insert(flow(0, 1, [Action::resubmit(1), Action::resubmit(2), Action::output(6)]));
-        assert_eq!(ports(&switch), [5, 6]);
-    }
-
-    #[test]
-    fn overlapping_parts_of_a_register_count_in_unary() {
-        let reg = Field::Reg(0);
-        let count =
-            || [Action::CopyField { src: reg.slice(0, 31), dst: (reg, 1) }, Action::set_masked(reg, 1, 1)];
-        let thrice: Vec<Action> = count().into_iter().chain(count()).chain(count()).collect();
-        let switch: Switch = [flow(0, 1, thrice).goto(1), reg_to_port(1, 0b111, 5)].into_iter().collect();
-        assert_eq!(ports(&switch), [5]);
-    }
-
-    #[test]
-    fn a_dying_packet_ends_its_list() {
-        let switch: Switch =
-            [flow(0, 1, [Action::DecTtl, Action::output(2)]).goto(1), flow(1, 1, [Action::output(3)])]
-                .into_iter()
-                .collect();
-        let ttl = |ttl| switch.send(1, &packet().with(Field::IpTtl, ttl)).unwrap().sent;
-        assert_eq!(ttl(1), []);
-        assert_eq!(ttl(2).len(), 2);
-        assert_eq!(ttl(2)[0].1.header(Field::IpTtl), 1);
-    }
-
-    #[test]
-    fn tags_are_pushed_empty_set_and_popped() {
-        let vid = |vid| Action::set_field(Field::VlanVid, vid);
-        let actions = [vid(5), Action::PushVlan(ETH_VLAN), Action::output(2), vid(0x1007), Action::output(3)];
-        let switch: Switch = [flow(0, 1, actions).goto(1), flow(1, 1, [Action::PopVlan, Action::output(4)])]
-            .into_iter()
-            .collect();
-        let sent = switch.send(1, &packet()).unwrap().sent;
-        let expected = [(2, packet().tagged(Tag::new(0))), (3, packet().tagged(Tag::new(7))), (4, packet())];
-        assert_eq!(sent, expected);
-    }
-
-    #[test]
-    fn headers_behind_two_tags_are_not_seen() {
-        let switch: Switch =
-            [Flow::new(0, 1, 0, Match::builder().eth_type(0x800).build()).apply([Action::output(2)])]
-                .into_iter()
-                .collect();
-        let one = packet().tagged(Tag::new(1));
-        assert_eq!(switch.send(1, &one).unwrap().sent.len(), 1);
-        assert_eq!(switch.send(1, &one.tagged(Tag::new(2))).unwrap().sent, []);
-    }
-
-    #[test]
-    fn endless_lookups_are_a_fault() {
-        let switch: Switch = [flow(0, 1, [Action::resubmit(0)])].into_iter().collect();
-        assert_eq!(switch.send(1, &packet()), Err(Fault::TooDeep));
-        // Twice in each of 13 later tables: 2^13 lookups, none of them deep.
-        let wide =
-            (0..13).map(|table| flow(table, 1, [Action::resubmit(table + 1), Action::resubmit(table + 1)]));
-        assert_eq!(wide.collect::<Switch>().send(1, &packet()), Err(Fault::TooManyLookups));
-        let unknown: Switch = [flow(0, 1, [Action::Group(1)])].into_iter().collect();
-        assert_eq!(unknown.send(1, &packet()), Err(Fault::Action(Box::new(Action::Group(1)))));
-    }
-
-    #[test]
-    fn a_learned_flow_leads_back() {
-        let learn = Learn {
-            table: 1,
-            priority: 4,
-            cookie: 9,
-            idle_timeout: 3,
-            specs: vec![
-                LearnSpec::Match(LearnSrc::Field(Field::VlanTci.slice(0, 12)), (Field::VlanTci, 0)),
-                LearnSpec::Match(LearnSrc::Field(Field::EthSrc.whole()), (Field::EthDst, 0)),
-                LearnSpec::Load(LearnSrc::Field(Field::InPort.whole()), (Field::Reg(0), 0)),
-                LearnSpec::Output(Field::InPort.whole()),
-            ],
-            ..Learn::default()
-        };
-        let switch: Switch = [flow(0, 1, [Action::Learn(Box::new(learn))])].into_iter().collect();
-        let outcome = switch.send(3, &packet().tagged(Tag::new(5))).unwrap();
-        let matching = Match::builder().vlan_vid_masked(5, 0xfff).eth_dst([0, 0, 0, 0, 0, 0xa]).build();
-        let flow =
-            Flow::new(1, 4, 9, matching).apply([Action::set_field(Field::Reg(0), 3), Action::output(3)]);
-        assert_eq!(outcome.learned, [Flow { idle_timeout: 3, ..flow }]);
-    }
-}
+mod tests;

@@ -193,7 +193,7 @@ fn ip(src: MacAddr, dst: MacAddr, from: IpAddr, to: IpAddr, ttl: u8) -> Packet {
         (Field::IpProto, 17),
         (Field::IpTtl, ttl.into()),
     ];
-    Packet { tags: Vec::new(), headers: headers.into() }
+    Packet { headers: headers.into(), ..Packet::default() }
 }
 
 /// From a host that is far away.

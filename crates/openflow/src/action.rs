@@ -29,6 +29,8 @@ pub mod port {
     pub const LOCAL: u32 = 0xffff_fffe;
     /// No port, or no restriction.
     pub const ANY: u32 = 0xffff_ffff;
+    /// [`TABLE`] in the 16 bits of OpenFlow 1.0, as in [`super::Action::OutputTrunc`].
+    pub const TABLE_16: u16 = 0xfff9;
 }
 
 /// `max_len` that asks for the whole packet.
@@ -75,6 +77,13 @@ pub enum Action {
         src: SubField,
         /// Bytes for the controller.
         max_len: u16,
+    },
+    /// Send no more than the first bytes to a port (`NXAST_OUTPUT_TRUNC`).
+    OutputTrunc {
+        /// The port, 16 bits. To `TABLE`, `NORMAL`, `FLOOD`, `ALL` and `CONTROLLER` nothing is sent.
+        port: u16,
+        /// Bytes, at least 14.
+        max_len: u32,
     },
     /// Send to the controller with data (`NXAST_CONTROLLER2`).
     Controller(Box<Controller>),
@@ -241,6 +250,12 @@ impl Action {
                 put_nx(out, 14);
                 out.put_u16(in_port.unwrap_or(0xfff8));
                 out.put_u8(*table);
+                end_padded(out, start);
+            }
+            Action::OutputTrunc { port, max_len } => {
+                put_nx(out, 39);
+                out.put_u16(*port);
+                out.put_u32(*max_len);
                 end_padded(out, start);
             }
             Action::CheckPktLarger { len, dst } => {
@@ -416,6 +431,7 @@ fn decode_experimenter(mut b: Reader<'_>, depth: u8) -> Result<Option<Action>, D
                 None => return Ok(None),
             }
         }
+        39 => Action::OutputTrunc { port: b.u16()?, max_len: b.u32()? },
         42 => {
             b.skip(6)?;
             let depth =

@@ -83,9 +83,11 @@ fn messages_as_ovs_reads_them() {
                 Action::Clone([Action::resubmit(3)].into()),
                 Action::CheckPktLarger { len: 99, dst: (Field::Reg(0), 3) },
                 Action::OutputReg { src: Field::Reg(2).slice(0, 16), max_len: 0 },
+                Action::OutputTrunc { port: 7, max_len: 64 },
                 Action::SetQueue(4),
             ]),
-            "clone(resubmit(,3)),check_pkt_larger(99)->NXM_NX_REG0[3],output:NXM_NX_REG2[0..15],set_queue:4",
+            "clone(resubmit(,3)),check_pkt_larger(99)->NXM_NX_REG0[3],output:NXM_NX_REG2[0..15],\
+             output(port=7,max_len=64),set_queue:4",
         ),
         (
             flow([Action::Learn(Box::new(learn))]),

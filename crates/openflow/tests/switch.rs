@@ -225,6 +225,8 @@ fn actions() -> Vec<(Match, Vec<Action>)> {
         ),
         one(any(), Action::CheckPktLarger { len: 1514, dst: (Field::Reg(7), 31) }),
         one(any(), Action::CheckPktLarger { len: 1514, dst: (Field::Xreg(7), 40) }),
+        one(any(), Action::OutputTrunc { port: 2, max_len: 64 }),
+        one(any(), Action::OutputTrunc { port: action::port::TABLE_16, max_len: 65_535 }),
         // An action of Open vSwitch that the crate does not know: NXAST_NOTE.
         one(any(), Action::Other([0xff, 0xff, 0, 16, 0, 0, 0x23, 0x20, 0, 8, 1, 2, 3, 4, 5, 6].into())),
     ]

@@ -5,7 +5,7 @@ use openflow::{Action, Field, Flow, Match};
 
 use crate::pipeline::{
     EGRESS, ETH_IP, FLAGS, FLOOD, HOPS, IN_PORT, L2, LEARNED, MAX_ROUTERS, NEXT_HOP_ID, NEXT_HOP_IPV6,
-    OUT_PORT, ROUTED, ROUTER, ROUTER_ID, cookie, priority, set_reg,
+    OUT_PORT, ROUTED, ROUTER, ROUTER_ID, TABLE_ID, cookie, priority, set_reg,
 };
 use crate::topology::Topology;
 
@@ -44,6 +44,7 @@ fn enter_router() -> Vec<Action> {
         set_reg(IN_PORT, 0),
         set_reg(OUT_PORT, 0),
         set_reg(ROUTER_ID, 0),
+        set_reg(TABLE_ID, 0),
         Action::set_field(Field::Xreg(NEXT_HOP_ID), 0),
         Action::set_field(Field::Xxreg(NEXT_HOP_IPV6), 0),
         Action::resubmit(ROUTER),

@@ -42,7 +42,7 @@ pub fn ip(src: MacAddr, dst: MacAddr, from: IpAddr, to: IpAddr, ttl: u8) -> Pack
         (Field::IpTtl, ttl.into()),
         (Field::IpDscp, 0),
     ];
-    Packet { tags: Vec::new(), headers: headers.into() }
+    Packet { headers: headers.into(), ..Packet::default() }
 }
 
 fn any_address(family: Family, a: u8, b: u8) -> IpAddr {

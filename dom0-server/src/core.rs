@@ -4,17 +4,24 @@
 //! sessions. It holds back everything for the switch until both databases have spoken once, so that a restart
 //! never takes an empty configuration for the wanted one.
 
+mod meters;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use openflow::{Flow, Group, Meter};
-use xenflow_flow_app::{App, Attachment, Batch, Dump, FlowChange, MeterChange, RouterId, RouterStatus};
+use xenflow_flow_app::punt::meter_of;
+use xenflow_flow_app::{
+    App, Attachment, Batch, Dump, FlowChange, MeterChange, PuntClass, RouterId, RouterStatus,
+};
 use xenflow_proto::frame::MAX_FRAME;
 use xenflow_proto::message::{
     GuestMessage, Hello, HostMessage, MAX_CHANGES, RefusalReason, VERSION, Welcome,
 };
 use xenflow_proto::{Identity, MacAddr, Name, Seq, control};
 
+use crate::core::meters::{Lacking, meter_id};
 use crate::db::Desired;
 use crate::ports::{PortProblem, SwitchPorts, bind};
 
@@ -33,8 +40,11 @@ pub enum Event {
     Desired(Desired),
     /// The integration bridge has these ports now.
     Ports(SwitchPorts),
-    /// The switch is connected.
-    SwitchUp,
+    /// The switch is connected, and can have meters or not.
+    SwitchUp {
+        /// Its datapath supports them.
+        has_meters: bool,
+    },
     /// The switch is not connected any more; everything under way is lost.
     SwitchDown,
     /// Some of the flows that [`Effect::Dump`] asked for.
@@ -45,6 +55,12 @@ pub enum Event {
     DumpedMeters(Vec<Meter>),
     /// All of them were given.
     DumpEnd,
+    /// The switch does not answer what [`Effect::Dump`] asked for, with its reason.
+    DumpFailed(String),
+    /// The switch refused a change of a meter.
+    MeterRefused(MeterChange, MeterError),
+    /// What [`Effect::Wait`] asked for is over.
+    Waited,
     /// The switch has confirmed a batch.
     Confirmed(BatchId),
     /// The switch refused a batch, because of these changes (by index, with its reason).
@@ -59,6 +75,15 @@ pub enum Event {
     Closed(SessionId),
 }
 
+/// Why a change of a meter was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeterError {
+    /// The meter was there already, or was not there: the switch is not as it was said to be.
+    pub is_drift: bool,
+    /// In the switch's words.
+    pub reason: String,
+}
+
 /// Something to do outside.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -66,6 +91,8 @@ pub enum Effect {
     Send(BatchId, Vec<MeterChange>, Vec<FlowChange>),
     /// Ask for this, behind everything sent so far.
     Dump(Dump),
+    /// Come back with [`Event::Waited`] after so long; it takes the place of an earlier one.
+    Wait(Duration),
     /// Tell a guest.
     Tell(SessionId, HostMessage),
     /// Tell a guest why and close its connection; the reason is for the log too.
@@ -78,6 +105,9 @@ const WINDOW: u32 = 256;
 const BATCH: usize = 1000;
 /// Bundles under way.
 const IN_FLIGHT: usize = 2;
+/// The pause after a failure that starting over may not cure; doubled each time, up to the greatest.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(64);
 
 /// A session that was welcomed.
 #[derive(Debug)]
@@ -124,6 +154,12 @@ pub struct Core {
     in_flight: BTreeMap<BatchId, InFlight>,
     /// What this switch will not have.
     refused: Vec<FlowChange>,
+    /// Meters that this switch will not have.
+    lacking: Lacking,
+    /// Nothing goes to the switch until [`Event::Waited`].
+    waiting: bool,
+    /// Pauses since everything was in step.
+    failures: u32,
     next_batch: BatchId,
     sessions: BTreeMap<SessionId, Session>,
     /// What a mark of the flow app stands for.
@@ -146,6 +182,9 @@ impl Core {
             dumping: false,
             in_flight: BTreeMap::new(),
             refused: Vec::new(),
+            lacking: Lacking::default(),
+            waiting: false,
+            failures: 0,
             next_batch: BatchId(1),
             sessions: BTreeMap::new(),
             marks: HashMap::new(),
@@ -165,9 +204,13 @@ impl Core {
                 self.ports = Some(ports);
                 self.set_topology();
             }
-            Event::SwitchUp => {
+            Event::SwitchUp { has_meters } => {
                 self.forget_switch();
                 self.refused.clear();
+                self.lacking = Lacking::of(has_meters);
+                if !has_meters {
+                    tracing::warn!("the switch has no meters: what guests get is not policed");
+                }
                 self.switch_up = true;
             }
             Event::SwitchDown => self.forget_switch(),
@@ -178,6 +221,13 @@ impl Core {
                 self.dumping = false;
                 self.app.dump_end();
             }
+            Event::DumpFailed(reason) => {
+                tracing::error!(%reason, "the switch does not say what it holds: starting over");
+                self.dumping = false;
+                self.retry_later();
+            }
+            Event::MeterRefused(change, error) => self.meter_refused(&change, &error),
+            Event::Waited => self.waiting = false,
             Event::Confirmed(id) => {
                 if let Some(batch) = self.in_flight.remove(&id) {
                     self.acknowledge(batch.reached);
@@ -239,6 +289,7 @@ impl Core {
     fn forget_switch(&mut self) {
         self.switch_up = false;
         self.dumping = false;
+        self.waiting = false;
         self.start_over();
     }
 
@@ -253,9 +304,20 @@ impl Core {
         }
     }
 
+    /// Starts over after a pause: what failed may fail again.
+    fn retry_later(&mut self) {
+        self.start_over();
+        if !self.waiting {
+            self.waiting = true;
+            let pause = PAUSE_MIN.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));
+            self.effects.push(Effect::Wait(pause.min(PAUSE_MAX)));
+            self.failures = self.failures.saturating_add(1);
+        }
+    }
+
     /// Keeps the switch busy with what is due.
     fn pump(&mut self) {
-        if !self.switch_up || self.desired.is_none() || self.ports.is_none() {
+        if !self.switch_up || self.waiting || self.desired.is_none() || self.ports.is_none() {
             return;
         }
         if !self.dumping
@@ -265,8 +327,12 @@ impl Core {
             self.effects.push(Effect::Dump(dump));
         }
         while self.in_flight.len() < IN_FLIGHT {
-            let Batch { meters, mut changes, reached } = self.app.next_batch(BATCH);
+            let Batch { mut meters, mut changes, reached } = self.app.next_batch(BATCH);
             let is_last = meters.is_empty() && changes.is_empty();
+            meters.retain(|change| self.lacking.takes(change));
+            for change in &mut changes {
+                self.lacking.strip(change);
+            }
             changes.retain(|change| !self.refused.contains(change));
             if !meters.is_empty() || !changes.is_empty() {
                 self.send(meters, changes, reached);
@@ -277,8 +343,11 @@ impl Core {
                 self.acknowledge(reached);
             }
             if is_last {
-                return;
+                break;
             }
+        }
+        if self.failures > 0 && self.in_flight.is_empty() && !self.dumping && self.app.is_idle() {
+            self.failures = 0;
         }
     }
 
@@ -296,13 +365,37 @@ impl Core {
         let Some(batch) = self.in_flight.get(&id) else { return };
         for (index, reason) in culprits {
             let Some(change) = batch.changes.get(*index) else { continue };
+            if self.lacking.strip(&mut change.clone()) {
+                // It was sent before its meter was refused.
+                continue;
+            }
             tracing::error!(%reason, ?change, "the switch refuses a flow: it is left out");
             self.refused.push(change.clone());
         }
         if culprits.is_empty() {
             tracing::error!(batch = id.0, "the switch refuses a bundle and names no flow: starting over");
+            self.retry_later();
+        } else {
+            self.start_over();
         }
-        self.start_over();
+    }
+
+    /// A meter that the switch refuses is done without; one that is not as it was said to be is looked at again.
+    fn meter_refused(&mut self, change: &MeterChange, error: &MeterError) {
+        let meter = meter_id(change);
+        let (id, class) = meter_of(meter).unzip();
+        let routers = self.desired.iter().flat_map(|desired| desired.routers.values());
+        let router = routers.map(|router| (RouterId(router.id.get()), &router.name));
+        let router = router.filter(|(number, _)| Some(*number) == id).map(|(_, name)| name.as_str()).next();
+        let (router, class) = (router.unwrap_or("?"), class.map_or("?", PuntClass::as_str));
+        let reason = &error.reason;
+        if error.is_drift {
+            tracing::error!(meter, router, class, %reason, "a meter is not as it was: starting over");
+        } else {
+            tracing::error!(meter, router, class, %reason, "the switch refuses a meter: its packets go unpoliced");
+            self.lacking.refuse(meter);
+        }
+        self.retry_later();
     }
 
     fn acknowledge(&mut self, reached: Vec<(RouterId, u64)>) {

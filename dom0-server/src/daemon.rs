@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ovsdb::SessionHandle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use xenflow_proto::{Name, control};
 
 use crate::config::{Config, ConfigError, parse_remotes};
@@ -75,6 +76,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let mut tick = tokio::time::interval(STATUS_PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut connection = 0;
+    let mut wait = None;
     tokio::pin!(stop);
     loop {
         let event = tokio::select! {
@@ -83,6 +85,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
                 reporter.report(&core).await;
                 continue;
             }
+            () = until(wait) => {
+                wait = None;
+                Some(Event::Waited)
+            }
             event = inbox.recv() => event,
         };
         // The loop holds a sender itself.
@@ -90,7 +96,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         if let Event::Ports(ports) = &event {
             listener.follow(ports.control);
         }
-        connection += u64::from(matches!(event, Event::SwitchUp));
+        connection += u64::from(matches!(event, Event::SwitchUp { .. }));
         for effect in core.handle(event) {
             match effect {
                 Effect::Send(batch, meters, changes) => {
@@ -101,6 +107,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
                     let command = switch::Command::Dump(dump);
                     let _ = orders.send(switch::Order { connection, command }).await;
                 }
+                Effect::Wait(pause) => wait = Some(Instant::now() + pause),
                 Effect::Tell(id, message) => sessions.tell(id, Tell::Message(message)),
                 Effect::Refuse(id, reason, detail) => sessions.tell(id, Tell::Refuse(reason, detail)),
             }
@@ -114,6 +121,14 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
             }
             problems.clone_from(core.problems());
         }
+    }
+}
+
+/// The instant, or never.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -33,7 +33,7 @@ pub use message::{
     AsyncConfig, BundleAdd, BundleCtrl, BundleCtrlType, Features, HEADER_LEN, Hello, Message, MultipartReply,
     MultipartRequest, VERSION, bundle_flags, encode_bundle_add, encode_flow_mod,
 };
-pub use meter::{Band, Meter, MeterCommand, MeterMod, MeterStats};
+pub use meter::{Band, Meter, MeterCommand, MeterFeatures, MeterMod, MeterStats};
 pub use packet::{PacketIn, PacketOut};
 pub use session::{BundleId, Config, Event, Session, SessionError};
 pub use switch_port::{Port, PortReason, PortStats, PortStatus, QueueStats};

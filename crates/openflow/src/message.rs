@@ -3,7 +3,7 @@
 use crate::error::{Error, ErrorCode};
 use crate::flow::{FlowCounters, FlowDesc, FlowFilter, FlowMod, FlowRemoved};
 use crate::group::{Group, GroupMod};
-use crate::meter::{Meter, MeterMod, MeterStats};
+use crate::meter::{Meter, MeterFeatures, MeterMod, MeterStats};
 use crate::packet::{PacketIn, PacketOut};
 use crate::switch_port::{Port, PortStats, PortStatus, QueueStats};
 use crate::wire::{DecodeError, EncodeError, Reader, patch_len};
@@ -210,6 +210,8 @@ pub enum MultipartRequest {
     Meters(u32),
     /// Counters of meters; [`crate::meter::ALL_METERS`] for all.
     MeterStats(u32),
+    /// What meters the switch can have.
+    MeterFeatures,
 }
 
 /// One part of an answer.
@@ -231,6 +233,8 @@ pub enum MultipartReply {
     Meters(Vec<Meter>),
     /// Counters of meters.
     MeterStats(Vec<MeterStats>),
+    /// What meters the switch can have.
+    MeterFeatures(MeterFeatures),
     /// A type this crate does not know.
     Other {
         /// `OFPMP_*`.
@@ -260,6 +264,7 @@ impl MultipartRequest {
                 head(2);
                 return filter.encode(out);
             }
+            MultipartRequest::MeterFeatures => return head(11),
             MultipartRequest::Ports(port) => (number(13, *port), 0),
             MultipartRequest::PortStats(port) => (number(4, *port), 0),
             MultipartRequest::QueueStats { port, queue } => (number(5, *port), *queue),
@@ -293,6 +298,7 @@ impl MultipartReply {
             7 => MultipartReply::Groups(all(r, Group::decode)?),
             10 => MultipartReply::Meters(all(r, Meter::decode)?),
             9 => MultipartReply::MeterStats(all(r, MeterStats::decode)?),
+            11 => MultipartReply::MeterFeatures(MeterFeatures::decode(&mut r)?),
             kind => MultipartReply::Other { kind, body: Bytes::copy_from_slice(r.rest()) },
         })
     }

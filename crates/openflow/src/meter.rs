@@ -158,6 +158,33 @@ impl MeterMod {
     }
 }
 
+/// What meters the switch can have (`struct ofp13_meter_features`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MeterFeatures {
+    /// How many; 0: it has none.
+    pub max_meters: u32,
+    /// Kinds of bands, as bits by their number: 1 drop, 2 DSCP remark.
+    pub band_types: u32,
+    /// See [`meter_flags`].
+    pub capabilities: u32,
+    /// Bands of one meter, at most.
+    pub max_bands: u8,
+    /// Colors, at most.
+    pub max_colors: u8,
+}
+
+impl MeterFeatures {
+    pub(crate) fn decode(r: &mut Reader<'_>) -> Result<MeterFeatures, DecodeError> {
+        Ok(MeterFeatures {
+            max_meters: r.u32()?,
+            band_types: r.u32()?,
+            capabilities: r.u32()?,
+            max_bands: r.u8()?,
+            max_colors: r.u8()?,
+        })
+    }
+}
+
 /// Counters of a meter (`struct ofp13_meter_stats`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MeterStats {

@@ -68,6 +68,8 @@ fn ports(routers: &[u8]) -> SwitchPorts {
     }
 }
 
+const SWITCH_UP: fn() -> Event = || Event::SwitchUp { has_meters: true };
+
 fn core(limit: usize) -> Core {
     Core::new(name("a"), limit)
 }
@@ -77,7 +79,7 @@ fn ready() -> Core {
     let mut core = core(100);
     core.handle(Event::Desired(desired(&[1, 2])));
     core.handle(Event::Ports(ports(&[1, 2])));
-    let effects = core.handle(Event::SwitchUp);
+    let effects = core.handle(SWITCH_UP());
     assert!(matches!(effects.as_slice(), [Effect::Dump(_)]), "{effects:?}");
     let effects = core.handle(Event::DumpEnd);
     confirm_all(&mut core, effects);
@@ -93,6 +95,7 @@ fn confirm_all(core: &mut Core, effects: Vec<Effect>) -> Vec<(SessionId, HostMes
             Effect::Send(id, ..) => queue.extend(core.handle(Event::Confirmed(id))),
             Effect::Dump(_) => queue.extend(core.handle(Event::DumpEnd)),
             Effect::Tell(id, message) => told.push((id, message)),
+            Effect::Wait(_) => queue.extend(core.handle(Event::Waited)),
             Effect::Refuse(..) => panic!("{effect:?}"),
         }
     }
@@ -299,7 +302,7 @@ fn a_change_is_acknowledged_when_the_switch_has_it() {
 #[test]
 fn the_switch_hears_nothing_before_both_databases_have_spoken() {
     let events: [fn() -> Event; 3] =
-        [|| Event::Desired(desired(&[1])), || Event::Ports(ports(&[1])), || Event::SwitchUp];
+        [|| Event::Desired(desired(&[1])), || Event::Ports(ports(&[1])), SWITCH_UP];
     for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
         let mut core = core(100);
         for step in &order[..2] {
@@ -319,7 +322,7 @@ fn what_was_under_way_to_a_lost_switch_is_acknowledged_by_the_next_once() {
     assert_eq!(core.handle(Event::SwitchDown), []);
     assert_eq!(core.handle(Event::Confirmed(lost)), []);
     assert_eq!(say(&mut core, 1, changes(6, [4])), [], "nobody is there to confirm it");
-    let effects = core.handle(Event::SwitchUp);
+    let effects = core.handle(SWITCH_UP());
     assert_eq!(confirm_all(&mut core, effects), [told_ack(1, 6)]);
 }
 
@@ -349,7 +352,7 @@ fn a_refused_flow_is_left_out_and_the_others_are_sent_again() {
                 queue.extend(core.handle(Event::DumpEnd));
             }
             Effect::Tell(id, message) => told.push((id, message)),
-            Effect::Refuse(..) => panic!("{effect:?}"),
+            Effect::Refuse(..) | Effect::Wait(_) => panic!("{effect:?}"),
         }
     }
     assert!(again.contains(&sent[0]) && again.contains(&sent[2]), "{again:?}");
@@ -363,7 +366,8 @@ fn a_bundle_refused_for_no_flow_starts_over() {
     let mut core = ready();
     live(&mut core, 1);
     let (refused, sent) = batch(&say(&mut core, 1, changes(3, [1])));
-    let effects = core.handle(Event::Refused(refused, Vec::new()));
+    assert_eq!(waits(&core.handle(Event::Refused(refused, Vec::new()))), [1]);
+    let effects = core.handle(Event::Waited);
     assert!(matches!(effects.as_slice(), [Effect::Dump(_)]), "{effects:?}");
     let effects = core.handle(Event::DumpEnd);
     assert_eq!(confirm_all(&mut core, effects), [told_ack(1, 3)]);
@@ -379,7 +383,8 @@ fn the_end_of_a_dump_given_up_is_not_the_end_of_the_next() {
     let (refused, _) = batch(&say(&mut core, 1, changes(3, [1])));
     let effects = say(&mut core, 2, GuestMessage::SnapshotEnd(Seq(2)));
     assert!(matches!(effects.as_slice(), [Effect::Dump(_)]), "{effects:?}");
-    assert_eq!(core.handle(Event::Refused(refused, Vec::new())), [], "the dump of r2 is still answered");
+    core.handle(Event::Refused(refused, Vec::new()));
+    assert_eq!(core.handle(Event::Waited), [], "the dump of r2 is still answered");
     assert!(matches!(core.handle(Event::DumpEnd).as_slice(), [Effect::Dump(_)]), "only now the next");
 }
 
@@ -414,4 +419,131 @@ fn a_guest_with_too_many_objects_is_refused() {
     let effects = say(&mut core, 1, changes(3, [4]));
     let detail = xenflow_flow_app::rib::TooManyObjects { limit: 3 }.to_string();
     assert_eq!(effects, [Effect::Refuse(SessionId(1), RefusalReason::Limit, detail)]);
+}
+
+#[test]
+fn what_the_operator_says_of_a_router_comes_with_the_topology() {
+    let mut core = ready();
+    let mut wanted = desired(&[1, 2]);
+    let router = wanted.routers.get_mut(&name("r2")).unwrap();
+    router.policy.fast_path = Some(db::policy::FastPath::Never);
+    router.policy.max_routes = Some(5);
+    core.handle(Event::Desired(wanted));
+    let policy = core.app.topology().policy(RouterId(2));
+    assert_eq!((policy.fast_path, policy.max_routes), (xenflow_flow_app::FastPath::Never, 5));
+    assert_eq!(core.app.topology().policy(RouterId(1)), xenflow_flow_app::Policy::default());
+}
+
+fn waits(effects: &[Effect]) -> Vec<u64> {
+    effects
+        .iter()
+        .filter_map(|effect| if let Effect::Wait(pause) = effect { Some(pause.as_secs()) } else { None })
+        .collect()
+}
+
+/// A refused bundle that names no flow may be refused for ever: each time it is tried later, until it works.
+#[test]
+fn a_bundle_refused_without_a_culprit_is_tried_again_ever_later() {
+    let mut core = ready();
+    live(&mut core, 1);
+    let mut effects = say(&mut core, 1, changes(3, [1]));
+    for pause in [1, 2, 4, 8, 16, 32, 64, 64] {
+        let (id, _) = batch(&effects);
+        assert_eq!(core.handle(Event::Refused(id, Vec::new())), [Effect::Wait(Duration::from_secs(pause))]);
+        assert_eq!(say(&mut core, 1, GuestMessage::Pong(0)), [], "nothing before the pause is over");
+        effects = core.handle(Event::Waited);
+        while !matches!(effects.last(), Some(Effect::Send(_, _, changes)) if !changes.is_empty()) {
+            effects = match effects.as_slice() {
+                [Effect::Dump(_)] => core.handle(Event::DumpEnd),
+                // Only r1's change is refused.
+                other => panic!("{other:?}"),
+            };
+        }
+        // The topology first, as the dump gave nothing; then r1.
+        while let [Effect::Send(id, _, sent), ..] = effects.as_slice()
+            && sent.len() > 1
+        {
+            effects = core.handle(Event::Confirmed(*id));
+            if matches!(effects.as_slice(), [Effect::Dump(_)]) {
+                effects = core.handle(Event::DumpEnd);
+            }
+        }
+    }
+    assert_eq!(confirm_all(&mut core, effects), [told_ack(1, 3)]);
+    let (id, _) = batch(&say(&mut core, 1, changes(4, [2])));
+    assert_eq!(waits(&core.handle(Event::Refused(id, Vec::new()))), [1], "all was in step in between");
+}
+
+#[test]
+fn a_switch_that_does_not_answer_a_dump_is_asked_again_later() {
+    let mut core = core(100);
+    core.handle(Event::Desired(desired(&[1])));
+    core.handle(Event::Ports(ports(&[1])));
+    assert!(matches!(core.handle(SWITCH_UP()).as_slice(), [Effect::Dump(_)]));
+    assert_eq!(waits(&core.handle(Event::DumpFailed("no".into()))), [1]);
+    assert!(matches!(core.handle(Event::Waited).as_slice(), [Effect::Dump(_)]));
+    assert_eq!(waits(&core.handle(Event::DumpFailed("no".into()))), [2]);
+    // A new switch is asked at once.
+    core.handle(Event::SwitchDown);
+    assert!(matches!(core.handle(SWITCH_UP()).as_slice(), [Effect::Dump(_)]));
+}
+
+/// All changes of meters that are sent until all is quiet; refused ones are answered so, at first.
+fn meters_sent(
+    core: &mut Core,
+    effects: Vec<Effect>,
+    refuse: Option<(u32, bool)>,
+) -> (Vec<MeterChange>, u32) {
+    let mut queue: std::collections::VecDeque<Effect> = effects.into();
+    let (mut all, mut pauses, mut refuse) = (Vec::new(), 0, refuse);
+    while let Some(effect) = queue.pop_front() {
+        match effect {
+            Effect::Send(id, meters, _) => {
+                for change in &meters {
+                    if let Some((_, is_drift)) = refuse.take_if(|(id, _)| *id == meter_id(change)) {
+                        let error = MeterError { is_drift, reason: "OFPMMFC_OUT_OF_METERS".into() };
+                        queue.extend(core.handle(Event::MeterRefused(change.clone(), error)));
+                    }
+                }
+                all.extend(meters);
+                queue.extend(core.handle(Event::Confirmed(id)));
+            }
+            Effect::Dump(_) => queue.extend(core.handle(Event::DumpEnd)),
+            Effect::Wait(_) => {
+                pauses += 1;
+                queue.extend(core.handle(Event::Waited));
+            }
+            Effect::Tell(..) | Effect::Refuse(..) => {}
+        }
+    }
+    (all, pauses)
+}
+
+#[test]
+fn a_refused_meter_is_done_without_and_one_that_drifted_is_asked_for_again() {
+    let meter = xenflow_flow_app::punt::meter_id(RouterId(1), PuntClass::Host);
+    for (is_drift, times) in [(false, 1), (true, 2)] {
+        let mut core = core(100);
+        core.handle(Event::Desired(desired(&[1, 2])));
+        core.handle(Event::Ports(ports(&[1, 2])));
+        let effects = core.handle(SWITCH_UP());
+        let (sent, pauses) = meters_sent(&mut core, effects, Some((meter, is_drift)));
+        assert_eq!(sent.iter().filter(|change| meter_id(change) == meter).count(), times, "{is_drift}");
+        assert_eq!(pauses, 1);
+        assert!(core.app.is_idle(), "everything else is in step");
+        // The next switch may have it.
+        core.handle(Event::SwitchDown);
+        let effects = core.handle(SWITCH_UP());
+        assert_eq!(meters_sent(&mut core, effects, None).0.len(), 10);
+    }
+}
+
+#[test]
+fn a_switch_without_meters_is_not_asked_for_any() {
+    let mut core = core(100);
+    core.handle(Event::Desired(desired(&[1])));
+    core.handle(Event::Ports(ports(&[1])));
+    let effects = core.handle(Event::SwitchUp { has_meters: false });
+    assert_eq!(meters_sent(&mut core, effects, None), (Vec::new(), 0));
+    assert!(core.app.is_idle());
 }

@@ -1,20 +1,22 @@
 //! OpenFlow with the integration bridge over its `<bridge>.mgmt` socket: connects, stays connected, sends batches
 //! as bundles and dumps flows.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use openflow::group::ALL_GROUPS;
 use openflow::meter::ALL_METERS;
-use openflow::{BundleId, Config, Event as Said, Message, MultipartReply, MultipartRequest, Session};
+use openflow::{
+    BundleId, Config, ErrorCode, Event as Said, Message, MultipartReply, MultipartRequest, Session,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use xenflow_flow_app::{Dump, FlowChange, MeterChange};
 
-use crate::core::{BatchId, Event};
+use crate::core::{BatchId, Event, MeterError};
 
 /// What the core wants of the switch, and which connection it means: the first is 1. What it asked of an earlier
 /// one is void; it asks again.
@@ -88,16 +90,37 @@ pub async fn run(socket: PathBuf, mut orders: mpsc::Receiver<Order>, events: mps
 /// What the answers of one connection belong to.
 #[derive(Debug, Default)]
 struct Pending {
+    /// The question which meters there can be: the switch counts as up when it has answered.
+    features: Option<u32>,
+    is_up: bool,
     bundles: HashMap<BundleId, BatchId>,
-    /// The last request of a dump.
-    last_dump: Option<u32>,
+    /// Changes of meters, by their requests; forgotten when the bundle after them is answered.
+    meters: HashMap<u32, (BatchId, MeterChange)>,
+    /// Requests of a dump; the last one ends it.
+    dump: BTreeSet<u32>,
 }
 
 impl Pending {
     /// A part, and the end of the dump if it is the last one.
-    fn part_of_dump(&self, part: Event, xid: u32, more: bool) -> Vec<Event> {
-        let end = !more && self.last_dump == Some(xid);
+    fn part_of_dump(&mut self, part: Event, xid: u32, more: bool) -> Vec<Event> {
+        if !self.dump.contains(&xid) {
+            return Vec::new();
+        }
+        let end = !more && self.dump.remove(&xid) && self.dump.is_empty();
         [part].into_iter().chain(end.then_some(Event::DumpEnd)).collect()
+    }
+
+    /// A bundle was answered.
+    fn bundle(&mut self, id: BundleId) -> Option<BatchId> {
+        let batch = self.bundles.remove(&id)?;
+        self.meters.retain(|_, (of, _)| *of != batch);
+        Some(batch)
+    }
+
+    fn up(&mut self, has_meters: bool) -> Vec<Event> {
+        self.features = None;
+        self.is_up = true;
+        vec![Event::SwitchUp { has_meters }]
     }
 }
 
@@ -118,9 +141,11 @@ async fn converse(
     loop {
         while let Some(said) = session.poll_event() {
             if matches!(said, Said::Up(_)) {
-                *connection += 1;
+                let request = MultipartRequest::MeterFeatures;
+                pending.features = Some(session.send(&Message::MultipartRequest(request))?);
             }
             for event in translate(said, &mut pending) {
+                *connection += u64::from(matches!(event, Event::SwitchUp { .. }));
                 events.send(event).await.map_err(|_| Down::Stopped)?;
             }
         }
@@ -143,7 +168,7 @@ async fn converse(
                 input.clear();
             }
             written = writer.write_buf(&mut output), if !output.is_empty() => { written?; }
-            order = orders.recv(), if session.is_up() => {
+            order = orders.recv(), if pending.is_up => {
                 let order = order.ok_or(Down::Stopped)?;
                 if order.connection != *connection {
                     continue;
@@ -151,7 +176,8 @@ async fn converse(
                 match order.command {
                     Command::Send(batch, meters, changes) => {
                         for change in meters {
-                            session.send(&Message::from(change))?;
+                            let xid = session.send(&Message::from(change.clone()))?;
+                            pending.meters.insert(xid, (batch, change));
                         }
                         let messages: Vec<Message> = changes.into_iter().map(Message::from).collect();
                         let bundle = session.send_bundle(&messages)?;
@@ -161,7 +187,7 @@ async fn converse(
                         let whole = [MultipartRequest::Groups(ALL_GROUPS), MultipartRequest::Meters(ALL_METERS)];
                         let whole = whole.into_iter().filter(|_| groups_and_meters);
                         for request in flows.into_iter().map(MultipartRequest::Flows).chain(whole) {
-                            pending.last_dump = Some(session.send(&Message::MultipartRequest(request))?);
+                            pending.dump.insert(session.send(&Message::MultipartRequest(request))?);
                         }
                     }
                 }
@@ -176,18 +202,24 @@ fn translate(said: Said, pending: &mut Pending) -> Vec<Event> {
     match said {
         Said::Up(features) => {
             tracing::info!(datapath = format_args!("{:016x}", features.datapath_id), "switch connected");
-            vec![Event::SwitchUp]
+            Vec::new()
         }
-        Said::BundleCommitted { id } => {
-            pending.bundles.remove(&id).map(Event::Confirmed).into_iter().collect()
+        Said::Multipart { xid, body: MultipartReply::MeterFeatures(meters), .. }
+            if pending.features == Some(xid) =>
+        {
+            pending.up(meters.max_meters > 0 && meters.max_bands > 0)
         }
+        Said::Error { xid, error } if pending.features == Some(xid) => {
+            tracing::warn!(%error, "the switch does not say which meters it can have");
+            pending.up(false)
+        }
+        Said::BundleCommitted { id } => pending.bundle(id).map(Event::Confirmed).into_iter().collect(),
         Said::BundleFailed { id, errors } => {
             for (_, error) in errors.iter().filter(|(index, _)| index.is_none()) {
                 tracing::debug!(%error, "a bundle failed");
             }
             let culprits = errors.into_iter().filter_map(|(index, error)| Some((index?, error.to_string())));
-            let batch = pending.bundles.remove(&id);
-            batch.map(|batch| Event::Refused(batch, culprits.collect())).into_iter().collect()
+            pending.bundle(id).map(|batch| Event::Refused(batch, culprits.collect())).into_iter().collect()
         }
         Said::Flows { xid, flows, more } => {
             let flows = flows.into_iter().map(|described| described.flow).collect();
@@ -200,6 +232,16 @@ fn translate(said: Said, pending: &mut Pending) -> Vec<Event> {
             pending.part_of_dump(Event::DumpedMeters(meters), xid, more)
         }
         Said::Error { xid, error } => {
+            if let Some((_, change)) = pending.meters.remove(&xid) {
+                let is_drift = [ErrorCode::METER_EXISTS, ErrorCode::UNKNOWN_METER].contains(&error.code);
+                let error = MeterError { is_drift, reason: error.to_string() };
+                return vec![Event::MeterRefused(change, error)];
+            }
+            if pending.dump.contains(&xid) {
+                // What else is answered belongs to no dump any more.
+                pending.dump.clear();
+                return vec![Event::DumpFailed(error.to_string())];
+            }
             tracing::error!(xid, %error, "the switch reports an error");
             Vec::new()
         }

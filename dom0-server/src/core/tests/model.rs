@@ -24,6 +24,10 @@ enum Step {
     Work,
     /// It refuses the next bundle because of one of its flows, or of none.
     Refuse(Option<u8>),
+    /// It refuses the next change of a meter, because it is not as it was or for good.
+    RefuseMeter(bool),
+    /// A pause is over.
+    Wait,
     /// One of its answers arrives.
     Deliver,
     Down,
@@ -42,6 +46,8 @@ fn step() -> impl Strategy<Value = Step> {
         12 => (router, 0..6u8, any::<bool>()).prop_map(|(r, third, more)| Step::Say(r, third, more)),
         8 => Just(Step::Work),
         1 => prop::option::of(0..4u8).prop_map(Step::Refuse),
+        1 => any::<bool>().prop_map(Step::RefuseMeter),
+        2 => Just(Step::Wait),
         8 => Just(Step::Deliver),
         1 => Just(Step::Down),
         2 => Just(Step::Up),
@@ -68,6 +74,8 @@ struct World {
     answers: VecDeque<Event>,
     up: bool,
     refuse: Option<Option<u8>>,
+    refuse_meter: Option<bool>,
+    waits: bool,
     guests: BTreeMap<u64, Guest>,
 }
 
@@ -86,6 +94,8 @@ impl World {
             answers: VecDeque::new(),
             up: false,
             refuse: None,
+            refuse_meter: None,
+            waits: false,
             guests: BTreeMap::new(),
         }
     }
@@ -97,6 +107,7 @@ impl World {
                     assert!(self.up, "an order without a switch");
                     self.orders.push_back(effect);
                 }
+                Effect::Wait(_) => self.waits = true,
                 Effect::Refuse(id, ..) => self.guest(id).ended = true,
                 Effect::Tell(id, HostMessage::Ack { seq, .. }) => {
                     let guest = self.guest(id);
@@ -136,6 +147,12 @@ impl World {
             Step::Say(router, third, more) => self.say(router, third, more),
             Step::Work => self.work(),
             Step::Refuse(culprit) => self.refuse = Some(culprit),
+            Step::RefuseMeter(is_drift) => self.refuse_meter = Some(is_drift),
+            Step::Wait => {
+                if std::mem::take(&mut self.waits) {
+                    self.handle(Event::Waited);
+                }
+            }
             Step::Deliver => {
                 if let Some(event) = self.answers.pop_front() {
                     self.handle(event);
@@ -181,7 +198,7 @@ impl World {
     fn up(&mut self) {
         if !self.up {
             self.up = true;
-            self.handle(Event::SwitchUp);
+            self.handle(SWITCH_UP());
         }
     }
 
@@ -190,6 +207,11 @@ impl World {
         match self.orders.pop_front() {
             Some(Effect::Send(id, meters, changes)) => {
                 for change in meters {
+                    if let Some(is_drift) = self.refuse_meter.take() {
+                        let error = MeterError { is_drift, reason: "no".to_owned() };
+                        self.answers.push_back(Event::MeterRefused(change, error));
+                        continue;
+                    }
                     match change {
                         MeterChange::Add(it) => assert_eq!(self.meters.insert(it.id, it), None),
                         MeterChange::Modify(it) => assert!(self.meters.insert(it.id, it).is_some()),
@@ -201,6 +223,17 @@ impl World {
                 {
                     let culprit = culprit.map(|at| (usize::from(at) % changes.len(), "no".to_owned()));
                     self.answers.push_back(Event::Refused(id, culprit.into_iter().collect()));
+                    return;
+                }
+                let lacks = |action: &openflow::Action| matches!(action, openflow::Action::Meter(id) if !self.meters.contains_key(id));
+                let bad = changes.iter().position(|change| match change {
+                    FlowChange::Upsert(flow) => flow.instructions.iter().any(
+                        |it| matches!(it, openflow::Instruction::ApplyActions(all) if all.iter().any(lacks)),
+                    ),
+                    _ => false,
+                });
+                if let Some(at) = bad {
+                    self.answers.push_back(Event::Refused(id, vec![(at, "no such meter".to_owned())]));
                     return;
                 }
                 for change in changes {
@@ -244,21 +277,22 @@ impl World {
                 }
                 self.answers.push_back(Event::DumpEnd);
             }
-            Some(Effect::Tell(..) | Effect::Refuse(..)) | None => {}
+            Some(Effect::Tell(..) | Effect::Refuse(..) | Effect::Wait(_)) | None => {}
         }
     }
 
     /// All databases have spoken, the switch takes everything, and all of it is done.
     fn settle(&mut self) {
         self.down();
-        self.refuse = None;
+        (self.refuse, self.refuse_meter) = (None, None);
         self.handle(Event::Desired(desired(&ROUTERS)));
         self.handle(Event::Ports(ports(&ROUTERS)));
         self.up();
         for _ in 0..10_000 {
-            if self.orders.is_empty() && self.answers.is_empty() {
+            if self.orders.is_empty() && self.answers.is_empty() && !self.waits {
                 return;
             }
+            self.step(Step::Wait);
             self.step(Step::Work);
             self.step(Step::Deliver);
         }

@@ -9,10 +9,11 @@ use anyhow::{Result, anyhow, bail};
 
 use crate::scenario::Scenario;
 
+mod flood;
 mod update_loss;
 
 /// Every bench.
-pub const ALL: &[Scenario] = &[update_loss::BENCH];
+pub const ALL: &[Scenario] = &[update_loss::BENCH, flood::BENCH];
 
 /// The arguments of a bench: `--name value` pairs, as they stand after `--`.
 #[derive(Debug)]

@@ -64,18 +64,18 @@ pub fn inject(lab: &Lab, ns: &Netns, dev: &str, frames: &[Vec<u8>], count: u32, 
 }
 
 /// The interface's address for packet sockets: its index is what counts.
-fn link_address(dev: &str) -> Result<LinkAddr> {
+pub(crate) fn link_address(dev: &str) -> Result<LinkAddr> {
     getifaddrs()?
         .filter(|entry| entry.interface_name == dev)
         .find_map(|entry| entry.address?.as_link_addr().copied())
         .with_context(|| format!("there is no interface {dev}"))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn unhex(text: &str) -> Result<Vec<u8>> {
+pub(crate) fn unhex(text: &str) -> Result<Vec<u8>> {
     let text = text.trim();
     ensure!(text.is_ascii() && text.len().is_multiple_of(2), "{text:?} is not hex");
     (0..text.len())

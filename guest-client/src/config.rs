@@ -34,6 +34,9 @@ pub struct Config {
     pub reconnect_max_ms: u64,
     /// Bytes that the kernel may queue on the netlink socket.
     pub receive_buffer_bytes: usize,
+    /// Longest time, in milliseconds, that a change may go unseen of which the kernel tells nothing: some of
+    /// `/proc/sys`, tables of iptables-legacy, an XDP program attached through a link of BPF.
+    pub survey_interval_ms: u64,
 }
 
 /// As written in the file.
@@ -59,6 +62,8 @@ struct File {
     reconnect_max_ms: u64,
     #[serde(default = "default_receive_buffer")]
     receive_buffer_bytes: usize,
+    #[serde(default = "default_survey_interval")]
+    survey_interval_ms: u64,
 }
 
 fn default_host() -> String {
@@ -87,6 +92,10 @@ fn default_reconnect_max() -> u64 {
 
 fn default_receive_buffer() -> usize {
     16 << 20
+}
+
+fn default_survey_interval() -> u64 {
+    5000
 }
 
 /// A configuration that cannot be used.
@@ -141,6 +150,9 @@ pub enum ConfigError {
         /// `reconnect_max_ms`.
         max: u64,
     },
+    /// Too often, or hardly ever.
+    #[error("survey_interval_ms is {0}, not 100 to 3600000")]
+    SurveyInterval(u64),
     /// `port` is 0.
     #[error("port is 0, not 1 to 65535")]
     Port,
@@ -199,6 +211,9 @@ impl Config {
         if !(10..=max).contains(&min) || max > 3_600_000 {
             return Err(ConfigError::Reconnect { min, max });
         }
+        if !(100..=3_600_000).contains(&file.survey_interval_ms) {
+            return Err(ConfigError::SurveyInterval(file.survey_interval_ms));
+        }
         if file.port == 0 {
             return Err(ConfigError::Port);
         }
@@ -218,7 +233,14 @@ impl Config {
             reconnect_min_ms: min,
             reconnect_max_ms: max,
             receive_buffer_bytes: file.receive_buffer_bytes,
+            survey_interval_ms: file.survey_interval_ms,
         })
+    }
+
+    /// See the field.
+    #[must_use]
+    pub fn survey_interval(&self) -> Duration {
+        Duration::from_millis(self.survey_interval_ms)
     }
 
     /// First and longest wait before another try to reach the host.

@@ -1,6 +1,7 @@
 //! The one loop: owns the mirror and the session, moves bytes between kernel, host and status socket.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -9,16 +10,19 @@ use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 use xenflow_proto::frame::MAX_FRAME;
 use xenflow_proto::message::{Hello, VERSION};
-use xenflow_proto::{HostMessage, MacAddr};
+use xenflow_proto::table::{Family, Obstacle, ObstacleKey};
+use xenflow_proto::{HostMessage, Key, MacAddr, Object};
 
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::connection::{Connection, LinkError, Stream, attempt, chain, write};
 use crate::mirror::Mirror;
 use crate::netlink::{Input, Netlink};
+use crate::obstacles::Survey;
 use crate::session::{Acked, Event};
 use crate::status::{AckLine, State, Status};
 use crate::tls;
+use crate::watch::{Heard, Watch};
 
 /// From an event with silent followers to the dump: one burst, one dump.
 const DUMP_DELAY: Duration = Duration::from_millis(5);
@@ -80,8 +84,11 @@ struct Driver {
     config: Config,
     hello: Hello,
     netlink: Netlink,
+    watch: Watch,
     status: Status,
     mirror: Mirror,
+    /// What the last survey found, in words.
+    obstacles: Arc<[String]>,
     phase: Phase,
     backoff: Backoff,
     /// When the next dump is to start.
@@ -120,8 +127,10 @@ pub async fn run(config: Config, seed: u64, stop: impl Future<Output = ()>) -> R
     let mut driver = Driver {
         hello,
         netlink,
+        watch: Watch::new(config.survey_interval(), start),
         status,
         mirror: Mirror::new(),
+        obstacles: Arc::default(),
         phase: Phase::Waiting { until: start },
         backoff: Backoff::new(min, max, seed),
         dump_due: Some(start),
@@ -161,6 +170,7 @@ fn boot_id() -> io::Result<[u8; 16]> {
 /// What the loop waits for.
 enum Wake {
     Kernel(io::Result<()>),
+    Watch(Heard),
     Connected(Box<Result<Stream, LinkError>>),
     Read(io::Result<usize>),
     Written(io::Result<()>),
@@ -176,10 +186,12 @@ impl Driver {
         let wake = match &mut self.phase {
             Phase::Waiting { .. } => tokio::select! {
                 result = self.netlink.readable() => Wake::Kernel(result),
+                heard = self.watch.heard() => Wake::Watch(heard),
                 () = timer => Wake::Timer,
             },
             Phase::Connecting(task) => tokio::select! {
                 result = self.netlink.readable() => Wake::Kernel(result),
+                heard = self.watch.heard() => Wake::Watch(heard),
                 done = task => Wake::Connected(Box::new(
                     done.unwrap_or_else(|e| Err(LinkError::Io(io::Error::other(e)))))),
                 () = timer => Wake::Timer,
@@ -188,6 +200,7 @@ impl Driver {
                 let Connection { reader, writer, decoder, out, unflushed, .. } = &mut **connection;
                 tokio::select! {
                     result = self.netlink.readable() => Wake::Kernel(result),
+                    heard = self.watch.heard() => Wake::Watch(heard),
                     result = reader.read_buf(decoder.buffer()) => Wake::Read(result),
                     result = write(writer, out, unflushed) => Wake::Written(result),
                     () = timer => Wake::Timer,
@@ -199,6 +212,12 @@ impl Driver {
             Wake::Kernel(result) => {
                 result.map_err(RunError::Netlink)?;
                 self.read_kernel()?;
+            }
+            Wake::Watch(heard) => {
+                self.watch.note(&heard, time);
+                if let Heard::Surveyed(Some(survey)) = heard {
+                    self.surveyed(&survey, time);
+                }
             }
             Wake::Connected(result) => self.connected(*result, time),
             Wake::Read(result) => self.received(result, time),
@@ -216,12 +235,16 @@ impl Driver {
             self.dump_due.filter(|_| !self.netlink.is_congested())
         };
         let phase = match &self.phase {
-            // Who and where to connect from is known after the first dump.
+            // Who and where to connect from is known after the first dump, what to say after the first survey.
             Phase::Waiting { until } => self.mirror.is_trusted().then_some(*until),
             Phase::Connecting(_) => None,
             Phase::Open(connection) => Some(connection.session.poll_timeout().0),
         };
-        dump.into_iter().chain(phase).min().unwrap_or_else(|| now() + Duration::from_secs(3600))
+        dump.into_iter()
+            .chain(self.watch.deadline())
+            .chain(phase)
+            .min()
+            .unwrap_or_else(|| now() + Duration::from_secs(3600))
     }
 
     fn timers(&mut self, time: Duration) -> Result<(), RunError> {
@@ -236,6 +259,7 @@ impl Driver {
             self.mirror.begin_dump();
             self.netlink.start_dump().map_err(RunError::Netlink)?;
         }
+        self.watch.start(time);
         match &mut self.phase {
             Phase::Waiting { until } if *until <= time && self.mirror.is_trusted() => self.connect(time),
             Phase::Open(connection) => {
@@ -266,7 +290,11 @@ impl Driver {
                 self.input(input, time);
             }
         }
-        self.watch_control(now());
+        let time = now();
+        if self.mirror.take_unsurveyed() {
+            self.watch.note(&Heard::Bell, time);
+        }
+        self.watch_control(time);
         Ok(())
     }
 
@@ -300,6 +328,34 @@ impl Driver {
                 self.want_dump(time);
             }
         }
+    }
+
+    fn surveyed(&mut self, survey: &Survey, time: Duration) {
+        self.mirror.apply_survey(survey, time);
+        // Nothing tells of an MTU of IPv6 that changes. Links that come and go have told of it already.
+        let mtu = |(&ifindex, &mtu): (&u32, &Option<u32>)| match self.mirror.object(Key::Link(ifindex)) {
+            Some(Object::Link(link)) => link.ipv6_mtu != mtu,
+            _ => false,
+        };
+        if survey.links.iter().any(mtu) {
+            self.want_dump(time);
+        }
+        let name = |ifindex| match self.mirror.object(Key::Link(ifindex)) {
+            Some(Object::Link(link)) => link.name.clone(),
+            _ => format!("link {ifindex}"),
+        };
+        let obstacles: Vec<String> =
+            survey.obstacles.iter().map(|obstacle| describe(obstacle, name)).collect();
+        if *self.obstacles == *obstacles {
+            return;
+        }
+        for obstacle in obstacles.iter().filter(|new| !self.obstacles.contains(new)).take(10) {
+            info!(obstacle, "the host forwards no such packets");
+        }
+        for obstacle in self.obstacles.iter().filter(|old| !obstacles.contains(old)).take(10) {
+            info!(obstacle, "no more in the way of the host");
+        }
+        self.obstacles = obstacles.into();
     }
 
     /// A change at the control interface may mean another host: look at once.
@@ -451,8 +507,21 @@ impl Driver {
             rejected: self.rejected,
             dumps: self.dumps,
             overflows: self.overflows,
+            obstacles: Arc::clone(&self.obstacles),
         });
     }
+}
+
+/// "eth1 IPv4: rp_filter is on (net.ipv4.conf.eth1.rp_filter = 2)".
+fn describe(obstacle: &Obstacle, name: impl Fn(u32) -> String) -> String {
+    let Obstacle { key: ObstacleKey { ifindex, family, kind }, detail } = obstacle;
+    let family = match family {
+        Some(Family::V4) => " IPv4",
+        Some(Family::V6) => " IPv6",
+        None => "",
+    };
+    let whose = ifindex.map_or_else(|| "all".into(), name);
+    format!("{whose}{family}: {} ({detail})", kind.as_str())
 }
 
 fn acknowledged(status: &Status, step: &Acked, time: Duration) {

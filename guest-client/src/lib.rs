@@ -1,19 +1,27 @@
 //! Streams the kernel's routes and neighbors of a virtual router to its host.
 //!
-//! [`netlink`] reads the kernel, [`translate`] (with [`nexthop`] and [`attribute`]) understands it, [`mirror`]
-//! remembers it, [`session`] tells the host; [`driver`] moves bytes between them. Netlink types do not leave
-//! `netlink`, `attribute`, `translate` and `nexthop`.
+//! [`netlink`] reads the kernel, [`translate`] (with [`link`], [`nexthop`] and [`attribute`]) understands it,
+//! [`mirror`] remembers it, [`session`] tells the host; [`driver`] moves bytes between them. What else decides
+//! about packets is for [`survey`] to ask ([`facts`] understands the answers), for [`obstacles`] to judge, and for
+//! [`watch`] to know when.
+//! Netlink types do not leave `netlink`, `questions`, `survey` and the decoders.
 
 pub mod attribute;
 pub mod backoff;
 pub mod config;
 mod connection;
 pub mod driver;
+pub mod facts;
 pub mod fuzz;
+pub mod link;
 pub mod mirror;
 pub mod netlink;
 pub mod nexthop;
+pub mod obstacles;
+mod questions;
 pub mod session;
 pub mod status;
+pub mod survey;
 pub mod tls;
 pub mod translate;
+pub mod watch;

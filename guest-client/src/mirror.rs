@@ -5,30 +5,39 @@
 //! changes of one key coalesce and a slow host costs no more memory than one mark per key. A key that came and
 //! went before the host heard of it leaves no mark.
 //!
+//! What a survey found ([`crate::obstacles`]) is kept here too, in the same way; dumps leave it alone.
+//!
 //! Not here: how changes are numbered and confirmed ([`crate::session`]), when to dump ([`crate::driver`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
 
-use xenflow_proto::table::{Hop, HopFlags, Link, NextHopKind, Route, RouteKey, RouteTarget};
+use xenflow_proto::table::{
+    Hop, HopFlags, IfIndex, Link, NextHopKind, Obstacle, ObstacleKey, ObstacleKind, Route, RouteKey,
+    RouteTarget,
+};
 use xenflow_proto::{Change, Key, Object};
 
+use crate::obstacles::Survey;
 use crate::translate::{Event, Place};
 
-/// A key with its rank: what a route refers to comes before it in a snapshot.
+/// A key with its rank in a snapshot: what a route refers to comes before it, and what stands in the way of
+/// forwarding before everything that it concerns.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Slot(u8, Key);
 
 impl From<Key> for Slot {
     fn from(key: Key) -> Self {
         let rank = match key {
-            Key::Link(_) => 0,
-            Key::Address(_) => 1,
-            Key::NextHop(_) => 2,
-            Key::Neighbor(_) => 3,
-            Key::Settings | Key::Obstacle(_) => 4,
+            Key::Obstacle(_) => 0,
+            Key::Link(_) => 1,
+            Key::Address(_) => 2,
+            Key::NextHop(_) => 3,
+            Key::Neighbor(_) => 4,
             Key::Route(_) => 5,
+            // They say that all obstacles have been told.
+            Key::Settings => 6,
         };
         Self(rank, key)
     }
@@ -56,7 +65,7 @@ enum Source {
 
 #[derive(Debug, Clone, Copy)]
 struct Dirty {
-    ticket: u64,
+    ticket: i64,
     since: Duration,
     /// The host was told of the key before.
     known: bool,
@@ -94,26 +103,32 @@ pub struct Mirror {
     /// The dump contradicts an event: the kernel may have listed first and queued last.
     doubtful: bool,
     trusted: bool,
+    /// Links that the last survey looked at; none: there was no survey.
+    surveyed: Option<BTreeSet<IfIndex>>,
+    /// Others came since somebody asked.
+    unsurveyed: bool,
     stream: u32,
     streaming: bool,
     dirty: BTreeMap<Slot, Dirty>,
-    order: BTreeMap<u64, Slot>,
-    next_ticket: u64,
+    order: BTreeMap<i64, Slot>,
+    /// The lowest ticket is taken first. They count up, and down for what must overtake.
+    next_ticket: i64,
+    last_urgent: i64,
     routes: usize,
     neighbors: usize,
 }
 
 impl Mirror {
-    /// An empty one, not to be trusted before the first dump ends.
+    /// An empty one, not to be trusted before the first dump and the first survey.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A dump has ended, and nothing was lost since.
+    /// A dump has ended, nothing was lost since, and a survey tells what the tables do not.
     #[must_use]
     pub fn is_trusted(&self) -> bool {
-        self.trusted
+        self.trusted && self.surveyed.is_some()
     }
 
     /// Number of routes.
@@ -142,9 +157,20 @@ impl Mirror {
     /// The link of this name.
     #[must_use]
     pub fn link(&self, name: &str) -> Option<&Link> {
-        self.objects()
-            .map_while(|o| if let Object::Link(link) = o { Some(link) } else { None })
-            .find(|link| link.name == name)
+        self.links().find(|link| link.name == name)
+    }
+
+    /// All links, by number.
+    pub fn links(&self) -> impl Iterator<Item = &Link> {
+        self.entries.range(Slot::from(Key::Link(0))..).map_while(|(_, entry)| match &entry.object {
+            Object::Link(link) => Some(link),
+            Object::Address(_)
+            | Object::Route(_)
+            | Object::NextHop(_)
+            | Object::Neighbor(_)
+            | Object::Settings(_)
+            | Object::Obstacle(_) => None,
+        })
     }
 
     /// Takes in an event of the kernel. True: other objects may have gone without a word, a dump is needed.
@@ -190,7 +216,11 @@ impl Mirror {
     }
 
     fn route_gone(&mut self, route: &Route, now: Duration) -> bool {
-        let Some(first) = self.route(route.key) else { return false };
+        let Some(first) = self.route(route.key) else {
+            // The dump that runs may have listed it already, and tell of it later.
+            self.take_away(&Slot::from(Key::Route(route.key)), now);
+            return false;
+        };
         if self.duplicated.contains_key(&route.key) || !same(first, route) {
             return true;
         }
@@ -248,7 +278,7 @@ impl Mirror {
     #[must_use]
     pub fn end_dump(&mut self, now: Duration) -> bool {
         let dump = self.dump;
-        let gone = self.entries.iter().filter(|(_, entry)| entry.seen != dump);
+        let gone = self.entries.iter().filter(|(slot, entry)| entry.seen != dump && is_dumped(&slot.1));
         let gone: Vec<Slot> = gone.map(|(slot, _)| slot.clone()).collect();
         for slot in gone {
             self.delete(&slot, now);
@@ -258,6 +288,43 @@ impl Mirror {
         self.removed.clear();
         self.trusted = true;
         !self.doubtful
+    }
+
+    /// Takes in a survey: what it does not name is gone. A link that it did not look at has an obstacle until one
+    /// does, for nobody knows what is on it.
+    pub fn apply_survey(&mut self, survey: &Survey, now: Duration) {
+        // One that is gone by now may come back as another, which nobody has looked at.
+        let there =
+            |link: &&IfIndex| !self.trusted || self.entries.contains_key(&Slot::from(Key::Link(**link)));
+        self.surveyed = Some(survey.links.keys().filter(there).copied().collect());
+        let mut objects: BTreeMap<Key, Object> = survey
+            .obstacles
+            .iter()
+            .cloned()
+            .map(Object::Obstacle)
+            .chain([Object::Settings(survey.settings)])
+            .map(|object| (object.key(), object))
+            .collect();
+        let links = self.links().map(|link| link.ifindex);
+        for link in links.filter(|link| !survey.links.contains_key(link)) {
+            let unknown = Object::Obstacle(not_surveyed(link));
+            objects.insert(unknown.key(), unknown);
+        }
+        // There are settings in every survey.
+        let known = self.entries.range(..Slot::from(Key::Link(0))).map(|(slot, _)| slot);
+        let gone: Vec<Slot> = known.filter(|slot| !objects.contains_key(&slot.1)).cloned().collect();
+        for slot in gone {
+            self.delete(&slot, now);
+        }
+        for object in objects.into_values() {
+            self.put(object, now, Source::Event);
+        }
+    }
+
+    /// Links came that no survey has looked at. True once, whatever becomes of them.
+    #[must_use]
+    pub fn take_unsurveyed(&mut self) -> bool {
+        std::mem::take(&mut self.unsurveyed)
     }
 
     /// Events were lost: not to be trusted until the next dump ends.
@@ -275,6 +342,21 @@ impl Mirror {
     /// True if that changed anything.
     fn put(&mut self, object: Object, now: Duration, source: Source) -> bool {
         let slot = Slot::from(object.key());
+        // Before the link, so that no host has the one without the other.
+        if let (Key::Link(link), Some(surveyed)) = (&slot.1, &self.surveyed)
+            && !self.entries.contains_key(&slot)
+            && !surveyed.contains(link)
+        {
+            self.unsurveyed = true;
+            let unknown = Object::Obstacle(not_surveyed(*link));
+            let of_unknown = Slot::from(unknown.key());
+            if !self.put(unknown, now, Source::Event)
+                && self.entries.get(&of_unknown).is_some_and(|e| e.told != self.stream)
+            {
+                // Left over from a link before, and still to come in the snapshot.
+                self.mark(of_unknown, now, false);
+            }
+        }
         let dump = self.dump;
         let (event, dumped) = match source {
             Source::Event => (dump, 0),
@@ -301,22 +383,28 @@ impl Mirror {
         self.count(&slot, 1);
         // A key that went and came back before the host was told stays one it knows.
         let known = self.dirty.get(&slot).is_some_and(|dirty| dirty.known);
-        self.mark(slot.clone(), now, known);
         let told = if known { self.stream } else { self.stream.wrapping_sub(1) };
-        self.entries.insert(slot, Entry { object, seen: dump, dumped, event, told });
+        self.entries.insert(slot.clone(), Entry { object, seen: dump, dumped, event, told });
+        self.mark(slot, now, known);
         true
     }
 
     fn delete(&mut self, slot: &Slot, now: Duration) -> bool {
         let Some(entry) = self.entries.remove(slot) else { return false };
         self.count(slot, -1);
-        if let Key::Route(key) = slot.1 {
-            self.duplicated.remove(&key);
+        match slot.1 {
+            Key::Route(key) => drop(self.duplicated.remove(&key)),
+            // Another may come under the same number.
+            Key::Link(link) => drop(self.surveyed.as_mut().map(|links| links.remove(&link))),
+            Key::Address(_) | Key::NextHop(_) | Key::Neighbor(_) | Key::Settings | Key::Obstacle(_) => {}
         }
         if entry.told == self.stream {
             self.mark(slot.clone(), now, true);
         } else {
             self.unmark(slot);
+        }
+        if let Key::Link(link) = slot.1 {
+            self.delete(&Slot::from(Key::Obstacle(not_surveyed(link).key)), now);
         }
         true
     }
@@ -330,11 +418,24 @@ impl Mirror {
     }
 
     fn mark(&mut self, slot: Slot, since: Duration, known: bool) {
-        if !self.streaming || self.dirty.contains_key(&slot) {
+        if !self.streaming {
             return;
         }
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
+        // Whatever else waits: the host must not forward what it should not.
+        let urgent = matches!(slot.1, Key::Obstacle(_)) && self.entries.contains_key(&slot);
+        let (since, known) = match self.dirty.get(&slot) {
+            Some(_) if !urgent => return,
+            Some(before) => (before.since, before.known),
+            None => (since, known),
+        };
+        self.unmark(&slot);
+        let ticket = if urgent {
+            self.last_urgent -= 1;
+            self.last_urgent
+        } else {
+            self.next_ticket += 1;
+            self.next_ticket
+        };
         self.order.insert(ticket, slot.clone());
         self.dirty.insert(slot, Dirty { ticket, since, known });
     }
@@ -425,6 +526,16 @@ fn has_silent_followers(key: &Key) -> bool {
         Key::Link(_) | Key::Address(_) | Key::NextHop(_) => true,
         Key::Route(_) | Key::Neighbor(_) | Key::Settings | Key::Obstacle(_) => false,
     }
+}
+
+/// Dumps of the tables tell of it; of the others a survey does.
+fn is_dumped(key: &Key) -> bool {
+    !matches!(key, Key::Settings | Key::Obstacle(_))
+}
+
+fn not_surveyed(ifindex: IfIndex) -> Obstacle {
+    let key = ObstacleKey { ifindex: Some(ifindex), family: None, kind: ObstacleKind::Unreadable };
+    Obstacle { key, detail: "the link is new, and not looked at yet".into() }
 }
 
 /// The same route, whatever the state of its hops.

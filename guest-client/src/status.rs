@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 use tokio::io::{AsyncWriteExt, BufWriter};
@@ -40,6 +41,14 @@ pub struct State {
     pub dumps: u64,
     /// Times that the kernel dropped events.
     pub overflows: u64,
+    /// What the host must leave to this guest, and why: "eth1 IPv4: rp_filter is on (net.ipv4.conf.eth1.rp_filter =
+    /// 2)".
+    #[serde(serialize_with = "list")]
+    pub obstacles: Arc<[String]>,
+}
+
+fn list<S: serde::Serializer>(lines: &Arc<[String]>, serializer: S) -> Result<S::Ok, S::Error> {
+    lines.as_ref().serialize(serializer)
 }
 
 /// An acknowledgement.
@@ -101,7 +110,7 @@ impl Status {
     pub fn update(&self, state: State) {
         let changed = {
             let before = self.state.borrow();
-            (before.state, &before.node) != (state.state, &state.node)
+            (before.state, &before.node, &before.obstacles) != (state.state, &state.node, &state.obstacles)
         };
         if changed && self.lines.receiver_count() > 0 {
             self.send(&state);

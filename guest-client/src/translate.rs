@@ -8,11 +8,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use xenflow_proto::MacAddr;
 use xenflow_proto::table::{
-    AddressKey, Hop, HopFlags, Key, Link, MAX_HOPS, MAX_LINK_NAME, Neighbor, NeighborKey, Object, Route,
-    RouteKey, RouteKind, RouteTarget,
+    AddressKey, Hop, HopFlags, Key, MAX_HOPS, Neighbor, NeighborKey, Object, Route, RouteKey, RouteKind,
+    RouteTarget,
 };
 
 use crate::attribute::{Attribute, Attributes, Message, NetlinkError, address, align, u16_at, u32_at};
+use crate::link::link;
 use crate::nexthop::{hop_flags, next_hop};
 
 /// Message types of `linux/rtnetlink.h`.
@@ -79,8 +80,8 @@ pub enum Place {
 pub fn translate(message: &Message<'_>) -> Result<Option<Event>, NetlinkError> {
     let payload = message.payload;
     Ok(match message.kind {
-        rtm::NEWLINK => link(payload)?.map(|link| Event::Upsert(Object::Link(link))),
-        rtm::DELLINK => link(payload)?.map(|link| Event::Remove(Key::Link(link.ifindex))),
+        rtm::NEWLINK => link(payload)?.map(|facts| Event::Upsert(Object::Link(facts.link))),
+        rtm::DELLINK => link(payload)?.map(|facts| Event::Remove(Key::Link(facts.link.ifindex))),
         rtm::NEWADDR => interface_address(payload)?.map(|key| Event::Upsert(Object::Address(key))),
         rtm::DELADDR => interface_address(payload)?.map(|key| Event::Remove(Key::Address(key))),
         rtm::NEWNEIGH => neighbor(payload)?.map(|(key, mac)| match mac {
@@ -115,7 +116,8 @@ fn place(flags: u16, route: &Route) -> Place {
     }
 }
 
-fn header<'a>(
+/// The fixed part of a message, of `want` bytes, and the attributes after it.
+pub(crate) fn header<'a>(
     payload: &'a [u8],
     what: &'static str,
     want: usize,
@@ -125,68 +127,13 @@ fn header<'a>(
     Ok((header, Attributes::new(rest)))
 }
 
-fn byte(header: &[u8], at: usize) -> u8 {
+/// 0 if it is not there.
+pub(crate) fn byte(header: &[u8], at: usize) -> u8 {
     header.get(at).copied().unwrap_or_default()
 }
 
-fn nonzero(value: Option<u32>, what: &'static str) -> Result<u32, NetlinkError> {
+pub(crate) fn nonzero(value: Option<u32>, what: &'static str) -> Result<u32, NetlinkError> {
     value.filter(|&value| value != 0).ok_or(NetlinkError::Missing(what))
-}
-
-/// `struct ifinfomsg`: family, pad, type (2), index (4), flags (4), change (4).
-fn link(payload: &[u8]) -> Result<Option<Link>, NetlinkError> {
-    const IFLA_ADDRESS: u16 = 1;
-    const IFLA_IFNAME: u16 = 3;
-    const IFLA_MTU: u16 = 4;
-    const IFLA_MASTER: u16 = 10;
-    const IFLA_LINKINFO: u16 = 18;
-    const IFLA_INFO_KIND: u16 = 1;
-    const IFLA_INFO_DATA: u16 = 2;
-    const IFLA_VRF_TABLE: u16 = 1;
-    const IFF_UP: u32 = 1;
-    const IFF_LOWER_UP: u32 = 1 << 16;
-
-    let (header, attributes) = header(payload, "ifinfomsg", 16)?;
-    if byte(header, 0) != AF_UNSPEC {
-        // A bridge's or IPv6's own notice about a link, which carries only a part of it.
-        return Ok(None);
-    }
-    let flags = u32_at(header, 8).unwrap_or_default();
-    let mut link = Link {
-        ifindex: nonzero(u32_at(header, 4), "ifi_index")?,
-        name: String::new(),
-        mac: None,
-        mtu: 0,
-        up: flags & IFF_UP != 0,
-        running: flags & IFF_LOWER_UP != 0,
-        kind: String::new(),
-        master: None,
-        vrf_table: None,
-        ipv6_mtu: None,
-    };
-    let mut table = None;
-    for attribute in attributes {
-        match attribute.kind {
-            IFLA_ADDRESS => link.mac = attribute.value.try_into().ok().map(MacAddr),
-            IFLA_IFNAME => link.name = attribute.text(MAX_LINK_NAME),
-            IFLA_MTU => link.mtu = attribute.u32()?,
-            IFLA_MASTER => link.master = Some(attribute.u32()?).filter(|&master| master != 0),
-            IFLA_LINKINFO => {
-                for info in attribute.nested() {
-                    match info.kind {
-                        IFLA_INFO_KIND => link.kind = info.text(MAX_LINK_NAME),
-                        IFLA_INFO_DATA => table = info.nested().find(|data| data.kind == IFLA_VRF_TABLE),
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    if link.kind == "vrf" {
-        link.vrf_table = table.map(|table| table.u32()).transpose()?.filter(|&table| table != 0);
-    }
-    Ok(Some(link))
 }
 
 /// `struct ifaddrmsg`: family, prefix length, flags, scope, index (4).

@@ -10,11 +10,13 @@ use std::time::Duration;
 use bytes::BytesMut;
 use proptest::prelude::*;
 use xenflow_guest_client::mirror::Mirror;
+use xenflow_guest_client::obstacles::Survey;
 use xenflow_guest_client::session::{MIN_FRAME, Session};
 use xenflow_guest_client::translate::{Event, Place};
 use xenflow_proto::message::{Hello, VERSION, Welcome};
 use xenflow_proto::table::{
-    Hop, HopFlags, Link, MAX_HOPS, Route, RouteKey, RouteKind, RouteTarget, TABLE_MAIN,
+    Hop, HopFlags, Link, MAX_HOPS, Obstacle, ObstacleKey, ObstacleKind, Route, RouteKey, RouteKind,
+    RouteTarget, Settings, TABLE_MAIN,
 };
 use xenflow_proto::{Change, GuestMessage, HostMessage, Key, Object, Seq};
 
@@ -47,6 +49,14 @@ enum Op {
         keys: usize,
         late: bool,
     },
+    /// Something on a link that destination-only forwarding would overlook.
+    Obstacle {
+        index: u32,
+        there: bool,
+    },
+    /// A survey looks; what it finds arrives with the next `Report`.
+    Look,
+    Report,
     Connect {
         window: u32,
     },
@@ -67,6 +77,9 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         8 => route.prop_map(|(prefix, hop, verb, lost)| Op::Route { prefix, hop, verb, lost }),
         1 => (1..4u32, any::<bool>()).prop_map(|(index, there)| Op::Link { index, there }),
         4 => (1..4usize, any::<bool>()).prop_map(|(keys, late)| Op::Dump { keys, late }),
+        1 => (1..4u32, any::<bool>()).prop_map(|(index, there)| Op::Obstacle { index, there }),
+        1 => Just(Op::Look),
+        2 => Just(Op::Report),
         1 => (1..4u32).prop_map(|window| Op::Connect { window }),
         3 => (1..4usize).prop_map(Op::Transmit),
         2 => (0..3u64).prop_map(Op::Acknowledge),
@@ -109,6 +122,8 @@ fn link(ifindex: u32) -> Object {
 struct Kernel {
     links: BTreeSet<u32>,
     routes: BTreeMap<u8, VecDeque<u32>>,
+    /// Links with something on them.
+    obstacles: BTreeSet<u32>,
 }
 
 impl Kernel {
@@ -151,6 +166,7 @@ impl Kernel {
             return None;
         }
         self.routes.values_mut().for_each(|hops| hops.retain(|&hop| hop != index));
+        self.obstacles.remove(&index);
         Some(Event::Remove(Key::Link(index)))
     }
 
@@ -170,7 +186,18 @@ impl Kernel {
         let links = self.links.iter().map(|&index| link(index));
         let firsts = self.routes.iter().filter_map(|(&prefix, hops)| Some((prefix, *hops.front()?)));
         let routes = firsts.map(|(prefix, hop)| Object::Route(route(prefix, hop)));
-        links.chain(routes).map(|object| (object.key(), object)).collect()
+        let obstacles = self.obstacles.iter().map(|&index| Object::Obstacle(obstacle(index)));
+        let settings = Object::Settings(Settings::default());
+        let all = links.chain(routes).chain(obstacles).chain([settings]);
+        all.map(|object| (object.key(), object)).collect()
+    }
+
+    fn survey(&self) -> Survey {
+        Survey {
+            settings: Settings::default(),
+            obstacles: self.obstacles.iter().map(|&index| obstacle(index)).collect(),
+            links: self.links.iter().map(|&index| (index, None)).collect(),
+        }
     }
 }
 
@@ -220,6 +247,11 @@ impl Host {
     }
 }
 
+fn obstacle(index: u32) -> Obstacle {
+    let key = ObstacleKey { ifindex: Some(index), family: None, kind: ObstacleKind::TrafficControl };
+    Obstacle { key, detail: "qdisc clsact".into() }
+}
+
 #[derive(Default)]
 struct World {
     kernel: Kernel,
@@ -230,6 +262,9 @@ struct World {
     dump: Option<(usize, bool)>,
     late: Vec<Event>,
     dump_wanted: bool,
+    look: Option<Survey>,
+    /// Links that a survey reported on since they came.
+    looked_at: BTreeSet<u32>,
 }
 
 impl World {
@@ -294,13 +329,36 @@ impl World {
     }
 
     fn transmit(&mut self, messages: usize) -> bool {
-        let Some(session) = &mut self.session else { return false };
         for _ in 0..messages {
+            let Some(session) = &mut self.session else { return false };
             let Some(message) = session.poll_transmit(&mut self.mirror) else { return false };
             self.host.hear(&message);
+            self.no_link_is_trusted_unseen(&message);
         }
-        assert!(self.mirror.backlog() <= KEYS, "changes of a key coalesce");
+        assert!(self.mirror.backlog() <= 2 * KEYS + 1, "changes of a key coalesce");
         true
+    }
+
+    fn report(&mut self) {
+        let Some(survey) = self.look.take() else { return };
+        // Once it is trusted, the mirror takes no word for a link that it saw go.
+        let trusted = self.mirror.is_trusted();
+        self.mirror.apply_survey(&survey, NOW);
+        let there = |link: &&u32| !trusted || self.mirror.object(Key::Link(**link)).is_some();
+        self.looked_at.extend(survey.links.keys().filter(there));
+    }
+
+    /// The host is told of a link that nobody looked at only when it knows that.
+    fn no_link_is_trusted_unseen(&self, message: &GuestMessage) {
+        let GuestMessage::Changes { changes, .. } = message else { return };
+        for change in changes {
+            if let Change::Upsert(Object::Link(Link { ifindex, .. })) = change
+                && !self.looked_at.contains(ifindex)
+            {
+                let told = |o: &Object| matches!(o, Object::Obstacle(o) if o.key.ifindex == Some(*ifindex));
+                assert!(self.host.tables.values().any(told), "link {ifindex} was never looked at");
+            }
+        }
     }
 
     fn acknowledge(&mut self, messages: u64) {
@@ -318,6 +376,9 @@ impl World {
                 self.arrive();
             }
             Op::Link { index, there } => {
+                if !there && self.kernel.links.contains(&index) {
+                    self.looked_at.remove(&index);
+                }
                 let event = self.kernel.link(index, there);
                 self.event(event, false);
                 self.arrive();
@@ -328,6 +389,14 @@ impl World {
                     self.dump(keys, late);
                 }
             }
+            Op::Obstacle { index, there: true } if self.kernel.links.contains(&index) => {
+                self.kernel.obstacles.insert(index);
+            }
+            Op::Obstacle { index, .. } => {
+                self.kernel.obstacles.remove(&index);
+            }
+            Op::Look => self.look = Some(self.kernel.survey()),
+            Op::Report => self.report(),
             Op::Connect { window } => self.connect(window),
             Op::Transmit(messages) => {
                 self.transmit(messages);
@@ -338,6 +407,8 @@ impl World {
 
     fn settle(&mut self) {
         self.arrive();
+        self.step(Op::Look);
+        self.step(Op::Report);
         let mut dumps = 0;
         while self.dump_wanted || self.dump.is_some() || !self.mirror.is_trusted() {
             self.dump(KEYS, false);
@@ -376,6 +447,8 @@ proptest! {
 fn changes_coalesce_while_the_window_is_closed() {
     let mut world = World::default();
     world.dump(KEYS, false);
+    world.step(Op::Look);
+    world.step(Op::Report);
     world.connect(1);
     assert!(world.transmit(1));
     for round in 0..1000 {
@@ -385,8 +458,8 @@ fn changes_coalesce_while_the_window_is_closed() {
     assert_eq!(world.mirror.backlog(), 1);
     world.settle();
     assert_eq!(world.host.tables, world.kernel.tables());
-    // Begin, one change, end.
-    assert_eq!(world.host.heard, 3);
+    // Begin, one change, the settings, end.
+    assert_eq!(world.host.heard, 4);
 }
 
 /// The longest routes there are, in the smallest frames a host may ask for.
@@ -403,6 +476,8 @@ fn frames_stay_within_what_the_host_takes() {
         world.mirror.apply_dumped(Event::Route(long, Place::First), NOW);
     }
     assert!(world.mirror.end_dump(NOW));
+    world.step(Op::Look);
+    world.step(Op::Report);
     world.connect(100);
     let session = world.session.as_mut().unwrap();
     let mut changes = 0;
@@ -412,5 +487,5 @@ fn frames_stay_within_what_the_host_takes() {
         assert!(out.len() <= MIN_FRAME, "a frame of {} bytes", out.len());
         changes += if let GuestMessage::Changes { changes, .. } = message { changes.len() } else { 0 };
     }
-    assert_eq!(changes, 20);
+    assert_eq!(changes, 21, "with the settings");
 }

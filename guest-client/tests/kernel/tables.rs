@@ -1,21 +1,11 @@
-//! The client against a real kernel, each test in a network namespace of its own, talking over a veth pair to a
-//! small TLS server that keeps the table it is told. Needs root, `unshare` and `ip`.
+//! The kernel's tables reach the host, whatever happens to them.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    unreachable_pub,
-    reason = "a test may fail, and says why"
-)]
-
-mod support;
-
+use crate::support::{Ca, Host, Lab, in_namespace, ip, ip_batch, until};
 use rcgen::ExtendedKeyUsagePurpose;
-use support::{Ca, Host, Lab, in_namespace, ip, ip_batch, until};
 
 #[test]
 fn snapshot_then_changes() {
-    in_namespace("snapshot_then_changes", || {
+    in_namespace("tables::snapshot_then_changes", || {
         let lab = Lab::new();
         ip("route add 198.51.100.0/24 via 192.0.2.2");
         ip("-6 route add 2001:db8:1::/48 via 2001:db8::2");
@@ -46,7 +36,7 @@ fn snapshot_then_changes() {
 
 #[test]
 fn nexthop_objects_take_their_routes_along() {
-    in_namespace("nexthop_objects_take_their_routes_along", || {
+    in_namespace("tables::nexthop_objects_take_their_routes_along", || {
         let lab = Lab::new();
         let host = Host::start(&lab, 8);
         let _client = lab.client("");
@@ -68,7 +58,7 @@ fn nexthop_objects_take_their_routes_along() {
 
 #[test]
 fn link_down_and_address_gone_remove_routes_silently() {
-    in_namespace("link_down_and_address_gone_remove_routes_silently", || {
+    in_namespace("tables::link_down_and_address_gone_remove_routes_silently", || {
         let lab = Lab::new();
         ip("route add 198.51.100.0/24 via 192.0.2.2");
         ip("route add 203.0.113.0/24 dev p0 src 192.0.2.1");
@@ -93,7 +83,7 @@ fn link_down_and_address_gone_remove_routes_silently() {
 
 #[test]
 fn duplicates_of_a_key() {
-    in_namespace("duplicates_of_a_key", || {
+    in_namespace("tables::duplicates_of_a_key", || {
         let lab = Lab::new();
         let host = Host::start(&lab, 8);
         let _client = lab.client("");
@@ -127,7 +117,7 @@ fn duplicates_of_a_key() {
 
 #[test]
 fn lost_events_are_made_up_for() {
-    in_namespace("lost_events_are_made_up_for", || {
+    in_namespace("tables::lost_events_are_made_up_for", || {
         let lab = Lab::new();
         let host = Host::start(&lab, 8);
         let client = lab.client("receive_buffer_bytes = 2304");
@@ -155,7 +145,7 @@ fn lost_events_are_made_up_for() {
 
 #[test]
 fn slow_host_slows_the_stream() {
-    in_namespace("slow_host_slows_the_stream", || {
+    in_namespace("tables::slow_host_slows_the_stream", || {
         let lab = Lab::new();
         let host = Host::start(&lab, 3);
         let _client = lab.client("");
@@ -177,7 +167,7 @@ fn slow_host_slows_the_stream() {
 
 #[test]
 fn hosts_that_are_none_are_refused() {
-    in_namespace("hosts_that_are_none_are_refused", || {
+    in_namespace("tables::hosts_that_are_none_are_refused", || {
         let lab = Lab::new();
         let client = lab.client("");
         client.wait_log("Connection refused");
@@ -213,7 +203,7 @@ fn hosts_that_are_none_are_refused() {
 
 #[test]
 fn reconnects_with_a_snapshot() {
-    in_namespace("reconnects_with_a_snapshot", || {
+    in_namespace("tables::reconnects_with_a_snapshot", || {
         let lab = Lab::new();
         ip("route add 198.51.100.0/24 via 192.0.2.2");
         let host = Host::start(&lab, 8);

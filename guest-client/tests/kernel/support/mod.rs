@@ -1,6 +1,8 @@
 //! What the tests against a kernel share: a namespace, its interfaces, certificates, and the peer of the client:
 //! a TLS server that decodes messages with the protocol's own crate and keeps the table.
 
+pub mod nftables;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddrV6, TcpListener};
@@ -110,6 +112,11 @@ impl Lab {
 
     /// Starts the real program, with these lines added to its configuration.
     pub fn client(&self, more: &str) -> Client {
+        self.configure(more);
+        self.start(Command::new(env!("CARGO_BIN_EXE_xenflow-guest")))
+    }
+
+    fn configure(&self, more: &str) {
         let (cert, key) = self.ca.issue("xenflow://router/r1", ExtendedKeyUsagePurpose::ClientAuth);
         std::fs::write(self.path("ca.pem"), self.ca.pem()).unwrap();
         std::fs::write(self.path("r1.pem"), cert).unwrap();
@@ -121,8 +128,19 @@ impl Lab {
              reconnect_min_ms = 50\n{more}\n"
         );
         std::fs::write(self.path("guest.toml"), text).unwrap();
+    }
+
+    /// As a root that may do nothing but read its own files.
+    pub fn client_without_capabilities(&self, more: &str) -> Client {
+        self.configure(more);
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set=-all", "--inh-caps=-all", env!("CARGO_BIN_EXE_xenflow-guest")]);
+        self.start(command)
+    }
+
+    fn start(&self, mut command: Command) -> Client {
         let log = self.path("log");
-        let child = Command::new(env!("CARGO_BIN_EXE_xenflow-guest"))
+        let child = command
             .args(["run", "--config"])
             .arg(self.path("guest.toml"))
             .stderr(std::fs::File::create(&log).unwrap())
@@ -186,12 +204,21 @@ pub struct Table {
     pub sessions: usize,
     pub unacked: usize,
     pub messages: u64,
+    watch_links: bool,
 }
 
 impl Table {
     fn apply(&mut self, change: Change) {
         match change {
             Change::Upsert(object) => {
+                if let Object::Link(link) = &object
+                    && self.watch_links
+                    && !self.objects.contains_key(&object.key())
+                {
+                    let about =
+                        |key: &Key| matches!(key, Key::Obstacle(o) if o.ifindex == Some(link.ifindex));
+                    assert!(self.objects.keys().any(about), "nobody looked at {}", link.name);
+                }
                 if let Some(fresh) = &mut self.fresh {
                     fresh.insert(object.key());
                 }
@@ -225,9 +252,9 @@ impl Table {
             Object::Neighbor(n) => format!("neighbor {} {} {}", n.key.addr, self.name(n.key.ifindex), n.mac),
             Object::Settings(settings) => format!("settings {settings:?}"),
             Object::Obstacle(it) => format!(
-                "obstacle {:?} {:?} {}: {}",
+                "obstacle {:?} {} {}: {}",
                 it.key.kind,
-                it.key.family,
+                it.key.family.map_or_else(|| "both".into(), |family| format!("{family:?}")),
                 it.key.ifindex.map_or_else(|| "all".into(), |ifindex| self.name(ifindex)),
                 it.detail
             ),
@@ -364,6 +391,16 @@ impl Host {
     pub fn assert_has(&self, line: &str) {
         let lines = self.table().lines();
         assert!(lines.iter().any(|l| l == line), "no \"{line}\" in\n{}", lines.join("\n"));
+    }
+
+    pub fn assert_none(&self, start: &str) {
+        let lines = self.table().lines();
+        assert!(!lines.iter().any(|l| l.starts_with(start)), "\"{start}\" in\n{}", lines.join("\n"));
+    }
+
+    /// From now on, no link may come before an obstacle at it.
+    pub fn watch_links(&self) {
+        self.table.lock().unwrap().watch_links = true;
     }
 
     pub fn wait_has(&self, line: &str) {

@@ -1,0 +1,13 @@
+//! The client against a real kernel, each test in a network namespace of its own, talking over a veth pair to a
+//! small TLS server that keeps the table it is told. Needs root, `unshare`, `setpriv`, `ip` and `tc`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "a test may fail, and says why"
+)]
+
+mod obstacles;
+mod support;
+mod tables;

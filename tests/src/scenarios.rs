@@ -11,6 +11,7 @@ mod hostile;
 mod kernel;
 mod oracle;
 mod plain;
+mod restart;
 mod twin;
 
 /// Every scenario, in the order `lab test` runs them.
@@ -22,6 +23,7 @@ pub const ALL: &[Scenario] = &[
     chain::SCENARIO,
     kernel::SCENARIO,
     oracle::SCENARIO,
+    restart::SCENARIO,
     broken::SCENARIO,
 ];
 

@@ -1,0 +1,255 @@
+//! `restart`: the switch and its database end, well or badly, under a probe through a router with many routes, and
+//! all comes back by itself.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Map, Value, json};
+
+use crate::endhost::{EndHost, NIC};
+use crate::host::Vif;
+use crate::node::{Node, Pki};
+use crate::probe::Probe;
+use crate::process::{self, wait_for};
+use crate::scenario::{Lab, Scenario};
+use crate::virtual_router::{Link, VirtualRouter};
+
+/// The registry's entry.
+pub(super) const SCENARIO: Scenario = Scenario {
+    name: "restart",
+    about: "ovs-vswitchd and ovsdb-server end and start again, well and by kill -9, under a probe",
+    memory_mib: 1024,
+    limit: Duration::from_secs(180),
+    needs_product: true,
+    in_suite: true,
+    targets: &[
+        ("database-exit.lost", "0"),
+        ("database-kill.lost", "0"),
+        ("switch-kill.lost", "0 if armed"),
+        ("both-kill.lost", "0 if armed"),
+        ("control-disarmed.lost", "more than 0"),
+    ],
+    run,
+};
+
+const H2: &str = "10.2.0.10";
+const LIMIT: Duration = Duration::from_secs(30);
+const ROUTES: u32 = 1000;
+const RATE: u32 = 500;
+/// How long something that ended is away: what a service manager takes at least.
+const AWAY: Duration = Duration::from_millis(300);
+/// The probe goes on for so long after all is in sync: the switch revalidates within a second.
+const AFTER: Duration = Duration::from_secs(1);
+/// Key of `other_config` that makes a starting switch leave the kernel's flows alone until it is told.
+const RESTORE: &str = "flow-restore-wait";
+
+struct Site {
+    h: [EndHost; 2],
+    r1: VirtualRouter,
+    node: Node,
+    /// The flows that do not come and go with traffic.
+    flows: Vec<String>,
+    tried: u32,
+}
+
+/// What ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Switch,
+    Database,
+    Both,
+}
+
+/// How.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// As a service manager ends it.
+    Exit,
+    /// kill -9.
+    Kill,
+}
+
+fn run(lab: &mut Lab) -> Result<Value> {
+    let mut site = build(lab)?;
+    lab.ready()?;
+    let mut figures = Map::new();
+    let tries = [
+        ("database-exit", Part::Database, End::Exit),
+        ("database-kill", Part::Database, End::Kill),
+        ("switch-exit", Part::Switch, End::Exit),
+        ("switch-kill", Part::Switch, End::Kill),
+        ("both-kill", Part::Both, End::Kill),
+    ];
+    for (name, part, end) in tries {
+        lab.step(format!("{name}, under {RATE} packets/s"));
+        let armed = site.is_armed()?;
+        let seen = site.attempt(lab, part, end).with_context(|| format!("in {name}"))?;
+        let lossless = match part {
+            Part::Database => true,
+            Part::Switch | Part::Both => armed,
+        };
+        ensure!(!lossless || seen["lost"] == 0, "{name} lost packets: {seen}");
+        figures.insert(name.into(), seen);
+    }
+    lab.step("control: kill -9 of a switch that nobody armed, with nobody to fill its tables");
+    let seen = site.disarmed(lab)?;
+    ensure!(
+        seen["lost"].as_u64().is_some_and(|lost| lost > 0),
+        "the tables were empty and nothing was lost: {seen}"
+    );
+    figures.insert("control-disarmed".into(), seen);
+    Ok(Value::Object(figures))
+}
+
+fn build(lab: &Lab) -> Result<Site> {
+    lab.step(format!("making host a with r1 between h1 and h2, and {ROUTES} routes"));
+    let pki = Pki::create(lab)?;
+    let mut node = Node::create(lab, "a", &pki)?;
+    node.configure(
+        "network add red\n\
+         segment add lan1 --network red --vlan 11\n\
+         segment add lan2 --network red --vlan 12\n",
+    )?;
+    node.start()?;
+    let links = [
+        Link { name: "lan1", segment: "lan1", address: "10.1.0.1/24" },
+        Link { name: "lan2", segment: "lan2", address: "10.2.0.1/24" },
+    ];
+    let mut r1 = VirtualRouter::create(lab, &node, &pki, ("red", "r1", 1), &links)?;
+    let h = [EndHost::create("h1")?, EndHost::create("h2")?];
+    for (end, number) in h.iter().zip(1..) {
+        node.configure(&format!("access add h{number} --segment lan{number}"))?;
+        let (port, mac) = (format!("h{number}"), format!("02:48:00:00:00:0{number}"));
+        node.plug(end.netns(), NIC, &Vif { port: &port, iface_id: &port, mac: &mac, vm_uuid: None })?;
+        end.configure(&format!("10.{number}.0.10/24"), Some(&format!("10.{number}.0.1")))?;
+    }
+    let routes: String =
+        (0..ROUTES).map(|k| format!("route add 10.{}.{}.0/24 via {H2}\n", 100 + k / 250, k % 250)).collect();
+    r1.guest().netns().ip_batch(&routes)?;
+    r1.start_client()?;
+    node.wait_session("r1", LIMIT)?;
+    h[0].wait_reachable(H2, LIMIT)?;
+    let routed =
+        |flows: &[String]| flows.iter().filter(|flow| flow.contains("table=3,")).count() > ROUTES as usize;
+    let flows = wait_for("flows of all routes, and to both neighbors", LIMIT, || {
+        let flows = lasting(&node)?;
+        let known = |host: &str| flows.iter().any(|flow| flow.contains(&format!("nw_dst={host} ")));
+        Ok((routed(&flows) && known(H2) && known("10.1.0.10")).then_some(flows))
+    })?;
+    Ok(Site { h, r1, node, flows, tried: 0 })
+}
+
+/// The flows that do not come and go with traffic, sorted.
+fn lasting(node: &Node) -> Result<Vec<String>> {
+    let text = node.flows()?;
+    let kept = text.lines().filter(|line| line.contains("table=") && !line.contains("table=6,"));
+    let mut flows: Vec<String> = kept.map(|line| line.trim().to_owned()).collect();
+    flows.sort_unstable();
+    Ok(flows)
+}
+
+impl Site {
+    /// Whether a switch that starts now would wait for its flows.
+    fn is_armed(&self) -> Result<bool> {
+        let key = format!("other_config:{RESTORE}");
+        let value = self.node.host().vsctl(&["--if-exists", "get", "Open_vSwitch", ".", &key])?;
+        Ok(value.trim().trim_matches('"') == "true")
+    }
+
+    fn probe(&self, lab: &Lab) -> Result<Probe> {
+        let to = format!("{H2}:7000").parse()?;
+        let mut probe = Probe::start(lab, self.h[0].netns(), self.h[1].netns(), to, RATE)?;
+        probe.wait_first(LIMIT)?;
+        Ok(probe)
+    }
+
+    /// Ends a part and starts it again as a service manager would; what the probe saw comes back.
+    fn attempt(&mut self, lab: &Lab, part: Part, end: End) -> Result<Value> {
+        let armed = self.is_armed()?;
+        let probe = self.probe(lab)?;
+        let start = Instant::now();
+        self.end(part, end)?;
+        std::thread::sleep(AWAY);
+        if part != Part::Switch {
+            self.node.host_mut().start_ovsdb()?;
+            // As the daemon's unit does before it starts.
+            self.node.init()?;
+        }
+        if part != Part::Database {
+            self.node.host_mut().start_vswitchd()?;
+        }
+        self.observe(probe, start, armed)
+    }
+
+    /// The same without the daemon, so that nobody arms the switch and nobody fills its tables at once.
+    fn disarmed(&mut self, lab: &Lab) -> Result<Value> {
+        let probe = self.probe(lab)?;
+        self.node.kill_daemon()?;
+        self.node.host().vsctl(&["remove", "Open_vSwitch", ".", "other_config", RESTORE])?;
+        ensure!(!self.is_armed()?, "{RESTORE} was removed and is there");
+        let start = Instant::now();
+        self.end(Part::Switch, End::Kill)?;
+        self.node.host_mut().start_vswitchd()?;
+        std::thread::sleep(AWAY);
+        self.node.start_daemon()?;
+        self.observe(probe, start, false)
+    }
+
+    fn end(&mut self, part: Part, end: End) -> Result<()> {
+        let host = self.node.host_mut();
+        if part != Part::Database {
+            match end {
+                End::Exit => {
+                    host.appctl(&["exit"])?;
+                    host.vswitchd()?.wait(LIMIT)?;
+                }
+                End::Kill => host.kill_vswitchd()?,
+            }
+        }
+        if part != Part::Switch {
+            if end == End::Exit {
+                let control = host.rundir().join("ovsdb-server.ctl");
+                process::output(host.command("ovs-appctl").arg("-t").arg(&control).arg("exit"))?;
+                wait_for("ovsdb-server to end", LIMIT, || Ok((!control.exists()).then_some(())))?;
+            }
+            // After a proper end this only collects it.
+            host.kill_ovsdb()?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all is as before, and a change of the guest arrives; then stops the probe.
+    fn observe(&mut self, probe: Probe, start: Instant, armed: bool) -> Result<Value> {
+        wait_for("the same flows as before", LIMIT, || {
+            Ok((lasting(&self.node)? == self.flows).then_some(()))
+        })?;
+        let in_sync = start.elapsed();
+        self.node.daemon()?.check()?;
+        self.change()?;
+        std::thread::sleep(AFTER);
+        let report = probe.stop()?;
+        ensure!(report.duplicated == 0, "the probe: {report:?}");
+        let silent = if report.lost == 0 { 0.0 } else { report.longest_gap_ms / 1000.0 };
+        Ok(json!({
+            "armed": armed,
+            "sent": report.sent,
+            "lost": report.lost,
+            "silent_s": (silent * 1000.0).round() / 1000.0,
+            "in_sync_s": (in_sync.as_secs_f64() * 1000.0).round() / 1000.0,
+            "armed_again": self.is_armed()?,
+        }))
+    }
+
+    /// A route comes and goes, and becomes a flow and none.
+    fn change(&mut self) -> Result<()> {
+        self.tried += 1;
+        let prefix = format!("10.200.{}.0/24", self.tried);
+        for (verb, there) in [("add", true), ("del", false)] {
+            self.r1.guest().netns().ip(&["route", verb, &prefix, "via", H2])?;
+            wait_for(&format!("route {verb} {prefix} in the flows"), LIMIT, || {
+                Ok((self.node.flows()?.contains(&format!("nw_dst={prefix} ")) == there).then_some(()))
+            })?;
+        }
+        Ok(())
+    }
+}

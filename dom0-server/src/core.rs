@@ -5,6 +5,7 @@
 //! never takes an empty configuration for the wanted one.
 
 mod meters;
+mod report;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -12,9 +13,7 @@ use std::time::Duration;
 
 use openflow::{Flow, Group, Meter};
 use xenflow_flow_app::punt::meter_of;
-use xenflow_flow_app::{
-    App, Attachment, Batch, Dump, FlowChange, MeterChange, PuntClass, RouterId, RouterStatus,
-};
+use xenflow_flow_app::{App, Attachment, Batch, Dump, FlowChange, MeterChange, PuntClass, RouterId};
 use xenflow_proto::frame::MAX_FRAME;
 use xenflow_proto::message::{
     GuestMessage, Hello, HostMessage, MAX_CHANGES, RefusalReason, VERSION, Welcome,
@@ -22,6 +21,7 @@ use xenflow_proto::message::{
 use xenflow_proto::{Identity, MacAddr, Name, Seq, control};
 
 use crate::core::meters::{Lacking, meter_id};
+pub use crate::core::report::Report;
 use crate::db::Desired;
 use crate::ports::{PortProblem, SwitchPorts, bind};
 
@@ -131,16 +131,6 @@ struct InFlight {
     reached: Vec<(RouterId, u64)>,
 }
 
-/// A router as the operator sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// What the flow app knows of it.
-    pub status: RouterStatus,
-    /// The last sequence number acknowledged to its guest, and whether its session is past end-of-RIB; none
-    /// without a session.
-    pub session: Option<(Seq, bool)>,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct Core {
@@ -241,17 +231,6 @@ impl Core {
         }
         self.pump();
         std::mem::take(&mut self.effects)
-    }
-
-    /// The routers that are configured.
-    pub fn reports(&self) -> impl Iterator<Item = (&Name, Report)> {
-        let routers = self.desired.iter().flat_map(|desired| desired.routers.values());
-        routers.filter_map(|router| {
-            let id = RouterId(router.id.get());
-            let session = self.sessions.values().find(|session| session.router == id);
-            let session = session.map(|session| (session.acked, session.stage == Stage::Live));
-            Some((&router.name, Report { status: self.app.router(id)?, session }))
-        })
     }
 
     /// Ports that are not used, and why.

@@ -1,10 +1,8 @@
 //! The daemon's one loop: events of all sources to the core, the core's effects to where they belong.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use ovsdb::SessionHandle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -12,10 +10,10 @@ use xenflow_proto::{Name, control};
 
 use crate::config::{Config, ConfigError, parse_remotes};
 use crate::core::{Core, Effect, Event};
-use crate::db::{self, SessionState, Status, status};
 use crate::guest::{self, Sessions, Tell};
 use crate::ovs::{database, switch};
 use crate::ports::{ControlPort, PortProblem};
+use crate::reporter::Reporter;
 use crate::{control_port, tls};
 
 /// Events that wait for the core; a source that has more waits itself, and so slows its peer.
@@ -71,7 +69,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let sessions = Sessions::default();
     let mut listener = Listener { server: server.config, sessions: sessions.clone(), events, current: None };
     let mut core = Core::new(node.clone(), config.max_objects_per_router);
-    let mut reporter = Reporter { node, database, known: BTreeMap::new(), cleared: false, job: None };
+    let mut reporter = Reporter::new(node, database);
     let mut problems = std::collections::BTreeSet::new();
     let mut tick = tokio::time::interval(STATUS_PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -165,74 +163,5 @@ impl Listener {
             }
         });
         self.current = Some((ifindex, task));
-    }
-}
-
-/// Tells the database how the routers stand, when that changes, off the main loop.
-struct Reporter {
-    node: Name,
-    database: SessionHandle,
-    known: BTreeMap<Name, Status>,
-    cleared: bool,
-    job: Option<JoinHandle<bool>>,
-}
-
-impl Reporter {
-    async fn report(&mut self, core: &Core) {
-        if let Some(job) = self.job.take_if(|job| job.is_finished())
-            && !job.await.unwrap_or(false)
-        {
-            // Nobody knows what of it was written: all of it is due again.
-            self.known.clear();
-            self.cleared = false;
-        }
-        if self.job.is_some() {
-            return;
-        }
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64);
-        let mut operations = Vec::new();
-        if !self.cleared {
-            operations.push(status::clear_node(&self.node));
-        }
-        let mut current = BTreeMap::new();
-        for (router, report) in core.reports() {
-            let state = match report.session {
-                None => SessionState::Down,
-                Some((_, false)) => SessionState::Syncing,
-                Some((_, true)) => SessionState::Up,
-            };
-            let before = self.known.get(router);
-            let status = Status {
-                node: self.node.clone(),
-                router: router.clone(),
-                state,
-                since_ms: before.filter(|old| old.state == state).map_or(now_ms, |old| old.since_ms),
-                routes: report.status.rib.routes as u64,
-                acked_seq: report.session.map_or(0, |(seq, _)| seq.0),
-                message: String::new(),
-            };
-            if before != Some(&status) {
-                operations.extend(status.upsert());
-            }
-            current.insert(router.clone(), status);
-        }
-        for router in self.known.keys().filter(|router| !current.contains_key(*router)) {
-            operations.push(status::clear_router(&self.node, router));
-        }
-        if operations.is_empty() {
-            return;
-        }
-        self.known = current;
-        self.cleared = true;
-        let database = self.database.clone();
-        self.job = Some(tokio::spawn(async move {
-            match database.transact(db::DATABASE, &operations).await {
-                Ok(_) => true,
-                Err(error) => {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "status not written");
-                    false
-                }
-            }
-        }));
     }
 }

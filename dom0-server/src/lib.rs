@@ -9,4 +9,5 @@ pub mod guest;
 pub mod ovs;
 pub mod pki;
 pub mod ports;
+pub mod reporter;
 pub mod tls;

@@ -19,6 +19,8 @@ pub struct SwitchPort {
     pub iface_id: Option<String>,
     /// `external_ids:attached-mac`, set by the toolstack.
     pub attached_mac: Option<MacAddr>,
+    /// It has a link.
+    pub is_up: bool,
 }
 
 /// The host's port on the control network.

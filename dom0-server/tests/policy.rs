@@ -144,3 +144,40 @@ fn init_converts_a_database_of_the_schema_before() {
     let version = version.arg("db-version").arg(&file).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&version.stdout), "0.2.0\n");
 }
+
+#[test]
+fn a_router_is_shown_with_what_its_node_reports() {
+    let server = Server::ready();
+    populate(&server);
+    let idle = server.ok("show router");
+    assert!(idle.ends_with("\n  no node reports about it\n"), "{idle}");
+    server.write(&json!([{"op": "insert", "table": "Status", "row": {
+        "node": "a", "router": "r1", "state": "up", "since_ms": 1_700_000_000_000_i64, "routes": 3,
+        "neighbors": 2, "next_hops": 1, "acked_seq": 7, "up": "r1-core",
+        "prefixes": ["map", [["forwarded", 250_000], ["punted", 1], ["absent", 0]]],
+        "ports": ["map", [["r1-core", "vif1.0"], ["r1-ctl", "vif1.1"]]],
+        "slow": ["set", ["r1-core ipv4: rp_filter is on (net.ipv4.conf.eth1.rp_filter = 2)", "ipv6: \u{1b}[2J"]],
+    }}]));
+    let shown = server.ok("show router r1");
+    let age = shown.find(" (").unwrap()..shown.find("), acked").unwrap() + 1;
+    let shown = shown.replace(&shown[age.clone()], "");
+    assert_eq!(
+        shown,
+        "router r1\n  network red, id 1, fastpath auto\n  \
+         vif 1 r1-core 52:54:00:00:00:01 segment red-core: port vif1.0 on a up\n  \
+         vif 2 r1-ctl 52:54:00:00:00:0a control: port vif1.1 on a down\n  \
+         node a: session up since 2023-11-14T22:13:20Z, acked 7\n    \
+         routes 3, neighbors 2, next hops 1\n    \
+         prefixes forwarded 250000 of at most 1000000 (25 %), punted 1, without a flow 0\n    \
+         the guest forwards:\n      \
+         ipv6: \u{fffd}[2J\n      r1-core ipv4: rp_filter is on (net.ipv4.conf.eth1.rp_filter = 2)\n"
+    );
+    assert_eq!(server.ok("show router").lines().next(), Some("router r1"));
+    let json = &server.json("show router r1")[0];
+    assert_eq!(json["vifs"][0]["ports"], json!([{"node": "a", "port": "vif1.0", "up": true}]));
+    assert_eq!(json["nodes"][0]["prefixes"]["forwarded"], 250_000);
+    assert_eq!(json["nodes"][0]["slow"].as_array().unwrap().len(), 2);
+    assert_eq!(json["fastpath"], "auto");
+    server.refused("show router r9", 2, "there is no router r9");
+    assert_eq!(server.json("show")["status"][0]["state"], "up");
+}

@@ -61,6 +61,7 @@ fn ports(routers: &[u8]) -> SwitchPorts {
         number: NonZeroU32::from(std::num::NonZeroU8::new(router).unwrap()).get() * 10 + u32::from(vif),
         iface_id: None,
         attached_mac: Some(mac(router, vif)),
+        is_up: vif == 1,
     };
     SwitchPorts {
         ports: routers.iter().flat_map(|router| [1, 2].map(|vif| port(*router, vif))).collect(),

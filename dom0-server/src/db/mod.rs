@@ -17,7 +17,7 @@ pub use desired::{Desired, InvalidRow};
 pub use policy::RouterPolicy;
 pub use row::{Access, Attachment, Kind, RouterId, RowError, Segment, Vif, VifNumber};
 pub use rows::Rows;
-pub use status::{SessionState, Status};
+pub use status::{Counts, SessionState, Status};
 
 /// Name of the database.
 pub const DATABASE: &str = "XenFlow";

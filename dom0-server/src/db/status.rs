@@ -1,14 +1,17 @@
 //! What a daemon reports about the routers it serves: rows of `Status`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use ovsdb::{Condition, Operation, Row};
+use ovsdb::{Atom, Condition, Datum, Operation, Row};
 use xenflow_proto::Name;
 
 use super::{RowError, table};
 
 /// Longest message kept, in characters; the schema's limit.
 const MESSAGE_MAX: usize = 512;
+/// Most reasons kept; the schema's limit.
+const SLOW_MAX: usize = 64;
 
 /// How a router's session stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +44,19 @@ impl fmt::Display for SessionState {
     }
 }
 
+/// How large a router's tables are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Routes in the router's FIB.
+    pub routes: u64,
+    /// Resolved neighbors.
+    pub neighbors: u64,
+    /// Next-hop objects.
+    pub next_hops: u64,
+    /// Prefixes by what becomes of them under the limit: `forwarded`, `punted`, `absent`; may be empty.
+    pub prefixes: BTreeMap<String, u64>,
+}
+
 /// One router on one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
@@ -52,12 +68,32 @@ pub struct Status {
     pub state: SessionState,
     /// When `state` began: milliseconds since the Unix epoch.
     pub since_ms: u64,
-    /// Routes in the router's FIB.
-    pub routes: u64,
+    /// Its tables.
+    pub counts: Counts,
     /// The last sequence number acknowledged to the guest.
     pub acked_seq: u64,
     /// Why it is not as it should be; empty if it is. Cut at 512 characters.
     pub message: String,
+    /// What the guest forwards itself, and why, in words; empty: the host forwards all it can. Untrusted text. At
+    /// most 64 of at most 512 characters: see [`bounded`].
+    pub slow: BTreeSet<String>,
+    /// OVS interfaces that carry its vifs here, by vif.
+    pub ports: BTreeMap<Name, String>,
+    /// Those vifs whose interface has a link.
+    pub up: BTreeSet<Name>,
+}
+
+/// As many reasons as the schema takes, each as long as it takes; the last one says how many more there are.
+#[must_use]
+pub fn bounded(reasons: impl IntoIterator<Item = String>) -> BTreeSet<String> {
+    let cut = |text: String| text.chars().take(MESSAGE_MAX).collect::<String>();
+    let mut all: BTreeSet<String> = reasons.into_iter().map(cut).filter(|text| !text.is_empty()).collect();
+    let more = all.len().saturating_sub(SLOW_MAX);
+    if more > 0 {
+        all = all.into_iter().take(SLOW_MAX - 1).collect();
+        all.insert(format!("~ and {} more", more + 1));
+    }
+    all
 }
 
 impl Status {
@@ -65,6 +101,16 @@ impl Status {
     pub fn parse(row: &Row) -> Result<Self, RowError> {
         let count = |column: &str| Ok::<_, RowError>(u64::try_from(row.int(column)?).unwrap_or_default());
         let state = row.str("state")?;
+        let ports = row.map_str_str("ports")?.into_iter();
+        let prefixes = row.map_str_int("prefixes")?.into_iter();
+        let counts = Counts {
+            routes: count("routes")?,
+            neighbors: count("neighbors")?,
+            next_hops: count("next_hops")?,
+            prefixes: prefixes
+                .map(|(kind, n)| (kind.to_owned(), u64::try_from(n).unwrap_or_default()))
+                .collect(),
+        };
         Ok(Self {
             node: row.str("node")?.parse()?,
             router: row.str("router")?.parse()?,
@@ -73,9 +119,14 @@ impl Status {
                 .find(|known| known.as_str() == state)
                 .ok_or_else(|| RowError::State(state.chars().take(40).collect()))?,
             since_ms: count("since_ms")?,
-            routes: count("routes")?,
+            counts,
             acked_seq: count("acked_seq")?,
             message: row.str("message")?.to_owned(),
+            slow: row.set_str("slow")?.into_iter().map(str::to_owned).collect(),
+            ports: ports
+                .map(|(vif, port)| Ok((vif.parse()?, port.to_owned())))
+                .collect::<Result<_, RowError>>()?,
+            up: row.set_str("up")?.into_iter().map(str::parse).collect::<Result<_, _>>()?,
         })
     }
 
@@ -83,6 +134,7 @@ impl Status {
     #[must_use]
     pub fn upsert(&self) -> Vec<Operation> {
         let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let prefixes = self.counts.prefixes.iter().map(|(kind, n)| (kind.as_str(), Atom::from(number(*n))));
         let delete = Operation::delete(table::STATUS)
             .filter(Condition::eq("node", self.node.as_str()))
             .filter(Condition::eq("router", self.router.as_str()));
@@ -91,9 +143,15 @@ impl Status {
             .set("router", self.router.as_str())
             .set("state", self.state.as_str())
             .set("since_ms", number(self.since_ms))
-            .set("routes", number(self.routes))
+            .set("routes", number(self.counts.routes))
+            .set("neighbors", number(self.counts.neighbors))
+            .set("next_hops", number(self.counts.next_hops))
+            .set("prefixes", Datum::map(prefixes))
             .set("acked_seq", number(self.acked_seq))
-            .set("message", self.message.chars().take(MESSAGE_MAX).collect::<String>());
+            .set("message", self.message.chars().take(MESSAGE_MAX).collect::<String>())
+            .set("slow", Datum::set(&self.slow))
+            .set("ports", Datum::map(self.ports.iter().map(|(vif, port)| (vif.as_str(), port.as_str()))))
+            .set("up", Datum::set(self.up.iter().map(Name::as_str)));
         vec![delete, insert]
     }
 }

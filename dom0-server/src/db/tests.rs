@@ -230,12 +230,21 @@ fn a_message_is_cut_to_what_the_schema_takes() {
         router: name("r1"),
         state: SessionState::Up,
         since_ms: 1,
-        routes: 2,
+        counts: Counts::default(),
         acked_seq: 3,
         message: "ä".repeat(600),
+        slow: status::bounded((0..100).map(|n| format!("{n:03}{}", "ö".repeat(600)))),
+        ports: [].into(),
+        up: [].into(),
     };
     let operations = format!("{:?}", status.upsert());
     assert_eq!(operations.matches('ä').count(), 512);
+    assert_eq!(operations.matches('ö').count(), 63 * 509);
+    assert_eq!(status.slow.last().map(String::as_str), Some("~ and 37 more"));
+    assert_eq!(
+        status::bounded(["b".to_owned(), String::new(), "a".to_owned()]),
+        ["a".into(), "b".into()].into()
+    );
 }
 
 /// The monitor asks for columns that the schema has: the daemon's replica is made of both.

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ovsdb::{
-    Condition, Event as Said, Monitor, Mutator, Operation, Remote, Row, RowChange, Session, SessionConfig,
-    SessionHandle, Uuid,
+    Condition, Datum, Event as Said, Monitor, Mutator, Operation, Remote, Row, RowChange, Session,
+    SessionConfig, SessionHandle, Uuid,
 };
 use tokio::sync::mpsc;
+use xenflow_flow_app::pipeline;
 use xenflow_proto::control::{HOST_MAC, HOST_PORT_NAME};
 
 use crate::core::Event;
@@ -18,6 +19,15 @@ use crate::ports::{ControlPort, SwitchPort, SwitchPorts};
 const OPEN_VSWITCH: &str = "Open_vSwitch";
 /// The versions that ovs-ofctl speaks by default, so that operators can look, and ours.
 const PROTOCOLS: [&str; 4] = ["OpenFlow10", "OpenFlow13", "OpenFlow14", "OpenFlow15"];
+
+/// Tables that look addresses up, and the fields that Open vSwitch keeps tries for there, at most three and in the
+/// order of their names (`Flow_Table.prefixes`, ovs-vswitchd.conf.db(5)). A packet that finds a prefix then makes a
+/// megaflow of that prefix; without its trie every address makes one of its own, since other flows of the table match
+/// whole addresses. Local addresses are looked up as sources too.
+const TRIES: [(u8, &[&str]); 2] =
+    [(pipeline::ROUTE, &["ip_dst", "ipv6_dst"]), (pipeline::LOCAL, &["ip_dst", "ip_src", "ipv6_dst"])];
+/// In the `external_ids` of rows that are XenFlow's.
+const OWNER: (&str, &str) = ("created-by", "xenflow");
 
 /// Watches the XenFlow database until the core is gone. The handle is for writing status.
 pub fn desired(remotes: Vec<Remote>, events: mpsc::Sender<Event>) -> SessionHandle {
@@ -62,9 +72,10 @@ pub fn desired(remotes: Vec<Remote>, events: mpsc::Sender<Event>) -> SessionHand
 pub async fn ports(remotes: Vec<Remote>, bridge: String, events: mpsc::Sender<Event>) {
     let monitor = Monitor::new(OPEN_VSWITCH)
         .table("Open_vSwitch", &["bridges"])
-        .table("Bridge", &["name", "ports", "fail_mode", "protocols"])
+        .table("Bridge", &["name", "ports", "fail_mode", "protocols", "flow_tables"])
+        .table("Flow_Table", &["prefixes", "external_ids"])
         .table("Port", &["name", "interfaces"])
-        .table("Interface", &["name", "ofport", "ifindex", "external_ids", "type", "mac"]);
+        .table("Interface", &["name", "ofport", "ifindex", "external_ids", "type", "mac", "link_state"]);
     let mut session = Session::start(SessionConfig::new(remotes).monitor(monitor));
     let handle = session.handle();
     let mut rows = Tables::default();
@@ -170,6 +181,9 @@ impl Tables {
                     let ports = Operation::mutate("Bridge").filter(is());
                     operations.push(ports.mutation("ports", Mutator::Insert, named("control_port")));
                 }
+                for (table, prefixes) in TRIES {
+                    operations.extend(self.trie_repairs(uuid, row, table, prefixes));
+                }
             }
             None => {
                 operations.push(
@@ -184,6 +198,7 @@ impl Tables {
                         .set("name", bridge)
                         .set("interfaces", named("local_interface")),
                 );
+                operations.extend(TRIES.map(|(table, prefixes)| new_trie(table, prefixes)));
                 let mut ports = vec![named("local_port")];
                 if add_control_port {
                     ports.push(named("control_port"));
@@ -194,7 +209,8 @@ impl Tables {
                         .set("name", bridge)
                         .set("fail_mode", "secure")
                         .set("protocols", set(&PROTOCOLS))
-                        .set("ports", ovsdb::Datum::Set(ports.into_iter().collect())),
+                        .set("flow_tables", Datum::map(TRIES.map(|(table, _)| place(table))))
+                        .set("ports", Datum::Set(ports.into_iter().collect())),
                 );
                 operations.push(Operation::mutate("Open_vSwitch").mutation(
                     "bridges",
@@ -204,6 +220,30 @@ impl Tables {
             }
         }
         operations
+    }
+
+    /// Operations that make a flow table of the bridge have its tries. What else its row says stays.
+    fn trie_repairs(&self, bridge: Uuid, row: &Row, table: u8, prefixes: &[&str]) -> Vec<Operation> {
+        let uuid = row.map_int_uuid("flow_tables").ok().and_then(|all| all.get(&i64::from(table)).copied());
+        let known = uuid.and_then(|uuid| Some((uuid, self.0.get("Flow_Table")?.get(&uuid)?)));
+        let Some((uuid, row)) = known else {
+            let bridge = Operation::mutate("Bridge").filter(Condition::uuid(bridge));
+            let place = Datum::map([place(table)]);
+            return vec![new_trie(table, prefixes), bridge.mutation("flow_tables", Mutator::Insert, place)];
+        };
+        let has = row.set_str("prefixes").is_ok_and(|has| has.into_iter().eq(prefixes.iter().copied()));
+        if has && row.map_get("external_ids", OWNER.0) == Ok(Some(OWNER.1)) {
+            return Vec::new();
+        }
+        let is = || Condition::uuid(uuid);
+        vec![
+            Operation::update("Flow_Table").filter(is()).set("prefixes", set(prefixes)),
+            Operation::mutate("Flow_Table").filter(is()).mutation(
+                "external_ids",
+                Mutator::Insert,
+                Datum::map([OWNER]),
+            ),
+        ]
     }
 
     /// What is plugged into the bridge; none while there is no bridge.
@@ -233,6 +273,7 @@ impl Tables {
                 number,
                 iface_id: id("iface-id").map(str::to_owned),
                 attached_mac: id("attached-mac").and_then(|mac| mac.to_ascii_lowercase().parse().ok()),
+                is_up: interface.opt_str("link_state") == Ok(Some("up")),
             });
         }
         all.ports.sort_by(|a, b| a.name.cmp(&b.name));
@@ -244,6 +285,18 @@ fn named(name: &str) -> ovsdb::Atom {
     ovsdb::Atom::NamedUuid(name.into())
 }
 
-fn set(values: &[&str]) -> ovsdb::Datum {
-    ovsdb::Datum::Set(values.iter().map(|value| ovsdb::Atom::from(*value)).collect())
+fn set(values: &[&str]) -> Datum {
+    Datum::set(values.iter().copied())
+}
+
+fn new_trie(table: u8, prefixes: &[&str]) -> Operation {
+    Operation::insert("Flow_Table")
+        .uuid_name(format!("flow_table_{table}"))
+        .set("prefixes", set(prefixes))
+        .set("external_ids", Datum::map([OWNER]))
+}
+
+/// An element of `Bridge.flow_tables` for a row of [`new_trie`].
+fn place(table: u8) -> (i64, ovsdb::Atom) {
+    (table.into(), named(&format!("flow_table_{table}")))
 }

@@ -75,8 +75,20 @@ pub(crate) enum DatabaseCommand {
     /// Trunks of nodes
     #[command(subcommand)]
     Uplink(UplinkCommand),
-    /// Everything on one page, with what the daemons report
-    Show,
+    /// Everything on one page, with what the daemons report; or one kind of things in detail
+    Show {
+        #[command(subcommand)]
+        what: Option<ShowCommand>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ShowCommand {
+    /// Routers: session, tables, vifs, and what the guest forwards itself and why
+    Router {
+        /// Only this one
+        name: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

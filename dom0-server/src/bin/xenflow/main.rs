@@ -9,6 +9,7 @@ mod client;
 mod init;
 mod output;
 mod pki;
+mod show;
 mod view;
 
 use std::process::ExitCode;
@@ -175,7 +176,8 @@ async fn database(client: &Client, command: DatabaseCommand, json: bool) -> Resu
             UplinkCommand::List => list(client, Kind::Node, json).await,
             UplinkCommand::Remove { node, port } => client.edit(|now| now.remove_uplink(&node, &port)).await,
         },
-        DatabaseCommand::Show => {
+        DatabaseCommand::Show { what: Some(what) } => show::run(client, &what, json).await,
+        DatabaseCommand::Show { what: None } => {
             let now = client.snapshot().await?;
             if json {
                 output::json(&view::page_json(&now))

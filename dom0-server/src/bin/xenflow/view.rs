@@ -29,7 +29,7 @@ pub(crate) fn list(desired: &Desired, kind: Kind) -> Vec<Value> {
 }
 
 /// With the defaults for what its row does not say.
-fn router(router: &Router) -> Value {
+pub(crate) fn router(router: &Router) -> Value {
     let policy = router.policy.effective();
     let rates: Map<_, _> = PuntClass::ALL
         .iter()
@@ -41,7 +41,7 @@ fn router(router: &Router) -> Value {
     })
 }
 
-fn vif(vif: &Vif) -> Value {
+pub(crate) fn vif(vif: &Vif) -> Value {
     let (kind, segment) = match &vif.attachment {
         Attachment::Segment(segment) => ("data", Some(segment.to_string())),
         Attachment::Control => ("control", None),
@@ -57,11 +57,15 @@ fn access(access: &Access) -> Value {
     json!({ "name": access.name.to_string(), "segment": access.segment.to_string(), "macs": macs })
 }
 
-fn status(status: &Status) -> Value {
+pub(crate) fn status(status: &Status) -> Value {
+    let ports: Map<_, _> =
+        status.ports.iter().map(|(vif, port)| (vif.to_string(), port.as_str().into())).collect();
     json!({
         "node": status.node.to_string(), "router": status.router.to_string(), "state": status.state.as_str(),
-        "since_ms": status.since_ms, "routes": status.routes,
-        "acked_seq": status.acked_seq, "message": status.message,
+        "since_ms": status.since_ms, "routes": status.counts.routes, "neighbors": status.counts.neighbors,
+        "next_hops": status.counts.next_hops, "prefixes": status.counts.prefixes,
+        "acked_seq": status.acked_seq, "message": status.message, "slow": status.slow, "ports": ports,
+        "up": status.up.iter().map(ToString::to_string).collect::<Vec<_>>(),
     })
 }
 
@@ -129,11 +133,11 @@ pub(crate) fn page(now: &Snapshot) -> String {
                 line(&mut page, 2, format_args!("vif {} {} {} {place}", vif.number, vif.name, vif.mac));
             }
             for report in reports.iter().filter(|report| report.router == router.name) {
-                let since = i128::from(report.since_ms) * 1_000_000;
-                let since = OffsetDateTime::from_unix_timestamp_nanos(since).map_or("?".to_owned(), date);
-                let Status { node, state, routes, acked_seq, message, .. } = report;
+                let since = instant(report.since_ms);
+                let Status { node, state, counts, acked_seq, message, .. } = report;
                 let text = format_args!(
-                    "on {node}: {state} since {since}, routes {routes}, acked {acked_seq}{}{}",
+                    "on {node}: {state} since {since}, routes {}, acked {acked_seq}{}{}",
+                    counts.routes,
                     if message.is_empty() { "" } else { ": " },
                     message.escape_debug(),
                 );
@@ -151,12 +155,17 @@ pub(crate) fn page(now: &Snapshot) -> String {
     page
 }
 
-fn line(page: &mut String, depth: usize, text: std::fmt::Arguments<'_>) {
+pub(crate) fn line(page: &mut String, depth: usize, text: std::fmt::Arguments<'_>) {
     let mut whole = String::new();
     // Writing to a string cannot fail.
     let _ = write!(whole, "{:1$}{text}", "", depth * 2);
     page.push_str(whole.trim_end());
     page.push('\n');
+}
+
+/// Milliseconds since the Unix epoch as [`date`].
+pub(crate) fn instant(ms: u64) -> String {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).map_or("?".to_owned(), date)
 }
 
 /// UTC, to the second (RFC 3339).

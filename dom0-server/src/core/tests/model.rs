@@ -312,7 +312,7 @@ proptest! {
         }
         world.settle();
         let mut desired: BTreeMap<FlowKey, Flow> =
-            world.core.app.desired().map(|flow| (FlowKey::from(&flow), flow)).collect();
+            world.core.app.desired().flows.into_iter().map(|flow| (FlowKey::from(&flow), flow)).collect();
         // A router whose guest has not spoken in this life of the daemon keeps what it has.
         let silent = |flow: &Flow| {
             let router = cookie::router_of(flow.cookie);

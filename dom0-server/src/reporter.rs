@@ -1,0 +1,132 @@
+//! Tells the database how the routers stand, and the log why a guest forwards itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ovsdb::SessionHandle;
+use tokio::task::JoinHandle;
+use xenflow_proto::Name;
+
+use crate::core::{Core, Report};
+use crate::db::{self, Counts, SessionState, Status, status};
+
+/// Reasons that one line of the log names.
+const LOGGED: usize = 4;
+
+/// Writes what changed, off the main loop.
+#[derive(Debug)]
+pub struct Reporter {
+    node: Name,
+    database: SessionHandle,
+    known: BTreeMap<Name, Status>,
+    slow: BTreeMap<Name, BTreeSet<String>>,
+    cleared: bool,
+    job: Option<JoinHandle<bool>>,
+}
+
+impl Reporter {
+    /// One that has written nothing yet.
+    #[must_use]
+    pub fn new(node: Name, database: SessionHandle) -> Self {
+        Self { node, database, known: BTreeMap::new(), slow: BTreeMap::new(), cleared: false, job: None }
+    }
+
+    /// Writes what has changed since the last call, unless that is still being written.
+    pub async fn report(&mut self, core: &Core) {
+        if let Some(job) = self.job.take_if(|job| job.is_finished())
+            && !job.await.unwrap_or(false)
+        {
+            // Nobody knows what of it was written: all of it is due again.
+            self.known.clear();
+            self.cleared = false;
+        }
+        if self.job.is_some() {
+            return;
+        }
+        let mut operations = Vec::new();
+        if !self.cleared {
+            operations.push(status::clear_node(&self.node));
+        }
+        let now_ms = now_ms();
+        let mut current = BTreeMap::new();
+        let mut slow = BTreeMap::new();
+        for (router, report) in core.reports() {
+            let before = self.known.get(router);
+            log_slow(router, self.slow.get(router), &report.slow);
+            slow.insert(router.clone(), report.slow.clone());
+            let status = status_of(&self.node, router, report, before, now_ms);
+            if before != Some(&status) {
+                operations.extend(status.upsert());
+            }
+            current.insert(router.clone(), status);
+        }
+        self.slow = slow;
+        for router in self.known.keys().filter(|router| !current.contains_key(*router)) {
+            operations.push(status::clear_router(&self.node, router));
+        }
+        if operations.is_empty() {
+            return;
+        }
+        self.known = current;
+        self.cleared = true;
+        let database = self.database.clone();
+        self.job = Some(tokio::spawn(async move {
+            match database.transact(db::DATABASE, &operations).await {
+                Ok(_) => true,
+                Err(error) => {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "status not written");
+                    false
+                }
+            }
+        }));
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn status_of(node: &Name, router: &Name, report: Report, before: Option<&Status>, now_ms: u64) -> Status {
+    let state = match report.session {
+        None => SessionState::Down,
+        Some((_, false)) => SessionState::Syncing,
+        Some((_, true)) => SessionState::Up,
+    };
+    let rib = report.status.rib;
+    Status {
+        node: node.clone(),
+        router: router.clone(),
+        state,
+        since_ms: before.filter(|old| old.state == state).map_or(now_ms, |old| old.since_ms),
+        counts: Counts {
+            routes: rib.routes as u64,
+            neighbors: rib.neighbors as u64,
+            next_hops: rib.next_hops as u64,
+            prefixes: BTreeMap::new(),
+        },
+        acked_seq: report.session.map_or(0, |(seq, _)| seq.0),
+        message: String::new(),
+        slow: report.slow,
+        ports: report.ports,
+        up: report.up,
+    }
+}
+
+/// One line when the reasons of a router are other ones.
+fn log_slow(router: &Name, before: Option<&BTreeSet<String>>, now: &BTreeSet<String>) {
+    let empty = BTreeSet::new();
+    if before.unwrap_or(&empty) == now {
+        return;
+    }
+    if now.is_empty() {
+        tracing::info!(%router, "the host forwards for the router");
+        return;
+    }
+    let some: Vec<&str> = now.iter().take(LOGGED).map(String::as_str).collect();
+    let more = now.len().saturating_sub(LOGGED);
+    let reasons = some.join("; ");
+    tracing::info!(%router, reasons, more, "the guest forwards itself");
+}

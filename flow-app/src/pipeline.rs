@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use openflow::{Action, Field, Flow, Instruction};
+use openflow::{Action, Field, Flow, Instruction, action};
 use xenflow_proto::VlanId;
 use xenflow_proto::table::TABLE_MAIN;
 
@@ -27,8 +27,11 @@ pub const L2: u8 = 5;
 pub const LEARNED: u8 = 6;
 /// Flood: to all ports of the segment, unless a port is known by now.
 pub const FLOOD: u8 = 7;
-/// Egress: the VLAN tagger, outward. Only ports of the packet's segment; pops the tag where it is not a trunk.
+/// Egress: the VLAN tagger, outward. Only ports of the packet's segment; pops the tag where it is not a trunk. To a
+/// guest through the meter of its router and class.
 pub const EGRESS: u8 = 8;
+/// Classify: why a guest gets the packet, where the tables before have not said it. Asked on the way to a vif's port.
+pub const CLASSIFY: u8 = 9;
 
 /// A table, and which ones a packet may go on to.
 #[derive(Debug, Clone, Copy)]
@@ -46,7 +49,7 @@ pub struct Stage {
 }
 
 /// All tables, in the order of their numbers.
-pub const STAGES: [Stage; 9] = [
+pub const STAGES: [Stage; 10] = [
     Stage { table: ADMISSION, name: "admission", next: &[ROUTER], outputs: true, miss: "drop" },
     Stage { table: ROUTER, name: "router", next: &[LOCAL, L2], outputs: false, miss: "to l2" },
     Stage { table: LOCAL, name: "local", next: &[ROUTE, L2], outputs: false, miss: "to route" },
@@ -55,16 +58,17 @@ pub const STAGES: [Stage; 9] = [
     Stage {
         table: L2,
         name: "l2",
-        next: &[ROUTER, LEARNED, FLOOD, EGRESS],
+        next: &[ROUTER, LEARNED, FLOOD, EGRESS, CLASSIFY],
         outputs: false,
         miss: "to learned",
     },
     Stage { table: LEARNED, name: "learned", next: &[], outputs: false, miss: "nothing" },
-    Stage { table: FLOOD, name: "flood", next: &[EGRESS], outputs: false, miss: "drop" },
+    Stage { table: FLOOD, name: "flood", next: &[EGRESS, CLASSIFY], outputs: false, miss: "drop" },
     Stage { table: EGRESS, name: "egress", next: &[], outputs: true, miss: "drop" },
+    Stage { table: CLASSIFY, name: "classify", next: &[], outputs: false, miss: "host" },
 ];
 
-/// Register 0: [`ROUTED`], [`FROM_UPLINK`], [`TOO_BIG`].
+/// Register 0: [`ROUTED`], [`FROM_UPLINK`], [`TOO_BIG`], [`PUNT_CLASS`].
 pub const FLAGS: u8 = 0;
 /// Register 1: the port the packet came in by; 0 after it entered another router.
 pub const IN_PORT: u8 = 1;
@@ -95,6 +99,8 @@ pub const TOO_BIG_BIT: u16 = 2;
 pub const PUNT_CLASS: u32 = 7 << PUNT_CLASS_BIT;
 /// Where [`PUNT_CLASS`] begins.
 pub const PUNT_CLASS_BIT: u16 = 3;
+/// In [`PUNT_CLASS`]: none; the guest gets the packet as it would from any switch.
+pub const UNPOLICED: u32 = 7 << PUNT_CLASS_BIT;
 /// Bytes before the IP packet in a frame without tag; the switch's lengths count them, and no tag.
 pub const ETH_HEADER: u16 = 14;
 /// In [`HOPS`]: this many routers of one host have passed the packet on; the next one gets it as a punt.
@@ -113,10 +119,15 @@ pub const ETH_VLAN: u16 = 0x8100;
 /// Ethernet type of an IEEE 802.1ad service tag.
 pub const ETH_SVLAN: u16 = 0x88a8;
 
+/// "Ethernet type" of frames that have a length and an LLC header in its place (`OFP_DL_TYPE_NOT_ETH_TYPE`).
+pub const ETH_LLC: u16 = 0x05ff;
+
 /// Priorities: the higher wins.
 pub mod priority {
     /// What is never let through.
     pub const REFUSE: u16 = 400;
+    /// What comes before the exceptions of a table.
+    pub const FIRST: u16 = 350;
     /// Exceptions to the ordinary flows of a table.
     pub const EXCEPTION: u16 = 300;
     /// The ordinary flows of a table.
@@ -195,10 +206,28 @@ pub(crate) fn table_id(table: u32) -> u32 {
     if table == TABLE_MAIN { 0 } else { table }
 }
 
+/// The value of [`PUNT_CLASS`] for a class.
+pub(crate) fn punt_class(class: PuntClass) -> u32 {
+    u32::from(class.number()) << PUNT_CLASS_BIT
+}
+
 /// Says that a guest gets the packet, and why. Goes before the way to [`L2`].
 pub(crate) fn punt(class: PuntClass) -> Action {
-    let number = u32::from(class.number()) << PUNT_CLASS_BIT;
-    Action::set_masked(Field::Reg(FLAGS), number.into(), PUNT_CLASS.into())
+    Action::set_masked(Field::Reg(FLAGS), punt_class(class).into(), PUNT_CLASS.into())
+}
+
+/// Says that a guest gets the packet whatever it is.
+pub(crate) fn unpoliced() -> Action {
+    Action::set_masked(Field::Reg(FLAGS), UNPOLICED.into(), PUNT_CLASS.into())
+}
+
+/// A copy of the packet, in a clone that the datapath keeps: a meter on its way drops this copy and nothing else.
+/// Open vSwitch makes a clone of the datapath's only for actions that it cannot undo, and appends all others to
+/// those that it has (`reversible_actions` in ofproto/ofproto-dpif-xlate.c). Of the former a truncated output is the
+/// one that can do nothing: to the port "table" it sends nothing (`xlate_output_trunc_action`).
+pub(crate) fn kept_clone(actions: impl IntoIterator<Item = Action>) -> Action {
+    let nothing = Action::OutputTrunc { port: action::port::TABLE_16, max_len: u16::MAX.into() };
+    Action::Clone(std::iter::once(nothing).chain(actions).collect())
 }
 
 /// What a flow does that the declaration does not allow; none for a good flow.
@@ -208,13 +237,21 @@ pub fn violation(flow: &Flow) -> Option<String> {
         return Some(format!("table {} is not of the pipeline", flow.table));
     };
     let mut pending: Vec<&Action> = Vec::new();
+    let mut metered = false;
     for instruction in &flow.instructions {
         #[allow(clippy::wildcard_enum_match_arm, reason = "the rest leads nowhere")]
         match instruction {
             Instruction::GotoTable(table) if !stage.next.contains(table) => {
                 return Some(format!("{} goes to table {table}", stage.name));
             }
-            Instruction::ApplyActions(actions) => pending.extend(actions),
+            // Elsewhere Open vSwitch refuses a meter.
+            Instruction::ApplyActions(actions) => match actions.split_first() {
+                Some((Action::Meter(_), rest)) if !metered && pending.is_empty() => {
+                    metered = true;
+                    pending.extend(rest);
+                }
+                _ => pending.extend(actions),
+            },
             _ => {}
         }
     }
@@ -222,6 +259,7 @@ pub fn violation(flow: &Flow) -> Option<String> {
         #[allow(clippy::wildcard_enum_match_arm, reason = "the rest leads nowhere")]
         match action {
             Action::Clone(actions) => pending.extend(actions.iter()),
+            Action::Meter(_) => return Some(format!("{} meters late", stage.name)),
             Action::Resubmit { table: Some(table), .. } if !stage.next.contains(table) => {
                 return Some(format!("{} resubmits to table {table}", stage.name));
             }

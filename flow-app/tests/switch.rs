@@ -18,7 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use openflow::{Field, Flow, FlowFilter, mac_bits};
 use xenflow_flow_app::pipeline::{self, cookie};
 use xenflow_flow_app::sim::{self, Packet, Tag};
-use xenflow_flow_app::{App, FlowKey, PortNo};
+use xenflow_flow_app::{App, FlowKey, MeterChange, PortNo};
 use xenflow_proto::MacAddr;
 
 use world::{
@@ -68,6 +68,7 @@ impl Pair {
             }
         }
         assert!(ports.iter().all(|port| numbers.values().any(|of| of == port)), "{show}");
+        install_meters(&switch, app);
         let mut client = switch.connect();
         client.add_flows(&app.desired().collect::<Vec<_>>());
         Self { switch, client, sim: app.desired().collect(), ports: numbers }
@@ -92,11 +93,14 @@ impl Pair {
     /// Carries out datapath actions as text (odp-util.c, `format_odp_actions`).
     fn act(&self, actions: &str, packet: &mut Packet, sent: &mut BTreeSet<(PortNo, Packet)>) {
         for action in split(actions) {
-            let (name, args) = action.trim_end_matches(')').split_once('(').unwrap_or((action, ""));
+            let (name, args) = action
+                .strip_suffix(')')
+                .map_or((action, ""), |action| action.split_once('(').unwrap_or((action, "")));
             let value =
                 |key: &str| args.split([',', '(']).find_map(|arg| arg.strip_prefix(key)?.strip_prefix('='));
             match name {
-                "drop" => {}
+                "drop" | "meter" => {}
+                "clone" => self.act(args, &mut packet.clone(), sent),
                 "pop_vlan" => drop(packet.tags.remove(0)),
                 "push_vlan" => {
                     let number = |key| value(key).unwrap().parse().unwrap();
@@ -128,6 +132,17 @@ impl Pair {
         assert_eq!(sent, simulated, "{}", flow_text(port, packet));
         sent
     }
+}
+
+/// Flows that refer to a meter are refused before it is there.
+fn install_meters(switch: &common::Switch, app: &App) {
+    let topology = app.topology();
+    let meters = topology
+        .routers()
+        .into_iter()
+        .flat_map(|id| topology.policy(id).punt_rates.meters(id))
+        .map(MeterChange::Add);
+    switch.connect().install(&meters.map(openflow::Message::from).collect::<Vec<_>>());
 }
 
 /// At commas outside of parentheses.

@@ -1,6 +1,6 @@
 //! Groups: which bucket a packet takes, and what a bucket does.
 
-use openflow::{Action, Bucket, Field, Group, GroupType, Selection};
+use openflow::{Action, Bucket, Field, GroupType, Selection};
 
 use super::{Fault, State, Walk};
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use openflow::{Action, Field, Flow, Learn, LearnSpec, LearnSrc, Match};
 use xenflow_proto::{MacAddr, VlanId};
 
+use super::GROUP;
 use crate::pipeline::{
     self, ADMISSION, FLAGS, FROM_UPLINK, IN_PORT, OUT_PORT, ROUTER, cookie, priority, set_reg,
 };
@@ -12,8 +13,6 @@ use crate::topology::{PortNo, Topology};
 
 /// The address of the special ARP reply that announces a router's move.
 const ANNOUNCEMENT: MacAddr = MacAddr([0xaa; 6]);
-/// The group bit of a MAC address.
-const GROUP: [u8; 6] = [1, 0, 0, 0, 0, 0];
 
 pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
     let refuse = |matching| Flow::new(ADMISSION, priority::REFUSE, cookie::TOPOLOGY, matching);

@@ -1,26 +1,40 @@
-//! Egress, the VLAN tagger outward: a packet leaves only by a port of the segment whose tag it carries.
+//! Egress, the VLAN tagger outward: a packet leaves only by a port of the segment whose tag it carries. What goes to
+//! a guest passes the meter of its router and class, if it has one.
 
-use openflow::{Action, Flow, Match};
+use openflow::{Action, Flow, Match, MatchBuilder};
 use xenflow_proto::VlanId;
 
-use crate::pipeline::{EGRESS, FLAGS, FROM_UPLINK, IN_PORT, OUT_PORT, ROUTED, cookie, priority};
+use crate::pipeline::{
+    EGRESS, FLAGS, FROM_UPLINK, IN_PORT, OUT_PORT, PUNT_CLASS, ROUTED, UNPOLICED, cookie, priority,
+    punt_class,
+};
+use crate::punt::{PuntClass, meter_id};
 use crate::topology::{PortNo, Topology};
 
 pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
-    let leave = |vlan: VlanId, port: PortNo, actions: Vec<Action>| {
-        let matching = Match::builder().vlan(vlan.get()).reg(OUT_PORT, port).build();
-        Flow::new(EGRESS, priority::NORMAL, cookie::TOPOLOGY, matching).apply(actions)
+    let to = |vlan: VlanId, port: PortNo| Match::builder().vlan(vlan.get()).reg(OUT_PORT, port);
+    let leave = |matching: MatchBuilder, actions: Vec<Action>| {
+        Flow::new(EGRESS, priority::NORMAL, cookie::TOPOLOGY, matching.build()).apply(actions)
     };
     let refuse = |matching| Flow::new(EGRESS, priority::EXCEPTION, cookie::TOPOLOGY, matching);
 
-    let vifs = topology.bound_vifs().map(|(_, _, vlan, port)| (port, vlan));
-    for (port, vlan) in vifs.chain(topology.access.iter().map(|(port, vlan)| (*port, *vlan))) {
-        flows.push(leave(vlan, port, vec![Action::PopVlan, Action::output(port)]));
+    for (id, _, vlan, port) in topology.bound_vifs() {
+        let of = |class: u32| to(vlan, port).reg_masked(FLAGS, class, PUNT_CLASS);
+        for class in PuntClass::ALL {
+            let meter = Action::Meter(meter_id(id.router, class));
+            let actions = vec![meter, Action::PopVlan, Action::output(port)];
+            flows.push(leave(of(punt_class(class)), actions));
+        }
+        flows.push(leave(of(UNPOLICED), vec![Action::PopVlan, Action::output(port)]));
+        flows.push(refuse(back_out(port)));
+    }
+    for (&port, &vlan) in &topology.access {
+        flows.push(leave(to(vlan, port), vec![Action::PopVlan, Action::output(port)]));
         flows.push(refuse(back_out(port)));
     }
     for &port in &topology.uplinks {
         for &vlan in &topology.segments {
-            flows.push(leave(vlan, port, vec![Action::output(port)]));
+            flows.push(leave(to(vlan, port), vec![Action::output(port)]));
         }
         // Trunks of one host are no path between other hosts: the fabric is. This covers the way back as well.
         let transit =

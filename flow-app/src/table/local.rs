@@ -1,5 +1,5 @@
-//! Local: what only the guest's IP stack can answer goes to its vif: its own and broadcast addresses, packets at
-//! the end of their life, and addresses that a router must not forward (RFC 1812 5.3.7, `ip_route_input_slow`;
+//! Local: what only the guest's IP stack can answer goes to its vif: its own and broadcast addresses, of whatever
+//! class their packets are, and as exceptions packets at the end of their life, and addresses that a router must not forward (RFC 1812 5.3.7, `ip_route_input_slow`;
 //! RFC 4291 2.5 and 2.7, `ip6_rcv_core`, `ip6_forward`).
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -8,7 +8,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use openflow::{Flow, Match, MatchBuilder};
 
 use super::{Side, address};
-use crate::pipeline::{ETH_IP, L2, LOCAL, ROUTE, ROUTER_ID, cookie, priority};
+use crate::pipeline::{ETH_IP, L2, LOCAL, ROUTE, ROUTER_ID, cookie, priority, punt};
+use crate::punt::PuntClass;
 use crate::topology::RouterId;
 
 /// Never forwarded, as destination or as source: "this network", loopback, multicast, reserved and broadcast; the
@@ -40,7 +41,8 @@ pub(crate) fn is_martian(prefix: IpNet) -> bool {
 
 pub(super) fn flows(flows: &mut Vec<Flow>) {
     let mut punt = |matching: MatchBuilder| {
-        flows.push(Flow::new(LOCAL, priority::EXCEPTION, cookie::TOPOLOGY, matching.build()).goto(L2));
+        let flow = Flow::new(LOCAL, priority::EXCEPTION, cookie::TOPOLOGY, matching.build());
+        flows.push(flow.apply([punt(PuntClass::Exception)]).goto(L2));
     };
     for eth_type in ETH_IP {
         punt(Match::builder().eth_type(eth_type).ip_ttl(0));
@@ -56,6 +58,10 @@ pub(super) fn flows(flows: &mut Vec<Flow>) {
 /// Packets to an address of the guest's local table, or *from* one: somebody else uses it, and the guest sees to it.
 pub(crate) fn local(router: RouterId, side: Side, prefix: IpNet) -> Flow {
     let matching = address(side, prefix).reg(ROUTER_ID, router.0.into());
-    let priority = priority::PREFIX + u16::from(prefix.prefix_len());
-    Flow::new(LOCAL, priority, cookie::router(router), matching.build()).goto(L2)
+    let flow = |priority| Flow::new(LOCAL, priority, cookie::router(router), matching.build());
+    match side {
+        // Hellos and eBGP come with a TTL of 1 and must not drown among those that are to be answered.
+        Side::Destination => flow(priority::FIRST).goto(L2),
+        Side::Source => flow(priority::NORMAL).apply([punt(PuntClass::Exception)]).goto(L2),
+    }
 }

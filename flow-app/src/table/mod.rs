@@ -1,6 +1,7 @@
 //! The flows of each table. Every function here is pure: state in, flows out.
 
 mod admission;
+mod classify;
 mod control;
 mod egress;
 mod l2;
@@ -22,6 +23,9 @@ pub(crate) use next_hop::next_hop;
 pub(crate) use route::route;
 pub(crate) use router::gates;
 
+/// The group bit of a MAC address.
+const GROUP: [u8; 6] = [1, 0, 0, 0, 0, 0];
+
 /// The flows that depend on no guest.
 pub(crate) fn topology_flows(topology: &Topology) -> Vec<Flow> {
     let mut flows = Vec::new();
@@ -33,6 +37,7 @@ pub(crate) fn topology_flows(topology: &Topology) -> Vec<Flow> {
     next_hop::flows(&mut flows);
     l2::flows(topology, &mut flows);
     egress::flows(topology, &mut flows);
+    classify::flows(&mut flows);
     flows
 }
 

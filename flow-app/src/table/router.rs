@@ -3,12 +3,16 @@
 use openflow::{Flow, Match};
 
 use crate::fib::BoundVif;
-use crate::pipeline::{ETH_IP, HOPS, L2, LOCAL, MAX_ROUTERS, ROUTER, ROUTER_ID, cookie, priority, set_reg};
+use crate::pipeline::{
+    ETH_IP, HOPS, L2, LOCAL, MAX_ROUTERS, ROUTER, ROUTER_ID, cookie, priority, punt, set_reg,
+};
+use crate::punt::PuntClass;
 
 pub(super) fn flows(flows: &mut Vec<Flow>) {
     let last = 1 << (MAX_ROUTERS - 1);
     let too_many = Match::builder().reg_masked(HOPS, last, last).build();
-    flows.push(Flow::new(ROUTER, priority::EXCEPTION, cookie::TOPOLOGY, too_many).goto(L2));
+    let loops = Flow::new(ROUTER, priority::EXCEPTION, cookie::TOPOLOGY, too_many);
+    flows.push(loops.apply([punt(PuntClass::Exception)]).goto(L2));
     flows.push(Flow::new(ROUTER, priority::FALLBACK, cookie::TOPOLOGY, Match::any()).goto(L2));
 }
 

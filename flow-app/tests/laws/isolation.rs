@@ -29,7 +29,7 @@ fn is_control(topology: &Topology, port: PortNo) -> bool {
 }
 
 /// A frame of anybody: (port, packet).
-fn frame(topology: &Topology, dice: [u8; 10]) -> (PortNo, Packet) {
+pub fn frame(topology: &Topology, dice: [u8; 10]) -> (PortNo, Packet) {
     let [p, s, d, a, b, c, e, t, u, v] = dice;
     let mut ports: Vec<PortNo> =
         topology.access.keys().copied().chain(topology.uplinks.iter().copied()).collect();

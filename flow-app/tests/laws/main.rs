@@ -9,6 +9,7 @@ mod forwarding;
 mod isolation;
 mod model;
 mod oracle;
+mod police;
 mod state;
 mod world;
 

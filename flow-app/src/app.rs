@@ -13,10 +13,11 @@ use xenflow_proto::Change;
 
 use crate::fast_path::Slow;
 use crate::flow::{FlowChange, FlowKey, MeterChange};
+use crate::group;
 use crate::pipeline::{self, cookie};
 use crate::punt::meter_of;
 use crate::rib::{RibCounts, TooManyObjects};
-use crate::router::{Router, Step, diff};
+use crate::router::{RouteCounts, Router, Step, diff};
 use crate::table;
 use crate::topology::{RouterId, Topology};
 
@@ -60,6 +61,17 @@ pub struct Batch {
     pub reached: Vec<(RouterId, u64)>,
 }
 
+/// All that a switch should hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Flows, each with a key of its own.
+    pub flows: Vec<Flow>,
+    /// Groups that they send to.
+    pub groups: Vec<Group>,
+    /// Meters that they use.
+    pub meters: Vec<Meter>,
+}
+
 /// What the operator is shown of a router.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouterStatus {
@@ -69,6 +81,8 @@ pub struct RouterStatus {
     pub synced: bool,
     /// Packets that the guest forwards itself by policy, and why; none: the host forwards all it can.
     pub slow: Vec<Slow>,
+    /// How many prefixes have a flow.
+    pub routes: RouteCounts,
 }
 
 #[derive(Debug)]
@@ -145,8 +159,12 @@ impl App {
         self.meters = meters.map(|meter| (meter.id, meter)).collect();
         let gone: Vec<RouterId> = self.routers.keys().copied().filter(|id| !ids.contains(id)).collect();
         for id in gone {
-            self.routers.remove(&id);
+            let removed = self.routers.remove(&id);
             self.due.push_back(FlowChange::RemoveRouter(id));
+            let found = self.groups_found.remove(&id).unwrap_or_default().into_keys();
+            let known = removed.into_iter().flat_map(|scoped| scoped.router.group_ids());
+            let groups: BTreeSet<u32> = known.chain(found).collect();
+            self.due.extend(groups.into_iter().map(FlowChange::RemoveGroup));
         }
         self.topology = topology;
         for id in ids {
@@ -240,9 +258,11 @@ impl App {
         }
     }
 
-    /// A group that the switch holds.
+    /// A group that the switch holds. Numbers that are no router's are somebody else's.
     pub fn dumped_group(&mut self, group: Group) {
-        let _ = group;
+        if let Some(router) = group::router_of(group.id) {
+            self.groups_found.entry(router).or_default().insert(group.id, group);
+        }
     }
 
     /// A meter that the switch holds. Numbers that are no router's are somebody else's.
@@ -289,13 +309,22 @@ impl App {
                 self.due.extend(diff(&installed, &self.flows));
                 let unknown = held.into_iter().filter(|id| !self.routers.contains_key(id));
                 self.due.extend(unknown.map(FlowChange::RemoveRouter));
+                // Groups go after the flows that send to them.
+                let (known, unknown) = std::mem::take(&mut self.groups_found)
+                    .into_iter()
+                    .partition(|(id, _)| self.routers.contains_key(id));
+                self.groups_found = known;
+                let unknown: BTreeMap<RouterId, BTreeMap<u32, Group>> = unknown;
+                let ids = unknown.into_values().flat_map(BTreeMap::into_keys);
+                self.due.extend(ids.map(FlowChange::RemoveGroup));
                 self.sync = Sync::InStep;
             }
             Scope::Router(id) => {
                 // One that went and came back meanwhile was not dumped: its removal is still due.
                 let dumped = |scoped: &&mut Scoped| scoped.sync == Sync::Dumping;
                 if let Some(scoped) = self.routers.get_mut(&id).filter(dumped) {
-                    scoped.router.reconcile(installed);
+                    let groups = self.groups_found.remove(&id).unwrap_or_default();
+                    scoped.router.reconcile(installed, groups);
                     scoped.sync = Sync::InStep;
                 }
             }
@@ -341,11 +370,20 @@ impl App {
         batch
     }
 
-    /// All flows that the switch should hold: a full compile, for audits and tests. Routers whose guest has not
+    /// All that the switch should hold: a full compile, for audits and tests. Routers whose guest has not
     /// finished a snapshot have none.
-    pub fn desired(&self) -> impl Iterator<Item = Flow> {
-        let routers = self.routers.values().filter(|scoped| scoped.router.synced);
-        self.flows.values().cloned().chain(routers.flat_map(|scoped| scoped.router.flows()))
+    pub fn desired(&self) -> Desired {
+        let mut desired = Desired {
+            flows: self.flows.values().cloned().collect(),
+            groups: Vec::new(),
+            meters: self.meters.values().cloned().collect(),
+        };
+        for scoped in self.routers.values().filter(|scoped| scoped.router.synced) {
+            let (flows, groups) = scoped.router.desired();
+            desired.flows.extend(flows);
+            desired.groups.extend(groups);
+        }
+        desired
     }
 
     /// What there is to show of a router; none for one that is not configured.
@@ -353,7 +391,8 @@ impl App {
     pub fn router(&self, id: RouterId) -> Option<RouterStatus> {
         let router = &self.routers.get(&id)?.router;
         let slow = router.slow(self.topology.policy(id).fast_path);
-        Some(RouterStatus { rib: router.rib.counts(), synced: router.synced, slow })
+        let routes = router.route_counts();
+        Some(RouterStatus { rib: router.rib.counts(), synced: router.synced, slow, routes })
     }
 
     /// Everything that is not under way: scopes in step, nothing due.

@@ -49,14 +49,17 @@ impl fmt::Display for SlowReason {
     }
 }
 
-/// Whether packets of a family that come in by a link are forwarded by the host.
+/// Whether packets of a family that come in by a link are forwarded by the host. In a VRF its device's settings count
+/// as well: it is the device that the guest's IP stack sees them come in by.
 pub(crate) fn is_fast(policy: FastPath, rib: &Rib, ifindex: IfIndex, family: Family) -> bool {
     match policy {
         FastPath::Always => true,
         FastPath::Never => false,
         FastPath::Auto => {
+            let master = rib.link(ifindex).and_then(|link| link.master);
             let concerns = |key: ObstacleKey| {
-                key.ifindex.is_none_or(|it| it == ifindex) && key.family.is_none_or(|it| it == family)
+                key.ifindex.is_none_or(|it| it == ifindex || Some(it) == master)
+                    && key.family.is_none_or(|it| it == family)
             };
             rib.settings().is_some() && !rib.obstacles().any(|(key, _)| concerns(key))
         }
@@ -65,6 +68,7 @@ pub(crate) fn is_fast(policy: FastPath, rib: &Rib, ifindex: IfIndex, family: Fam
 
 /// Whether the host may send for the guest by a link: what hangs on the way out is the guest's business too.
 pub(crate) fn may_send(policy: FastPath, rib: &Rib, ifindex: IfIndex) -> bool {
+    let master = rib.link(ifindex).and_then(|link| link.master);
     let on_the_way_out = |kind| match kind {
         ObstacleKind::ForwardingOff | ObstacleKind::ReversePathFilter | ObstacleKind::Xdp => false,
         ObstacleKind::Rules
@@ -75,7 +79,10 @@ pub(crate) fn may_send(policy: FastPath, rib: &Rib, ifindex: IfIndex) -> bool {
         | ObstacleKind::Other(_) => true,
     };
     policy == FastPath::Always
-        || !rib.obstacles().any(|(key, _)| key.ifindex == Some(ifindex) && on_the_way_out(key.kind))
+        || !rib.obstacles().any(|(key, _)| {
+            let is_on_it = key.ifindex.is_some_and(|it| it == ifindex || Some(it) == master);
+            is_on_it && on_the_way_out(key.kind)
+        })
 }
 
 /// All reasons, those of links that are no vifs left out.
@@ -88,13 +95,24 @@ pub(crate) fn reasons(policy: FastPath, rib: &Rib, binding: &Binding, synced: bo
         FastPath::Auto if rib.settings().is_none() => all(SlowReason::Unreported),
         FastPath::Auto => rib
             .obstacles()
-            .filter_map(|(key, detail)| {
-                let vif = match key.ifindex {
-                    None => None,
-                    Some(ifindex) => Some(binding.vif(ifindex)?.id),
+            .flat_map(|(key, detail)| {
+                let vifs: Vec<Option<VifId>> = match key.ifindex {
+                    None => vec![None],
+                    // An obstacle of a VRF's device is one of all its links.
+                    Some(of) => {
+                        let master = |ifindex| rib.link(ifindex).and_then(|link| link.master);
+                        let on = |ifindex: IfIndex| ifindex == of || master(ifindex) == Some(of);
+                        let vifs = binding.vifs().filter(|(ifindex, _)| on(*ifindex));
+                        vifs.map(|(_, vif)| Some(vif.id)).collect()
+                    }
                 };
-                let reason = SlowReason::Obstacle(key.kind);
-                Some(Slow { vif, family: key.family, reason, detail: detail.to_owned() })
+                let slow = move |vif| Slow {
+                    vif,
+                    family: key.family,
+                    reason: SlowReason::Obstacle(key.kind),
+                    detail: detail.to_owned(),
+                };
+                vifs.into_iter().map(slow)
             })
             .collect(),
     }

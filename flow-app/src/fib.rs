@@ -1,31 +1,55 @@
 //! What forwards: the decision for a prefix, from one guest's tables and the vifs its host has plugged in.
 //!
 //! Pure functions of the present state: nothing is stored here, so nothing can be stale. The order of preference
-//! is the kernel's (`fib_table_lookup`, `fib_select_default`, `fib6_table_lookup`): the table `local` before `main`; in a table the
-//! longest prefix; of a prefix the lowest metric; a route whose next hops are all dead does not count. Whatever
-//! destination-only flows cannot decide as the kernel would is [`Verdict::Punt`].
+//! is the kernel's (`fib_table_lookup`, `fib_select_default`, `fib6_table_lookup`): the table `local` first, then that of
+//! the vif: `main`, or its VRF's; in a table the longest prefix; of a prefix the lowest metric; a route whose next
+//! hops are all dead does not count. What a VRF's table does not know is looked up in `main` by the guest itself.
+//! Whatever destination-only flows cannot decide as the kernel would is [`Verdict::Punt`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use xenflow_proto::table::{
-    Hop, HopFlags, IfIndex, Link, NextHopKind, Route, RouteKind, RouteTarget, TABLE_LOCAL, TABLE_MAIN,
+    Family, Hop, HopFlags, IfIndex, Link, NextHopKind, Route, RouteKind, RouteTarget, TABLE_LOCAL, TABLE_MAIN,
 };
 use xenflow_proto::{MacAddr, VlanId};
 
+use crate::fast_path;
+use crate::punt::PuntClass;
 use crate::rib::Rib;
 use crate::topology::{RouterId, Topology, Vif, VifId};
 
 /// What becomes of the packets of a prefix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
     /// They leave by this next hop.
-    Via(Adjacency),
+    Via(NextHop),
+    /// They leave by one of several, those of one flow by the same. Packets larger than the smallest of their MTUs are
+    /// the guest's, where any may be.
+    OneOf(Multipath, Option<u16>),
     /// The guest decides.
-    Punt,
+    Punt(PuntClass),
     /// Dropped without a word (blackhole).
     Drop,
+}
+
+/// A next hop and what fits through it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NextHop {
+    /// Whom it goes to.
+    pub adjacency: Adjacency,
+    /// Bytes of the largest IP packet, where bigger ones may come: the guest answers or fragments those.
+    pub mtu: Option<u16>,
+}
+
+/// Next hops that share the packets of a route.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Multipath {
+    /// Of the packets.
+    pub family: Family,
+    /// With their weights; sorted, each once.
+    pub hops: Vec<(Adjacency, u32)>,
 }
 
 /// A next hop: a neighbor's address on one of the router's vifs.
@@ -41,6 +65,9 @@ pub struct Adjacency {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Binding {
     links: BTreeMap<IfIndex, BoundVif>,
+    tables: BTreeSet<u32>,
+    /// IP packets that come in are not larger, in bytes.
+    widest: u32,
 }
 
 /// A vif that is plugged in here and is a link of its guest.
@@ -52,16 +79,24 @@ pub struct BoundVif {
     pub mac: MacAddr,
     /// Its segment.
     pub vlan: VlanId,
-    /// Another vif of the router lets bigger packets in: the guest must answer or fragment them.
-    pub is_narrow: bool,
+    /// The routing table for what comes in: [`TABLE_MAIN`], or that of its VRF.
+    pub table: u32,
+    /// Bytes of the largest IPv4 packet that it sends, and of the largest IPv6 packet.
+    mtu: (u32, u32),
+    /// Nothing of the guest's hangs in the way out.
+    may_send: bool,
 }
+
+/// What Ethernet carries everywhere: end hosts send that much, whatever the router's vifs take.
+const ETHERNET_MTU: u32 = 1500;
 
 impl Binding {
     /// Finds a guest's links by their MAC among the vifs of its router. A link counts if it is up, has carrier,
-    /// is no stacked device (a VLAN or macvlan has its parent's MAC too) and belongs to no bridge or VRF; two
+    /// is no stacked device (a VLAN or macvlan has its parent's MAC too) and belongs to nothing but a VRF; two
     /// links with one MAC: neither counts.
     #[must_use]
     pub fn new(rib: &Rib, topology: &Topology, router: RouterId) -> Self {
+        let policy = topology.policy(router).fast_path;
         let mut by_mac: BTreeMap<MacAddr, Vec<&Link>> = BTreeMap::new();
         for link in rib.links().filter(|link| is_plain(link)) {
             if let Some(mac) = link.mac {
@@ -71,18 +106,25 @@ impl Binding {
         let bound = |(id, vif): (VifId, &Vif)| {
             vif.port?;
             let vlan = vif.vlan()?;
-            match by_mac.get(&vif.mac)?.as_slice() {
-                [link] if link.up && link.running && link.master.is_none() => {
-                    Some((*link, BoundVif { id, mac: vif.mac, vlan, is_narrow: false }))
-                }
-                _ => None,
+            let [link] = by_mac.get(&vif.mac)?.as_slice() else { return None };
+            if !link.up || !link.running {
+                return None;
             }
+            let ipv6_mtu = link.ipv6_mtu.unwrap_or(link.mtu).min(link.mtu);
+            let bound = BoundVif {
+                id,
+                mac: vif.mac,
+                vlan,
+                table: table_of(link, rib)?,
+                mtu: (link.mtu, ipv6_mtu),
+                may_send: fast_path::may_send(policy, rib, link.ifindex),
+            };
+            Some((link.ifindex, bound))
         };
-        let bound: Vec<(&Link, BoundVif)> = topology.vifs_of(router).filter_map(bound).collect();
-        let widest = bound.iter().map(|(link, _)| link.mtu).max().unwrap_or(0);
-        let narrowed =
-            |(link, vif): (&Link, BoundVif)| (link.ifindex, BoundVif { is_narrow: link.mtu < widest, ..vif });
-        Self { links: bound.into_iter().map(narrowed).collect() }
+        let links: BTreeMap<IfIndex, BoundVif> = topology.vifs_of(router).filter_map(bound).collect();
+        let widest = links.values().map(|vif| vif.mtu.0).max().unwrap_or(0);
+        let tables = links.values().map(|vif| vif.table).chain([TABLE_MAIN]).collect();
+        Self { links, tables, widest: widest.max(topology.max_mtu).max(ETHERNET_MTU) }
     }
 
     /// The vif of a link.
@@ -98,14 +140,45 @@ impl Binding {
     }
 
     /// Vifs that have a link.
-    pub fn vifs(&self) -> impl Iterator<Item = &BoundVif> {
-        self.links.values()
+    pub fn vifs(&self) -> impl Iterator<Item = (IfIndex, &BoundVif)> {
+        self.links.iter().map(|(ifindex, vif)| (*ifindex, vif))
+    }
+
+    /// Routing tables that have flows: the main one, and those that packets of vifs are looked up in.
+    #[must_use]
+    pub fn tables(&self) -> &BTreeSet<u32> {
+        &self.tables
+    }
+
+    /// The limit of packets of that family that leave by a vif with a route of that MTU, if any that come in may
+    /// be larger; an error if the switch cannot compare with it.
+    fn limit(&self, vif: &BoundVif, family: Family, route: Option<u32>) -> Result<Option<u16>, u32> {
+        let mtu = match family {
+            Family::V4 => vif.mtu.0,
+            Family::V6 => vif.mtu.1,
+        };
+        let mtu = route.unwrap_or(mtu).min(mtu);
+        match u16::try_from(mtu) {
+            _ if mtu >= self.widest => Ok(None),
+            Ok(mtu) if mtu <= MAX_COMPARED => Ok(Some(mtu)),
+            Ok(_) | Err(_) => Err(mtu),
+        }
     }
 }
+
+/// The switch compares lengths of frames, of 16 bits.
+const MAX_COMPARED: u16 = u16::MAX - crate::pipeline::ETH_HEADER;
 
 /// Kinds of links that are interfaces of their own: hardware (and what Xen and QEMU offer), and the veth of a lab.
 fn is_plain(link: &Link) -> bool {
     matches!(link.kind.as_str(), "" | "veth")
+}
+
+/// The table in which packets are looked up that come in by a link; none where that is not known.
+fn table_of(link: &Link, rib: &Rib) -> Option<u32> {
+    let Some(master) = link.master else { return Some(TABLE_MAIN) };
+    let vrf = rib.link(master).filter(|master| master.kind == "vrf" && master.up)?;
+    vrf.vrf_table.filter(|table| !matches!(*table, 0 | TABLE_MAIN | TABLE_LOCAL))
 }
 
 /// One guest's tables with the binding of its links.
@@ -118,15 +191,20 @@ pub struct Fib<'a> {
 }
 
 impl Fib<'_> {
-    /// The flow that the route table holds for exactly this prefix; none where shorter ones decide.
+    /// The flow that a routing table has for exactly this prefix; none where shorter ones decide.
     #[must_use]
-    pub fn route(&self, prefix: IpNet) -> Option<Verdict> {
-        match self.best(prefix) {
-            Some(Best::Via(adjacency)) => Some(Verdict::Via(adjacency)),
+    pub fn route(&self, table: u32, prefix: IpNet) -> Option<Verdict> {
+        if !self.binding.tables.contains(&table) {
+            return None;
+        }
+        match self.best(table, prefix) {
+            Some(Best::Via(hop)) => Some(Verdict::Via(hop)),
+            Some(Best::OneOf(hops, mtu)) => Some(Verdict::OneOf(hops, mtu)),
             Some(Best::Drop) => Some(Verdict::Drop),
+            Some(Best::Punt(class)) => Some(Verdict::Punt(class)),
             // Each destination is its own next hop: hosts have flows of their own once they are resolved.
-            Some(Best::OnLink(_) | Best::Punt) => Some(Verdict::Punt),
-            None if is_host(prefix) => self.on_link_host(prefix.addr()),
+            Some(Best::OnLink(..)) => Some(Verdict::Punt(PuntClass::Transit)),
+            None if is_host(prefix) => self.on_link_host(table, prefix.addr()),
             None => None,
         }
     }
@@ -137,6 +215,13 @@ impl Fib<'_> {
         self.rib.candidates(TABLE_LOCAL, prefix).next().is_some()
     }
 
+    /// Packets *from* it are somebody else's: the local table has it, or it is an address of the guest's, which VRFs
+    /// have in tables of their own.
+    #[must_use]
+    pub fn is_own(&self, prefix: IpNet) -> bool {
+        self.is_local(prefix) || (is_host(prefix) && self.rib.has_address(prefix.addr()))
+    }
+
     /// The neighbor's link-layer address, where the next hop can be used now.
     #[must_use]
     pub fn resolve(&self, adjacency: Adjacency) -> Option<MacAddr> {
@@ -145,67 +230,105 @@ impl Fib<'_> {
         (mac.is_unicast() && !adjacency.addr.is_unspecified()).then_some(mac)
     }
 
-    /// The best route of a prefix in the main table.
-    fn best(&self, prefix: IpNet) -> Option<Best> {
-        let candidates = || self.rib.candidates(TABLE_MAIN, prefix);
+    /// The best route of a prefix in a table.
+    fn best(&self, table: u32, prefix: IpNet) -> Option<Best> {
+        let candidates = || self.rib.candidates(table, prefix);
         if candidates().any(|route| route.key.tos != 0) {
             // The packet's TOS decides too, which destination-only flows do not look at.
-            return Some(Best::Punt);
+            return Some(Best::Punt(PuntClass::Transit));
         }
         candidates().find_map(|route| self.judge(route, prefix))
     }
 
     /// What a route says; none: it does not count, the next candidate or a shorter prefix decides.
     fn judge(&self, route: &Route, prefix: IpNet) -> Option<Best> {
+        let transit = Best::Punt(PuntClass::Transit);
         match route.kind {
             RouteKind::Blackhole => return Some(Best::Drop),
             RouteKind::Unicast => {}
-            RouteKind::Local
-            | RouteKind::Broadcast
-            | RouteKind::Anycast
-            | RouteKind::Multicast
-            | RouteKind::Unreachable
-            | RouteKind::Prohibit
-            | RouteKind::Throw
-            | RouteKind::Other(_) => return Some(Best::Punt),
+            RouteKind::Local | RouteKind::Broadcast | RouteKind::Anycast => {
+                return Some(Best::Punt(PuntClass::Host));
+            }
+            RouteKind::Unreachable | RouteKind::Prohibit => return Some(Best::Punt(PuntClass::Exception)),
+            RouteKind::Multicast | RouteKind::Throw | RouteKind::Other(_) => return Some(transit),
         }
+        let group;
         let hops = match &route.target {
             RouteTarget::Hops(hops) => hops.as_slice(),
             RouteTarget::NextHop(id) => match self.rib.next_hop(*id).map(|object| &object.kind) {
                 Some(NextHopKind::Single(hop)) => std::slice::from_ref(hop),
                 Some(NextHopKind::Blackhole) => return Some(Best::Drop),
-                Some(NextHopKind::Group(_) | NextHopKind::Unsupported) | None => return Some(Best::Punt),
+                Some(NextHopKind::Group(members)) => match self.members(members) {
+                    Some(hops) => {
+                        group = hops;
+                        group.as_slice()
+                    }
+                    None => return Some(transit),
+                },
+                Some(NextHopKind::Unsupported) | None => return Some(transit),
             },
         };
         match hops {
             [hop] if hop.flags.0 & HopFlags::DEAD != 0 => None,
-            [hop] => Some(self.hop(hop, route, prefix).unwrap_or(Best::Punt)),
-            _ => Some(Best::Punt),
+            [hop] => Some(self.hop(hop, route, prefix).unwrap_or(transit)),
+            _ => Some(self.share(hops, route, prefix).unwrap_or(transit)),
         }
+    }
+
+    /// The hops of a group, with the group's weights.
+    fn members(&self, members: &[(u32, u32)]) -> Option<Vec<Hop>> {
+        let hop = |&(id, weight): &(u32, u32)| match self.rib.next_hop(id)?.kind {
+            NextHopKind::Single(hop) => Some(Hop { weight, ..hop }),
+            NextHopKind::Blackhole | NextHopKind::Group(_) | NextHopKind::Unsupported => None,
+        };
+        members.iter().map(hop).collect()
     }
 
     /// A next hop that the host can use for the guest.
     fn hop(&self, hop: &Hop, route: &Route, prefix: IpNet) -> Option<Best> {
-        let ifindex = hop.oif?;
-        let BoundVif { id: vif, is_narrow, .. } = *self.binding.vif(ifindex)?;
-        if hop.encap || hop.flags.is_dead() || route.mtu.is_some() || is_narrow {
+        let vif = self.binding.vif(hop.oif?)?;
+        if hop.encap || hop.flags.is_dead() || !vif.may_send {
             return None;
         }
+        let mtu = self.binding.limit(vif, Family::of(prefix.addr()), route.mtu).ok()?;
+        let via = |addr| Best::Via(NextHop { adjacency: Adjacency { vif: vif.id, addr }, mtu });
         match hop.gateway {
             Some(IpAddr::V4(_)) if prefix.addr().is_ipv6() => None,
-            Some(addr) => Some(Best::Via(Adjacency { vif, addr })),
-            None if is_host(prefix) => Some(Best::Via(Adjacency { vif, addr: prefix.addr() })),
-            None => Some(Best::OnLink(vif)),
+            Some(addr) => Some(via(addr)),
+            None if is_host(prefix) => Some(via(prefix.addr())),
+            None => Some(Best::OnLink(vif.id, mtu)),
+        }
+    }
+
+    /// Several next hops: all that live must be usable. One whose link is down is dead for the kernel as well, even
+    /// before the guest says so.
+    fn share(&self, hops: &[Hop], route: &Route, prefix: IpNet) -> Option<Best> {
+        let is_down = |hop: &Hop| hop.oif.and_then(|oif| self.rib.link(oif)).is_some_and(|link| !link.up);
+        let is_alive = |hop: &&Hop| hop.flags.0 & HopFlags::DEAD == 0 && !is_down(hop);
+        let mut shares: BTreeMap<Adjacency, u32> = BTreeMap::new();
+        let mut smallest: Option<u16> = None;
+        for hop in hops.iter().filter(is_alive) {
+            let Some(Best::Via(to)) = self.hop(hop, route, prefix) else { return None };
+            smallest = [smallest, to.mtu].into_iter().flatten().min();
+            let share = shares.entry(to.adjacency).or_default();
+            *share = share.saturating_add(hop.weight);
+        }
+        let hops: Vec<(Adjacency, u32)> = shares.into_iter().collect();
+        match hops.as_slice() {
+            [] => None,
+            [(adjacency, _)] => Some(Best::Via(NextHop { adjacency: *adjacency, mtu: smallest })),
+            _ => Some(Best::OneOf(Multipath { family: Family::of(prefix.addr()), hops }, smallest)),
         }
     }
 
     /// A resolved neighbor that its on-link prefix covers: it is its own next hop.
-    fn on_link_host(&self, addr: IpAddr) -> Option<Verdict> {
+    fn on_link_host(&self, table: u32, addr: IpAddr) -> Option<Verdict> {
         let shorter = (0..IpNet::from(addr).prefix_len()).rev();
-        let covering = shorter.into_iter().find_map(|len| self.best(IpNet::new(addr, len).ok()?.trunc()))?;
-        let Best::OnLink(vif) = covering else { return None };
+        let covering =
+            shorter.into_iter().find_map(|len| self.best(table, IpNet::new(addr, len).ok()?.trunc()))?;
+        let Best::OnLink(vif, mtu) = covering else { return None };
         let adjacency = Adjacency { vif, addr };
-        self.resolve(adjacency).map(|_| Verdict::Via(adjacency))
+        self.resolve(adjacency).map(|_| Verdict::Via(NextHop { adjacency, mtu }))
     }
 }
 
@@ -214,10 +337,11 @@ fn is_host(prefix: IpNet) -> bool {
 }
 
 /// What the best route of a prefix says.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum Best {
-    Via(Adjacency),
-    OnLink(VifId),
-    Punt,
+    Via(NextHop),
+    OneOf(Multipath, Option<u16>),
+    OnLink(VifId, Option<u16>),
+    Punt(PuntClass),
     Drop,
 }

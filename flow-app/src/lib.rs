@@ -8,6 +8,7 @@ pub mod app;
 pub mod fast_path;
 pub mod fib;
 pub mod flow;
+mod group;
 pub mod limit;
 pub mod pipeline;
 pub mod punt;
@@ -17,8 +18,9 @@ pub mod sim;
 mod table;
 pub mod topology;
 
-pub use app::{App, Batch, Dump, RouterStatus};
+pub use app::{App, Batch, Desired, Dump, RouterStatus};
 pub use fast_path::{Slow, SlowReason};
 pub use flow::{FlowChange, FlowKey, MeterChange};
 pub use punt::{PuntClass, PuntRates};
+pub use router::RouteCounts;
 pub use topology::{Attachment, FastPath, Policy, PortNo, RouterId, Topology, Vif, VifId};

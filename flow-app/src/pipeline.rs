@@ -74,7 +74,8 @@ pub const FLAGS: u8 = 0;
 pub const IN_PORT: u8 = 1;
 /// Register 2: the port it is to leave by.
 pub const OUT_PORT: u8 = 2;
-/// Register 3: one bit for each router passed, from the lowest; the highest is the limit.
+/// Register 3: one bit for each router passed, and for each choice between next hops, from the lowest; the highest is
+/// the limit.
 pub const HOPS: u8 = 3;
 /// Register 4: the router that has the packet.
 pub const ROUTER_ID: u8 = 4;
@@ -194,6 +195,16 @@ pub fn next_hop(adjacency: crate::fib::Adjacency) -> impl Iterator<Item = (Field
         IpAddr::V6(addr) => (0, Some((Field::Xxreg(NEXT_HOP_IPV6), addr.to_bits()))),
     };
     [(Field::Xreg(NEXT_HOP_ID), vif | low)].into_iter().chain(ipv6)
+}
+
+/// One more bit in [`HOPS`]: for each router entered, and for each group passed, because both count for the depth
+/// at which Open vSwitch gives a packet up (64, `MAX_DEPTH` in ofproto-dpif-xlate.c).
+pub(crate) fn count_lookup() -> [Action; 2] {
+    let bits = MAX_ROUTERS as u16 - 1;
+    [
+        Action::CopyField { src: Field::Reg(HOPS).slice(0, bits), dst: (Field::Reg(HOPS), 1) },
+        Action::set_masked(Field::Reg(HOPS), 1, 1),
+    ]
 }
 
 /// Sets a register.

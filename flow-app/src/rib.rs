@@ -25,6 +25,8 @@ struct Stamped<T> {
 pub struct Rib {
     links: BTreeMap<IfIndex, Stamped<Link>>,
     addresses: BTreeMap<AddressKey, Stamped<()>>,
+    /// On how many links an address is.
+    own: BTreeMap<IpAddr, usize>,
     routes: BTreeMap<RouteKey, Stamped<Route>>,
     next_hops: BTreeMap<u32, Stamped<NextHop>>,
     neighbors: BTreeMap<NeighborKey, Stamped<MacAddr>>,
@@ -106,6 +108,7 @@ impl Rib {
             neighbors,
             obstacles,
             settings: _,
+            own: _,
             users: _,
             epoch: _,
             in_snapshot: _,
@@ -129,7 +132,11 @@ impl Rib {
         let epoch = self.epoch;
         match change {
             Change::Upsert(Object::Link(link)) => put(&mut self.links, link.ifindex, link, epoch),
-            Change::Upsert(Object::Address(key)) => put(&mut self.addresses, key, (), epoch),
+            Change::Upsert(Object::Address(key)) => {
+                let is_new = put(&mut self.addresses, key, (), epoch);
+                *self.own.entry(key.address.addr()).or_default() += usize::from(is_new);
+                is_new
+            }
             Change::Upsert(Object::NextHop(next_hop)) => {
                 put(&mut self.next_hops, next_hop.id, next_hop, epoch)
             }
@@ -147,7 +154,16 @@ impl Rib {
                 changed
             }
             Change::Remove(Key::Link(ifindex)) => self.links.remove(&ifindex).is_some(),
-            Change::Remove(Key::Address(key)) => self.addresses.remove(&key).is_some(),
+            Change::Remove(Key::Address(key)) => {
+                let was_there = self.addresses.remove(&key).is_some();
+                if let Entry::Occupied(mut links) = self.own.entry(key.address.addr()) {
+                    *links.get_mut() -= usize::from(was_there);
+                    if *links.get() == 0 {
+                        links.remove();
+                    }
+                }
+                was_there
+            }
             Change::Remove(Key::NextHop(id)) => self.next_hops.remove(&id).is_some(),
             Change::Remove(Key::Neighbor(key)) => self.neighbors.remove(&key).is_some(),
             Change::Remove(Key::Settings) => self.settings.take().is_some(),
@@ -181,6 +197,17 @@ impl Rib {
     /// All links.
     pub fn links(&self) -> impl Iterator<Item = &Link> {
         self.links.values().map(|entry| &entry.value)
+    }
+
+    /// It is an address of one of the guest's links.
+    #[must_use]
+    pub fn has_address(&self, addr: IpAddr) -> bool {
+        self.own.contains_key(&addr)
+    }
+
+    /// All addresses of the guest, each once.
+    pub fn own_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.own.keys().copied()
     }
 
     /// The next-hop object of that id.

@@ -1,18 +1,21 @@
 //! One router: its guest's tables, the places in the flow tables that they decide, and which of them are due.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use openflow::Flow;
-use xenflow_proto::table::{IfIndex, RouteTarget, TABLE_LOCAL, TABLE_MAIN};
+use openflow::{Flow, Group};
+use xenflow_proto::table::{Family, IfIndex, RouteTarget, TABLE_LOCAL};
 use xenflow_proto::{Change, Key, MacAddr, VlanId};
 
 use crate::fast_path::{self, Slow};
 use crate::fib::{Adjacency, Binding, Fib, Verdict};
 use crate::flow::{FlowChange, FlowKey};
+use crate::group::Groups;
+use crate::limit::{Class, Limit, Prefix};
 use crate::pipeline::{ETH_IP, ETH_IPV4, ROUTER};
+use crate::punt::PuntClass;
 use crate::rib::{Rib, TooManyObjects};
 use crate::table::{self, Side};
 use crate::topology::{FastPath, RouterId, Topology};
@@ -23,9 +26,17 @@ pub(crate) enum Place {
     /// Packets to or from a local prefix.
     Local(Side, IpNet),
     /// The route of a prefix.
-    Route(IpNet),
+    Route(Prefix),
     /// The rewrite for a neighbor, of packets of that Ethernet type.
     NextHop(Adjacency, u16),
+}
+
+/// What a place holds, but for what other places have a say in: limits, and the numbers of groups.
+#[derive(Debug, PartialEq, Eq)]
+enum Content {
+    Local,
+    Route(Verdict),
+    NextHop { source: MacAddr, destination: MacAddr, vlan: VlanId },
 }
 
 /// Something to do for the switch, in order.
@@ -35,6 +46,12 @@ enum Due {
     Place(Place),
     /// As it was decided.
     Change(FlowChange),
+    /// The group, as it is when its turn comes.
+    Group(u32),
+    /// A group that was found and is not used.
+    Unused(u32),
+    /// This many prefixes are forwarded from now on.
+    Limit(usize),
     /// Everything that was due before is on its way.
     Marker(u64),
 }
@@ -46,6 +63,21 @@ pub(crate) enum Step {
     Change(FlowChange),
     /// Everything up to here has been taken.
     Marker(u64),
+}
+
+/// How many of a router's prefixes have a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RouteCounts {
+    /// Prefixes that the host may forward for the router.
+    pub max: usize,
+    /// Within it.
+    pub forwarded: usize,
+    /// Above it: the guest forwards these itself.
+    pub punted: usize,
+    /// Above twice of it: a shorter prefix hands these to the guest.
+    pub absent: usize,
+    /// Four fifths of it are in use.
+    pub is_near: bool,
 }
 
 /// A router and what its switch flows should be.
@@ -60,12 +92,20 @@ pub(crate) struct Router {
     gates: BTreeMap<FlowKey, Flow>,
     due: VecDeque<Due>,
     waiting: HashSet<Place>,
+    /// What became of the last due, before the next one's turn.
+    ready: VecDeque<FlowChange>,
+    /// As far as the switch was told.
+    limit: Limit,
+    /// As far as the switch was told.
+    groups: Groups,
+    max_routes: usize,
 }
 
 impl Router {
     pub(crate) fn new(id: RouterId, topology: &Topology) -> Self {
         let rib = Rib::default();
         let binding = Binding::new(&rib, topology, id);
+        let max_routes = topology.policy(id).max_routes;
         Self {
             id,
             rib,
@@ -74,6 +114,10 @@ impl Router {
             gates: BTreeMap::new(),
             due: VecDeque::new(),
             waiting: HashSet::new(),
+            ready: VecDeque::new(),
+            limit: Limit::new(max_routes),
+            groups: Groups::new(id),
+            max_routes,
         }
     }
 
@@ -102,25 +146,34 @@ impl Router {
             | Key::Route(_)
             | Key::Neighbor(_)
             | Key::Settings
-            | Key::Obstacle(_) => Default::default(),
+            | Key::Obstacle(_) => BTreeSet::new(),
         };
         if !self.rib.apply(change, limit)? {
             return Ok(());
         }
         match key {
-            Key::Link(_) | Key::Settings | Key::Obstacle(_) => self.rebind(topology),
-            Key::Address(_) => {}
-            Key::Route(route) => match route.table {
-                TABLE_LOCAL => local(route.dst).into_iter().for_each(|place| self.touch(place)),
-                TABLE_MAIN => self.touch_route(route.dst),
-                _ => {}
-            },
+            Key::Link(_) | Key::Obstacle(_) => self.rebind(topology),
+            Key::Settings => {
+                let settings = self.rib.settings().unwrap_or_default();
+                self.due.extend(self.groups.set_settings(settings).into_iter().map(Due::Group));
+                self.rebind(topology);
+            }
+            Key::Address(key) => self.touch(own(key.address.addr())),
+            Key::Route(route) => {
+                let places = places_of(route.table, route.dst);
+                places.into_iter().for_each(|place| self.touch(place));
+                self.touch_hosts(Prefix { table: route.table, dst: route.dst });
+            }
             Key::NextHop(_) if readers.is_empty() => {}
             Key::NextHop(_) => {
                 let uses =
                     |target: &RouteTarget| matches!(target, RouteTarget::NextHop(id) if readers.contains(id));
-                for prefix in self.main_prefixes(|route| uses(&route.target)) {
-                    self.touch_route(prefix);
+                let users = self.rib.routes().filter(|route| uses(&route.target));
+                let prefixes: Vec<Prefix> =
+                    users.map(|route| Prefix { table: route.key.table, dst: route.key.dst }).collect();
+                for prefix in prefixes {
+                    route(prefix).into_iter().for_each(|place| self.touch(place));
+                    self.touch_hosts(prefix);
                 }
             }
             Key::Neighbor(neighbor) => {
@@ -132,40 +185,39 @@ impl Router {
         Ok(())
     }
 
-    fn main_prefixes(&self, wanted: impl Fn(&xenflow_proto::table::Route) -> bool) -> Vec<IpNet> {
-        let routes = self.rib.routes().filter(|route| route.key.table == TABLE_MAIN && wanted(route));
-        routes.map(|route| route.key.dst).collect()
-    }
-
     fn touch(&mut self, place: Place) {
         if self.waiting.insert(place) {
             self.due.push_back(Due::Place(place));
         }
     }
 
-    /// A route decides its prefix, and whether the neighbors in it are on-link.
-    fn touch_route(&mut self, prefix: IpNet) {
-        let hosts = self.rib.neighbors_in(prefix).map(IpNet::from);
-        let places: Vec<Place> = [prefix].into_iter().chain(hosts).filter_map(route).collect();
+    /// A route decides whether the neighbors in its prefix are on-link.
+    fn touch_hosts(&mut self, prefix: Prefix) {
+        let hosts = self.rib.neighbors_in(prefix.dst).map(|addr| Prefix { dst: addr.into(), ..prefix });
+        let places: Vec<Place> = hosts.filter_map(route).collect();
         places.into_iter().for_each(|place| self.touch(place));
     }
 
-    /// Links or vifs changed: the places that hold another flow now are due. Gates close before and open after it.
+    /// Links, vifs, obstacles or the policy changed: the places that hold something else now are due. Gates close
+    /// before and open after it.
     pub(crate) fn rebind(&mut self, topology: &Topology) {
+        let policy = topology.policy(self.id);
         let binding = Binding::new(&self.rib, topology, self.id);
-        let bound = self.synced.then(|| binding.vifs()).into_iter().flatten();
-        let gates: BTreeMap<FlowKey, Flow> =
-            bound.flat_map(table::gates).map(|flow| (FlowKey::from(&flow), flow)).collect();
+        let gates = if self.synced { self.open_gates(&binding, policy.fast_path) } else { BTreeMap::new() };
         let (opening, closing): (Vec<FlowChange>, Vec<FlowChange>) =
             diff(&self.gates, &gates).into_iter().partition(|change| matches!(change, FlowChange::Upsert(_)));
         self.gates = gates;
         self.due.extend(closing.into_iter().map(Due::Change));
+        if self.max_routes != policy.max_routes {
+            self.max_routes = policy.max_routes;
+            self.due.push_back(Due::Limit(policy.max_routes));
+        }
         if binding != self.binding {
             let mut places = self.places(&self.binding);
             places.extend(self.places(&binding));
             places.sort_unstable();
             places.dedup();
-            places.retain(|place| self.flow_with(*place, &self.binding) != self.flow_with(*place, &binding));
+            places.retain(|place| self.content(*place, &self.binding) != self.content(*place, &binding));
             self.binding = binding;
             for place in places {
                 self.touch(place);
@@ -174,16 +226,27 @@ impl Router {
         self.due.extend(opening.into_iter().map(Due::Change));
     }
 
+    fn open_gates(&self, binding: &Binding, policy: FastPath) -> BTreeMap<FlowKey, Flow> {
+        let families = [Family::V4, Family::V6];
+        binding
+            .vifs()
+            .flat_map(|(ifindex, vif)| families.map(|family| (ifindex, vif, family)))
+            .filter(|(ifindex, _, family)| fast_path::is_fast(policy, &self.rib, *ifindex, *family))
+            .map(|(_, vif, family)| table::gate(vif, family))
+            .map(|flow| (FlowKey::from(&flow), flow))
+            .collect()
+    }
+
     /// Every place that may hold a flow.
     fn places(&self, binding: &Binding) -> Vec<Place> {
+        let tables = binding.tables();
         let mut places = Vec::new();
         for known in self.rib.routes() {
-            match known.key.table {
-                TABLE_LOCAL => places.extend(local(known.key.dst)),
-                TABLE_MAIN => places.extend(route(known.key.dst)),
-                _ => {}
+            if known.key.table == TABLE_LOCAL || tables.contains(&known.key.table) {
+                places.extend(places_of(known.key.table, known.key.dst));
             }
         }
+        places.extend(self.rib.own_addresses().map(own));
         for (ifindex, addr) in self.rib.neighbors() {
             places.extend(of_neighbor(binding, ifindex, addr));
         }
@@ -192,21 +255,29 @@ impl Router {
         places
     }
 
-    /// The flow that belongs to a place now.
-    fn flow(&self, place: Place) -> Option<Flow> {
-        self.flow_with(place, &self.binding)
-    }
-
-    fn flow_with(&self, place: Place, binding: &Binding) -> Option<Flow> {
+    /// What a place holds.
+    fn content(&self, place: Place, binding: &Binding) -> Option<Content> {
         let fib = Fib { rib: &self.rib, binding };
         match place {
-            Place::Local(side, prefix) => fib.is_local(prefix).then(|| table::local(self.id, side, prefix)),
-            Place::Route(prefix) => fib.route(prefix).map(|verdict| table::route(self.id, prefix, verdict)),
-            Place::NextHop(adjacency, eth_type) => {
+            Place::Local(Side::Destination, prefix) => fib.is_local(prefix).then_some(Content::Local),
+            Place::Local(Side::Source, prefix) => fib.is_own(prefix).then_some(Content::Local),
+            Place::Route(Prefix { table, dst }) => fib.route(table, dst).map(Content::Route),
+            Place::NextHop(adjacency, _) => {
                 let destination = fib.resolve(adjacency)?;
                 let (_, vif) = binding.link(adjacency.vif)?;
-                Some(table::next_hop(adjacency, eth_type, vif.mac, destination, vif.vlan))
+                Some(Content::NextHop { source: vif.mac, destination, vlan: vif.vlan })
             }
+        }
+    }
+
+    /// The flow of a place that is no route.
+    fn flow(&self, place: Place, content: &Content) -> Option<Flow> {
+        match (place, content) {
+            (Place::Local(side, prefix), Content::Local) => Some(table::local(self.id, side, prefix)),
+            (Place::NextHop(adjacency, eth_type), Content::NextHop { source, destination, vlan }) => {
+                Some(table::next_hop(adjacency, eth_type, *source, *destination, *vlan))
+            }
+            _ => None,
         }
     }
 
@@ -215,7 +286,7 @@ impl Router {
         // The instructions do not matter for the identity, so any will do.
         let flow = match place {
             Place::Local(side, prefix) => table::local(self.id, side, prefix),
-            Place::Route(prefix) => table::route(self.id, prefix, Verdict::Drop),
+            Place::Route(prefix) => table::route(self.id, prefix, &Verdict::Drop, None),
             Place::NextHop(adjacency, eth_type) => {
                 table::next_hop(adjacency, eth_type, MacAddr::default(), MacAddr::default(), VlanId::MIN)
             }
@@ -223,15 +294,98 @@ impl Router {
         FlowKey::from(&flow)
     }
 
-    /// All flows that should be there: a full compile.
-    pub(crate) fn flows(&self) -> impl Iterator<Item = Flow> {
-        let places = self.places(&self.binding).into_iter();
-        places.filter_map(|place| self.flow(place)).chain(self.gates.values().cloned())
+    fn verdict(&self, prefix: Prefix) -> Option<Verdict> {
+        match self.content(Place::Route(prefix), &self.binding)? {
+            Content::Route(verdict) => Some(verdict),
+            Content::Local | Content::NextHop { .. } => None,
+        }
+    }
+
+    /// Makes ready what is to be said of a place.
+    fn turn(&mut self, place: Place) {
+        let Place::Route(prefix) = place else {
+            let content = self.content(place, &self.binding);
+            let flow = content.and_then(|content| self.flow(place, &content));
+            self.ready.push_back(match flow {
+                Some(flow) => FlowChange::Upsert(flow),
+                None => FlowChange::Remove(self.key(place)),
+            });
+            return;
+        };
+        let verdict = self.verdict(prefix);
+        let moved = self.limit.set(prefix, verdict.is_some());
+        for other in moved.before {
+            self.say_route(other, self.verdict(other));
+        }
+        self.say_route(prefix, verdict);
+        for other in moved.after {
+            self.say_route(other, self.verdict(other));
+        }
+    }
+
+    /// Makes ready the flow of a prefix, with its group.
+    fn say_route(&mut self, prefix: Prefix, verdict: Option<Verdict>) {
+        let verdict = limited(self.limit.class(prefix), verdict);
+        let (add, flow, remove) = assign(self.id, &mut self.groups, prefix, verdict.as_ref());
+        self.ready.extend(add.map(FlowChange::UpsertGroup));
+        self.ready.push_back(match flow {
+            Some(flow) => FlowChange::Upsert(flow),
+            None => FlowChange::Remove(self.key(Place::Route(prefix))),
+        });
+        self.ready.extend(remove.map(FlowChange::RemoveGroup));
+    }
+
+    /// All flows and groups that should be there: a full compile.
+    pub(crate) fn desired(&self) -> (Vec<Flow>, Vec<Group>) {
+        let mut groups = self.groups.clone();
+        let mut flows: Vec<Flow> = self.gates.values().cloned().collect();
+        let places = self.places(&self.binding);
+        let limit = self.full_limit(&places);
+        for place in places {
+            let Some(content) = self.content(place, &self.binding) else { continue };
+            match (place, content) {
+                (Place::Route(prefix), Content::Route(verdict)) => {
+                    let verdict = limited(limit.class(prefix), Some(verdict));
+                    flows.extend(assign(self.id, &mut groups, prefix, verdict.as_ref()).1);
+                }
+                (_, content) => flows.extend(self.flow(place, &content)),
+            }
+        }
+        let groups = groups.in_use().filter_map(|id| groups.get(id)).collect();
+        (flows, groups)
+    }
+
+    fn full_limit(&self, places: &[Place]) -> Limit {
+        let mut limit = Limit::new(self.max_routes);
+        for place in places {
+            if let Place::Route(prefix) = place
+                && self.verdict(*prefix).is_some()
+            {
+                limit.set(*prefix, true);
+            }
+        }
+        limit
     }
 
     /// Why packets take the slow path.
     pub(crate) fn slow(&self, policy: FastPath) -> Vec<Slow> {
         fast_path::reasons(policy, &self.rib, &self.binding, self.synced)
+    }
+
+    /// How much of its limit is used.
+    pub(crate) fn route_counts(&self) -> RouteCounts {
+        RouteCounts {
+            max: self.limit.max(),
+            forwarded: self.limit.forwarded(),
+            punted: self.limit.punted(),
+            absent: self.limit.absent(),
+            is_near: self.limit.is_near(),
+        }
+    }
+
+    /// Numbers of groups that the switch may hold for it.
+    pub(crate) fn group_ids(&self) -> Vec<u32> {
+        self.groups.ids()
     }
 
     pub(crate) fn mark(&mut self, token: u64) {
@@ -240,28 +394,40 @@ impl Router {
 
     /// Anything to do?
     pub(crate) fn is_due(&self) -> bool {
-        !self.due.is_empty()
+        !self.ready.is_empty() || !self.due.is_empty()
     }
 
     /// The next thing to do.
     pub(crate) fn next_due(&mut self) -> Option<Step> {
-        Some(match self.due.pop_front()? {
-            Due::Place(place) => {
-                self.waiting.remove(&place);
-                Step::Change(match self.flow(place) {
-                    Some(flow) => FlowChange::Upsert(flow),
-                    None => FlowChange::Remove(self.key(place)),
-                })
+        loop {
+            if let Some(change) = self.ready.pop_front() {
+                return Some(Step::Change(change));
             }
-            Due::Change(change) => Step::Change(change),
-            Due::Marker(token) => Step::Marker(token),
-        })
+            match self.due.pop_front()? {
+                Due::Place(place) => {
+                    self.waiting.remove(&place);
+                    self.turn(place);
+                }
+                Due::Change(change) => self.ready.push_back(change),
+                Due::Group(id) => self.ready.extend(self.groups.get(id).map(FlowChange::UpsertGroup)),
+                Due::Unused(id) => {
+                    self.groups.removed(id);
+                    self.ready.push_back(FlowChange::RemoveGroup(id));
+                }
+                Due::Limit(max) => {
+                    for prefix in self.limit.set_max(max) {
+                        self.say_route(prefix, self.verdict(prefix));
+                    }
+                }
+                Due::Marker(token) => return Some(Step::Marker(token)),
+            }
+        }
     }
 
     /// A marker, if nothing stands before it.
     pub(crate) fn next_marker(&mut self) -> Option<u64> {
         match self.due.front() {
-            Some(Due::Marker(token)) => {
+            Some(Due::Marker(token)) if self.ready.is_empty() => {
                 let token = *token;
                 self.due.pop_front();
                 Some(token)
@@ -272,9 +438,11 @@ impl Router {
 
     /// Decides anew what is due, from what the switch holds. Gates that should be closed close first and those
     /// that should be open open last; a marker stays due behind all of it.
-    pub(crate) fn reconcile(&mut self, mut installed: BTreeMap<FlowKey, Flow>) {
+    pub(crate) fn reconcile(&mut self, mut installed: BTreeMap<FlowKey, Flow>, groups: BTreeMap<u32, Group>) {
         let markers: Vec<Due> = self.due.drain(..).filter(|due| matches!(due, Due::Marker(_))).collect();
         self.waiting.clear();
+        self.ready.clear();
+        self.groups.adopt(groups);
         let opening: Vec<FlowChange> = self
             .gates
             .iter()
@@ -282,31 +450,83 @@ impl Router {
             .map(|(_, gate)| FlowChange::Upsert(gate.clone()))
             .collect();
         let mut places = self.places(&self.binding);
+        self.limit = self.full_limit(&places);
+        let mut adding = Vec::new();
         places.retain(|place| {
-            let Some(flow) = self.flow(*place) else { return false };
-            installed.remove(&FlowKey::from(&flow)) != Some(flow)
+            let Some(content) = self.content(*place, &self.binding) else { return false };
+            let flow = match (place, content) {
+                (Place::Route(prefix), Content::Route(verdict)) => {
+                    let verdict = limited(self.limit.class(*prefix), Some(verdict));
+                    let (add, flow, _) = assign(self.id, &mut self.groups, *prefix, verdict.as_ref());
+                    adding.extend(add.map(FlowChange::UpsertGroup));
+                    flow
+                }
+                (_, content) => self.flow(*place, &content),
+            };
+            flow.is_some_and(|flow| installed.remove(&FlowKey::from(&flow)) != Some(flow))
+        });
+        // A prefix that comes back does so before the one that stood in for it lets go.
+        places.sort_by_key(|place| match place {
+            Place::Route(prefix) => Reverse(Some(prefix.dst.prefix_len())),
+            Place::Local(..) | Place::NextHop(..) => Reverse(None),
         });
         let (closing, obsolete): (Vec<FlowKey>, Vec<FlowKey>) =
             installed.into_keys().partition(|key| key.table == ROUTER);
         let remove = |key| Due::Change(FlowChange::Remove(key));
         self.due.extend(closing.into_iter().map(remove));
+        self.due.extend(adding.into_iter().map(Due::Change));
         for place in places {
             self.touch(place);
         }
         self.due.extend(obsolete.into_iter().map(remove));
+        self.due.extend(self.groups.unused().into_iter().map(Due::Unused));
         self.due.extend(opening.into_iter().map(Due::Change));
         self.due.extend(markers);
     }
 }
 
-/// What a prefix in the local table decides.
-fn local(prefix: IpNet) -> [Place; 2] {
-    [Place::Local(Side::Destination, prefix), Place::Local(Side::Source, prefix)]
+/// What is left of a verdict at its place within the limit.
+fn limited(class: Class, verdict: Option<Verdict>) -> Option<Verdict> {
+    match class {
+        Class::Forward if verdict.is_some() => verdict,
+        // One that is wanted no more goes when its own turn comes.
+        Class::Forward | Class::Punt => Some(Verdict::Punt(PuntClass::Transit)),
+        Class::Absent => None,
+    }
 }
 
-/// What a prefix in the main table decides.
-fn route(prefix: IpNet) -> Option<Place> {
-    (!table::is_martian(prefix)).then_some(Place::Route(prefix))
+/// The flow of a prefix with the group that comes before it and the one that goes after it.
+fn assign(
+    router: RouterId,
+    groups: &mut Groups,
+    prefix: Prefix,
+    verdict: Option<&Verdict>,
+) -> (Option<Group>, Option<Flow>, Option<u32>) {
+    let shared = match verdict {
+        Some(Verdict::OneOf(hops, _)) => Some(hops),
+        Some(Verdict::Via(_) | Verdict::Punt(_) | Verdict::Drop) | None => None,
+    };
+    let assigned = groups.assign(prefix, shared);
+    let flow = verdict.map(|verdict| table::route(router, prefix, verdict, assigned.id));
+    (assigned.add, flow, assigned.remove)
+}
+
+/// What a prefix in a table decides.
+fn places_of(table: u32, dst: IpNet) -> Vec<Place> {
+    match table {
+        TABLE_LOCAL => vec![Place::Local(Side::Destination, dst), Place::Local(Side::Source, dst)],
+        _ => route(Prefix { table, dst }).into_iter().collect(),
+    }
+}
+
+/// What an address of the guest decides.
+fn own(addr: IpAddr) -> Place {
+    Place::Local(Side::Source, addr.into())
+}
+
+/// What a prefix in a table but the local one decides.
+fn route(prefix: Prefix) -> Option<Place> {
+    (prefix.table != TABLE_LOCAL && !table::is_martian(prefix.dst)).then_some(Place::Route(prefix))
 }
 
 /// What a neighbor decides: the rewrites, where its link is bound, and whether it is its own next hop. An IPv6
@@ -315,7 +535,8 @@ fn of_neighbor(binding: &Binding, ifindex: IfIndex, addr: IpAddr) -> impl Iterat
     let eth_types: &[u16] = if addr.is_ipv4() { &[ETH_IPV4] } else { &ETH_IP };
     let bound = binding.vif(ifindex).map(|vif| Adjacency { vif: vif.id, addr });
     let rewrites = bound.into_iter().flat_map(|to| eth_types.iter().map(move |of| Place::NextHop(to, *of)));
-    rewrites.chain(route(addr.into()))
+    let hosts = binding.tables().iter().filter_map(move |&table| route(Prefix { table, dst: addr.into() }));
+    rewrites.chain(hosts)
 }
 
 /// What turns one set of flows into another: upserts, then removals. What refuses comes before what it is an

@@ -105,6 +105,8 @@ pub struct Topology {
     pub vifs: BTreeMap<VifId, Vif>,
     /// By router; the default for one that is missing.
     pub policies: BTreeMap<RouterId, Policy>,
+    /// Bytes of the largest IP packet that any of the ports takes in, where that is more than Ethernet's 1500.
+    pub max_mtu: u32,
     /// The host's own port on the control network.
     pub control_port: Option<PortNo>,
 }

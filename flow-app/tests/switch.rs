@@ -15,10 +15,12 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use openflow::{Field, Flow, FlowFilter, mac_bits};
+use openflow::group::ALL_GROUPS;
+use openflow::meter::ALL_METERS;
+use openflow::{Field, Flow, FlowFilter, Message, MultipartReply, MultipartRequest, mac_bits};
 use xenflow_flow_app::pipeline::{self, cookie};
 use xenflow_flow_app::sim::{self, Packet, Tag};
-use xenflow_flow_app::{App, FlowKey, MeterChange, PortNo};
+use xenflow_flow_app::{App, Batch, Desired, FlowChange, FlowKey, MeterChange, PortNo, PuntClass};
 use xenflow_proto::MacAddr;
 
 use world::{
@@ -68,10 +70,15 @@ impl Pair {
             }
         }
         assert!(ports.iter().all(|port| numbers.values().any(|of| of == port)), "{show}");
-        install_meters(&switch, app);
         let mut client = switch.connect();
-        client.add_flows(&app.desired().collect::<Vec<_>>());
-        Self { switch, client, sim: app.desired().collect(), ports: numbers }
+        let Desired { flows, groups, meters } = app.desired();
+        let meters = meters.into_iter().map(MeterChange::Add).map(Message::from);
+        let more = groups.iter().cloned().map(FlowChange::UpsertGroup).map(Message::from);
+        client.install(&meters.chain(more).collect::<Vec<_>>());
+        client.add_flows(&flows);
+        let mut sim: sim::Switch = flows.into_iter().collect();
+        groups.into_iter().for_each(|group| sim.insert_group(group));
+        Self { switch, client, sim, ports: numbers }
     }
 
     fn dump(&mut self, cookie: u64) -> Flows {
@@ -125,24 +132,15 @@ impl Pair {
         }
     }
 
-    /// Both do the same; gives what leaves.
+    /// The switch does what the simulator says, or one of the things if there is a choice; gives what leaves.
     fn agree(&self, port: PortNo, packet: &Packet) -> BTreeSet<(PortNo, Packet)> {
         let sent = self.trace(port, packet, &[]);
-        let simulated: BTreeSet<_> = self.sim.send(port, packet).unwrap().sent.into_iter().collect();
-        assert_eq!(sent, simulated, "{}", flow_text(port, packet));
+        let outcomes = self.sim.send_all(port, packet).unwrap().into_iter();
+        let simulated: Vec<BTreeSet<_>> =
+            outcomes.map(|outcome| outcome.sent.into_iter().collect()).collect();
+        assert!(simulated.contains(&sent), "{}: {sent:#?}, not of {simulated:#?}", flow_text(port, packet));
         sent
     }
-}
-
-/// Flows that refer to a meter are refused before it is there.
-fn install_meters(switch: &common::Switch, app: &App) {
-    let topology = app.topology();
-    let meters = topology
-        .routers()
-        .into_iter()
-        .flat_map(|id| topology.policy(id).punt_rates.meters(id))
-        .map(MeterChange::Add);
-    switch.connect().install(&meters.map(openflow::Message::from).collect::<Vec<_>>());
 }
 
 /// At commas outside of parentheses.
@@ -231,6 +229,7 @@ fn host() -> World {
         uplinks: [true; 2],
         segments: [true; 6],
         control: true,
+        policies: vec![(9, 99); 6],
     };
     let tables = |r| (r, sane(&plan, r).into_iter().map(|object| (object.key(), object)).collect());
     let tables = (0..3).map(tables).collect();
@@ -256,7 +255,7 @@ fn start(name: &str) -> (World, Pair) {
 fn a_real_switch_holds_the_flows_as_desired() {
     let (world, mut pair) = start("flow-app-adopt");
     let app = world.app();
-    let want = by_key(app.desired());
+    let want = by_key(app.desired().flows);
     let mut held = pair.dump(cookie::TOPOLOGY);
     held.append(&mut pair.dump(cookie::ROUTERS));
     assert_eq!(held, want);
@@ -267,11 +266,23 @@ fn a_real_switch_holds_the_flows_as_desired() {
         for desc in dump.flows.into_iter().flat_map(|filter| pair.client.dump(filter)) {
             app.dumped(desc.flow);
         }
+        if dump.groups_and_meters {
+            let MultipartReply::Groups(groups) = pair.client.ask(MultipartRequest::Groups(ALL_GROUPS)) else {
+                panic!("no groups");
+            };
+            assert!(groups.len() >= 3, "{groups:?}");
+            groups.into_iter().for_each(|group| app.dumped_group(group));
+            let MultipartReply::Meters(meters) = pair.client.ask(MultipartRequest::Meters(ALL_METERS)) else {
+                panic!("no meters");
+            };
+            assert_eq!(meters.len(), 3 * PuntClass::ALL.len());
+            meters.into_iter().for_each(|meter| app.dumped_meter(meter));
+        }
         app.dump_end();
         dumps += 1;
     }
     assert_eq!(dumps, 4);
-    assert_eq!(app.next_batch(100).changes, []);
+    assert_eq!(app.next_batch(100), Batch::default());
     assert!(app.is_idle());
 }
 
@@ -339,7 +350,8 @@ fn a_real_switch_does_what_the_simulator_says() {
 
     // The comparison notices a simulator with other flows.
     let app = world.app();
-    let broken: sim::Switch = app.desired().filter(|flow| flow.table != pipeline::NEXT_HOP).collect();
+    let broken: sim::Switch =
+        app.desired().flows.into_iter().filter(|flow| flow.table != pipeline::NEXT_HOP).collect();
     let (port, packet) = &packets[hairpin];
     let simulated: BTreeSet<_> = broken.send(*port, packet).unwrap().sent.into_iter().collect();
     assert_ne!(pair.trace(*port, packet, &[]), simulated);

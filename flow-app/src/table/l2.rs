@@ -7,9 +7,8 @@ use openflow::{Action, Field, Flow, Match};
 
 use super::GROUP;
 use crate::pipeline::{
-    CLASSIFY, EGRESS, ETH_IP, FLAGS, FLOOD, HOPS, IN_PORT, L2, LEARNED, MAX_ROUTERS, NEXT_HOP_ID,
-    NEXT_HOP_IPV6, OUT_PORT, ROUTED, ROUTER, ROUTER_ID, TABLE_ID, cookie, kept_clone, priority, punt,
-    set_reg,
+    CLASSIFY, EGRESS, ETH_IP, FLAGS, FLOOD, IN_PORT, L2, LEARNED, NEXT_HOP_ID, NEXT_HOP_IPV6, OUT_PORT, ROUTED,
+    ROUTER, ROUTER_ID, TABLE_ID, cookie, count_lookup, kept_clone, priority, punt, set_reg,
 };
 use crate::punt::PuntClass;
 use crate::topology::{PortNo, Topology};
@@ -55,10 +54,10 @@ pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
 
 /// The next router of this host: as if the packet had just come in, but for the count of routers passed.
 fn enter_router() -> Vec<Action> {
-    let bits = MAX_ROUTERS as u16 - 1;
+    let [shift, count] = count_lookup();
     vec![
-        Action::CopyField { src: Field::Reg(HOPS).slice(0, bits), dst: (Field::Reg(HOPS), 1) },
-        Action::set_masked(Field::Reg(HOPS), 1, 1),
+        shift,
+        count,
         set_reg(FLAGS, 0),
         set_reg(IN_PORT, 0),
         set_reg(OUT_PORT, 0),

@@ -20,8 +20,8 @@ use crate::topology::Topology;
 
 pub(crate) use local::{is_martian, local};
 pub(crate) use next_hop::next_hop;
-pub(crate) use route::route;
-pub(crate) use router::gates;
+pub(crate) use route::{route, towards};
+pub(crate) use router::gate;
 
 /// The group bit of a MAC address.
 const GROUP: [u8; 6] = [1, 0, 0, 0, 0, 0];

@@ -1,14 +1,19 @@
 //! Next hop: the rewrite that forwarding is. An unresolved one has no flow: the miss hands the packet to the
-//! guest, whose kernel resolves the neighbor (glean).
+//! guest, whose kernel resolves the neighbor (glean). So does a packet that does not fit.
 
 use openflow::{Action, Field, Flow, Match, VLAN_PRESENT};
 use xenflow_proto::{MacAddr, VlanId};
 
 use crate::fib::Adjacency;
-use crate::pipeline::{self, FLAGS, L2, NEXT_HOP, ROUTED, cookie, priority};
+use crate::pipeline::{self, FLAGS, L2, NEXT_HOP, ROUTED, TOO_BIG, cookie, priority, punt};
+use crate::punt::PuntClass;
 
 pub(super) fn flows(flows: &mut Vec<Flow>) {
-    flows.push(Flow::new(NEXT_HOP, priority::FALLBACK, cookie::TOPOLOGY, Match::any()).goto(L2));
+    let glean = Flow::new(NEXT_HOP, priority::FALLBACK, cookie::TOPOLOGY, Match::any());
+    flows.push(glean.apply([punt(PuntClass::Transit)]).goto(L2));
+    let too_big = Match::builder().reg_masked(FLAGS, TOO_BIG, TOO_BIG).build();
+    let answer = Flow::new(NEXT_HOP, priority::EXCEPTION, cookie::TOPOLOGY, too_big);
+    flows.push(answer.apply([punt(PuntClass::Exception)]).goto(L2));
 }
 
 /// Hands a packet of that Ethernet type on: TTL, both MAC addresses, the VLAN of the segment it leaves by.

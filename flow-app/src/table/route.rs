@@ -1,28 +1,54 @@
-//! Route: router and prefix → next hop. The priority is the prefix length; without a route the guest answers.
+//! Route: router, routing table and prefix → next hop. The priority is the prefix length; without a route the guest
+//! answers.
 
-use ipnet::IpNet;
-use openflow::{Action, Flow, Match};
+use openflow::{Action, Field, Flow, Match};
 
 use super::{Side, address};
-use crate::fib::Verdict;
-use crate::pipeline::{L2, NEXT_HOP, ROUTE, ROUTER_ID, cookie, next_hop, priority};
+use crate::fib::{Adjacency, Verdict};
+use crate::limit::Prefix;
+use crate::pipeline::{
+    self, ETH_HEADER, FLAGS, L2, NEXT_HOP, ROUTE, ROUTER_ID, TABLE_ID, TOO_BIG_BIT, cookie, priority, punt,
+};
+use crate::punt::PuntClass;
 use crate::topology::RouterId;
 
 pub(super) fn flows(flows: &mut Vec<Flow>) {
-    flows.push(Flow::new(ROUTE, priority::FALLBACK, cookie::TOPOLOGY, Match::any()).goto(L2));
+    let miss = Flow::new(ROUTE, priority::FALLBACK, cookie::TOPOLOGY, Match::any());
+    flows.push(miss.apply([punt(PuntClass::Exception)]).goto(L2));
 }
 
-/// The flow of one prefix.
-pub(crate) fn route(router: RouterId, prefix: IpNet, verdict: Verdict) -> Flow {
-    let matching = address(Side::Destination, prefix).reg(ROUTER_ID, router.0.into()).build();
-    let priority = priority::PREFIX + u16::from(prefix.prefix_len());
-    let flow = Flow::new(ROUTE, priority, cookie::router(router), matching);
+/// The flow of one prefix; `group` is that of its next hops, where it has several.
+pub(crate) fn route(router: RouterId, prefix: Prefix, verdict: &Verdict, group: Option<u32>) -> Flow {
+    let matching = address(Side::Destination, prefix.dst)
+        .reg(ROUTER_ID, router.0.into())
+        .reg(TABLE_ID, pipeline::table_id(prefix.table));
+    let priority = priority::PREFIX + u16::from(prefix.dst.prefix_len());
+    let flow = Flow::new(ROUTE, priority, cookie::router(router), matching.build());
     match verdict {
-        Verdict::Via(adjacency) => {
-            let set = next_hop(adjacency).map(|(register, value)| Action::set_field(register, value));
-            flow.apply(set.collect::<Vec<_>>()).goto(NEXT_HOP)
+        Verdict::Via(hop) => {
+            let mut actions = towards(hop.adjacency);
+            actions.extend(hop.mtu.map(mark_larger));
+            flow.apply(actions).goto(NEXT_HOP)
         }
-        Verdict::Punt => flow.goto(L2),
+        Verdict::OneOf(_, mtu) => match group {
+            Some(group) => {
+                let actions = mtu.map(mark_larger).into_iter().chain([Action::Group(group)]);
+                flow.apply(actions.collect::<Vec<_>>())
+            }
+            // No number was left for it.
+            None => flow.apply([punt(PuntClass::Transit)]).goto(L2),
+        },
+        Verdict::Punt(class) => flow.apply([punt(*class)]).goto(L2),
         Verdict::Drop => flow,
     }
+}
+
+/// Names the next hop.
+pub(crate) fn towards(adjacency: Adjacency) -> Vec<Action> {
+    pipeline::next_hop(adjacency).map(|(register, value)| Action::set_field(register, value)).collect()
+}
+
+/// Marks packets that do not fit. The switch compares the length of the frame, without its tag.
+fn mark_larger(mtu: u16) -> Action {
+    Action::CheckPktLarger { len: mtu.saturating_add(ETH_HEADER), dst: (Field::Reg(FLAGS), TOO_BIG_BIT) }
 }

@@ -1,10 +1,12 @@
 //! Router: (segment, MAC of a vif) → that router; all else is switched.
 
 use openflow::{Flow, Match};
+use xenflow_proto::table::Family;
 
 use crate::fib::BoundVif;
 use crate::pipeline::{
-    ETH_IP, HOPS, L2, LOCAL, MAX_ROUTERS, ROUTER, ROUTER_ID, cookie, priority, punt, set_reg,
+    ETH_IPV4, ETH_IPV6, HOPS, L2, LOCAL, MAX_ROUTERS, ROUTER, ROUTER_ID, TABLE_ID, cookie, priority, punt,
+    set_reg, table_id,
 };
 use crate::punt::PuntClass;
 
@@ -16,13 +18,18 @@ pub(super) fn flows(flows: &mut Vec<Flow>) {
     flows.push(Flow::new(ROUTER, priority::FALLBACK, cookie::TOPOLOGY, Match::any()).goto(L2));
 }
 
-/// The gates of a vif: with these flows its router's packets are forwarded by the host, without them by the guest.
-pub(crate) fn gates(vif: &BoundVif) -> impl Iterator<Item = Flow> {
-    let BoundVif { id, mac, vlan, is_narrow: _ } = *vif;
-    ETH_IP.into_iter().map(move |eth_type| {
-        let matching = Match::builder().vlan(vlan.get()).eth_dst(mac.0).eth_type(eth_type).build();
-        Flow::new(ROUTER, priority::NORMAL, cookie::router(id.router), matching)
-            .apply([set_reg(ROUTER_ID, id.router.0.into())])
-            .goto(LOCAL)
-    })
+/// The gate of a vif for a family: with this flow its router's packets are forwarded by the host, without it by the
+/// guest.
+pub(crate) fn gate(vif: &BoundVif, family: Family) -> Flow {
+    let eth_type = match family {
+        Family::V4 => ETH_IPV4,
+        Family::V6 => ETH_IPV6,
+    };
+    let matching = Match::builder().vlan(vif.vlan.get()).eth_dst(vif.mac.0).eth_type(eth_type).build();
+    let table = table_id(vif.table);
+    let mut actions = vec![set_reg(ROUTER_ID, vif.id.router.0.into())];
+    if table != 0 {
+        actions.push(set_reg(TABLE_ID, table));
+    }
+    Flow::new(ROUTER, priority::NORMAL, cookie::router(vif.id.router), matching).apply(actions).goto(LOCAL)
 }

@@ -240,7 +240,7 @@ fn cases() -> impl Strategy<Value = (World, Vec<[u8; 10]>)> {
 }
 
 fn switch(world: &World) -> Switch {
-    world.app().desired().collect()
+    super::model::switch(&world.app(), Some)
 }
 
 #[test]
@@ -309,7 +309,7 @@ fn changes_in_the_wrong_order_are_noticed() {
 
 /// A switch of desired flows, each of which may be changed or left out.
 fn broken(world: &World, change: impl Fn(Flow) -> Option<Flow>) -> Switch {
-    world.app().desired().filter_map(change).collect()
+    super::model::switch(&world.app(), change)
 }
 
 fn noticed(change: impl Fn(Flow) -> Option<Flow> + Copy) {

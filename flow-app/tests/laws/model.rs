@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use openflow::flow::ALL_TABLES;
-use openflow::{Flow, FlowFilter, Group, Meter};
+use openflow::{Action, Flow, FlowFilter, Group, Instruction, Meter};
 use xenflow_flow_app::pipeline::{LEARNED, cookie};
 use xenflow_flow_app::sim::Switch;
-use xenflow_flow_app::{App, FlowChange, FlowKey, MeterChange};
+use xenflow_flow_app::{App, Desired, FlowChange, FlowKey, MeterChange};
 
 /// What a switch holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,13 +14,64 @@ pub struct Model {
     pub flows: BTreeMap<FlowKey, Flow>,
     pub groups: BTreeMap<u32, Group>,
     pub meters: BTreeMap<u32, Meter>,
+    /// Changes that a switch refuses, or that it would take more with than was meant.
+    pub faults: Vec<String>,
     /// Broken on purpose: it keeps what it should delete.
     pub ignores_removals: bool,
 }
 
 impl Model {
+    /// What an app desires; two flows with one key are an error.
+    pub fn desired(app: &App) -> Result<Self, String> {
+        let Desired { flows, groups, meters } = app.desired();
+        let mut model = Self {
+            groups: groups.into_iter().map(|group| (group.id, group)).collect(),
+            meters: meters.into_iter().map(|meter| (meter.id, meter)).collect(),
+            ..Self::default()
+        };
+        for flow in flows {
+            if let Some(old) = model.flows.insert(FlowKey::from(&flow), flow.clone()) {
+                return Err(format!("two flows with one key:\n{old:?}\n{flow:?}"));
+            }
+            if let Some(group) = groups_of(&flow).into_iter().find(|id| !model.groups.contains_key(id)) {
+                return Err(format!("no group {group} for {flow:?}"));
+            }
+        }
+        Ok(model)
+    }
+
+    /// As a switch takes it: to a group that is not there no flow can send.
     pub fn insert(&mut self, flow: Flow) {
+        if let Some(id) = groups_of(&flow).into_iter().find(|id| !self.groups.contains_key(id)) {
+            self.faults.push(format!("no group {id} for {flow:?}"));
+            return;
+        }
         self.flows.insert(FlowKey::from(&flow), flow);
+    }
+
+    /// Its flows with groups by their content instead of their numbers, which history decides.
+    fn by_content(&self) -> (BTreeMap<FlowKey, Flow>, Vec<Group>) {
+        let mut contents: Vec<Group> =
+            self.groups.values().map(|group| Group { id: 0, ..group.clone() }).collect();
+        contents.sort_unstable();
+        let number = |id: &u32| {
+            let group = Group { id: 0, ..self.groups[id].clone() };
+            contents.binary_search(&group).unwrap() as u32
+        };
+        let flows = self.flows.iter().map(|(key, flow)| {
+            let mut flow = flow.clone();
+            for instruction in &mut flow.instructions {
+                if let Instruction::ApplyActions(actions) = instruction {
+                    for action in actions {
+                        if let Action::Group(id) = action {
+                            *id = number(id);
+                        }
+                    }
+                }
+            }
+            (key.clone(), flow)
+        });
+        (flows.collect(), contents)
     }
 
     pub fn change(&mut self, change: FlowChange) {
@@ -39,6 +90,9 @@ impl Model {
             }
             FlowChange::RemoveGroup(id) => {
                 self.groups.remove(&id);
+                // As Open vSwitch does; no flow should be left by then.
+                let left = self.flows.extract_if(.., |_, flow| groups_of(flow).contains(&id));
+                self.faults.extend(left.map(|(_, flow)| format!("group {id} goes, but {flow:?}")));
             }
             FlowChange::RemoveRouter(id) => remove(ALL_TABLES, cookie::router(id), cookie::OWNER_MASK),
             FlowChange::ForgetLearned(vlan) => remove(LEARNED, cookie::learned(vlan), cookie::OWNER_MASK),
@@ -48,6 +102,14 @@ impl Model {
     pub fn tell_groups_and_meters(&self, app: &mut App) {
         self.groups.values().for_each(|group| app.dumped_group(group.clone()));
         self.meters.values().for_each(|meter| app.dumped_meter(meter.clone()));
+    }
+
+    /// That part of the groups (of 8) is gone, with the flows that send to them.
+    pub fn drop_groups(&mut self, eighths: u8) {
+        let gone = |id: u32| id.wrapping_mul(5) % 8 < eighths.into();
+        self.groups.retain(|id, _| !gone(*id));
+        self.flows.retain(|_, flow| !groups_of(flow).into_iter().any(gone));
+        self.meters.retain(|id, _| !gone(*id));
     }
 
     pub fn change_meter(&mut self, change: MeterChange) {
@@ -73,7 +135,9 @@ impl Model {
     }
 
     pub fn switch(&self) -> Switch {
-        self.flows.values().cloned().collect()
+        let mut switch: Switch = self.flows.values().cloned().collect();
+        self.groups.values().for_each(|group| switch.insert_group(group.clone()));
+        switch
     }
 
     /// Runs an app to its end in batches; gives the number of changes. `look` sees the switch after each batch.
@@ -107,19 +171,35 @@ impl Model {
     }
 }
 
-/// By key; two flows with one key are an error.
-pub fn desired(app: &App) -> Result<BTreeMap<FlowKey, Flow>, String> {
-    let mut flows = BTreeMap::new();
-    for flow in app.desired() {
-        if let Some(old) = flows.insert(FlowKey::from(&flow), flow.clone()) {
-            return Err(format!("two flows with one key:\n{old:?}\n{flow:?}"));
-        }
-    }
-    Ok(flows)
+/// The switch that an app desires, flows changed or left out.
+pub fn switch(app: &App, change: impl FnMut(Flow) -> Option<Flow>) -> Switch {
+    let Desired { flows, groups, meters: _ } = app.desired();
+    let mut switch: Switch = flows.into_iter().filter_map(change).collect();
+    groups.into_iter().for_each(|group| switch.insert_group(group));
+    switch
 }
 
-/// What differs between two sets of flows.
-pub fn same(what: &str, got: &BTreeMap<FlowKey, Flow>, want: &BTreeMap<FlowKey, Flow>) -> Result<(), String> {
+fn groups_of(flow: &Flow) -> Vec<u32> {
+    let actions = flow.instructions.iter().flat_map(|instruction| match instruction {
+        Instruction::ApplyActions(actions) => actions.as_slice(),
+        _ => &[],
+    });
+    actions.filter_map(|action| if let Action::Group(id) = action { Some(*id) } else { None }).collect()
+}
+
+/// What differs between two switches.
+pub fn same(what: &str, got: &Model, want: &Model) -> Result<(), String> {
+    if let Some(fault) = got.faults.first() {
+        return Err(format!("{what}: {fault}"));
+    }
+    let ((got_flows, got_groups), (want_flows, want_groups)) = (got.by_content(), want.by_content());
+    if got_groups != want_groups {
+        return Err(format!("{what}: groups {got_groups:#?}, not {want_groups:#?}"));
+    }
+    if got.meters != want.meters {
+        return Err(format!("{what}: meters {:?}, not {:?}", got.meters, want.meters));
+    }
+    let (got, want) = (got_flows, want_flows);
     let surplus: Vec<&Flow> = got.iter().filter(|(k, f)| want.get(k) != Some(f)).map(|(_, f)| f).collect();
     let missing: Vec<&Flow> = want.iter().filter(|(k, f)| got.get(k) != Some(f)).map(|(_, f)| f).collect();
     if surplus.is_empty() && missing.is_empty() {

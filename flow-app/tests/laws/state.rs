@@ -4,14 +4,14 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use openflow::{Flow, Instruction, Match};
+use openflow::{Action, Flow, Group, Instruction, Match};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use xenflow_flow_app::pipeline::{self, cookie};
-use xenflow_flow_app::{App, FlowKey, RouterId};
+use xenflow_flow_app::{App, Desired, FlowKey, RouterId};
 use xenflow_proto::{Change, Key};
 
-use super::model::{Model, desired, same};
+use super::model::{Model, same};
 use super::world::{Dice, LIMIT, Plan, Tables, World, object, plan, router_id, sane, world};
 use super::{finds, law};
 
@@ -38,7 +38,7 @@ fn disagreement(flows: &BTreeMap<FlowKey, Flow>) -> Option<String> {
 }
 
 fn declared(app: &App) -> Result<(), String> {
-    let flows = desired(app)?;
+    let flows = Model::desired(app)?.flows;
     match flows.values().find_map(pipeline::violation).or_else(|| disagreement(&flows)) {
         Some(violation) => Err(violation),
         None => Ok(()),
@@ -243,6 +243,8 @@ impl Run {
                     n = n.wrapping_add(5) % 8;
                     n >= eighths
                 });
+                // It counts anew, and keeps the groups of the flows that are left.
+                self.model.drop_groups(eighths);
             }
             Event::BeginDump => {
                 if let Some(dump) = self.app.begin_dump() {
@@ -299,18 +301,18 @@ impl Run {
     /// The end is what the app desires, and what an app desires that knows only the end.
     fn verify(&mut self, flap: (u8, u32)) -> Result<usize, String> {
         self.finish(flap)?;
-        let want = desired(&self.app)?;
+        let want = Model::desired(&self.app)?;
         let guests = self.guests.iter().filter(|(_, guest)| guest.synced);
         let tables = guests.map(|(r, guest)| (*r, guest.tables.clone())).collect();
         let fresh = World { plan: self.plan.clone(), tables }.app();
-        same("desired, against a fresh app's", &want, &desired(&fresh)?)?;
-        same("installed", &self.model.flows, &want)?;
+        same("desired, against a fresh app's", &want, &Model::desired(&fresh)?)?;
+        same("installed", &self.model, &want)?;
         if let Some((r, guest)) =
             self.guests.iter().find(|(_, guest)| guest.synced && !guest.marks.is_empty())
         {
             return Err(format!("marks {:?} of router {r} were not reached", guest.marks));
         }
-        Ok(want.values().filter(|flow| cookie::router_of(flow.cookie).is_some()).count())
+        Ok(want.flows.values().filter(|flow| cookie::router_of(flow.cookie).is_some()).count())
     }
 }
 
@@ -358,8 +360,13 @@ fn remains(world: &World, former: &World, dice: &[Dice]) -> Model {
         Some(flow)
     };
     let app = world.app();
-    former_flows(former).for_each(|flow| model.insert(flow));
-    for (flow, dice) in app.desired().zip(dice.iter().cycle()) {
+    let (flows, groups) = former_life(former);
+    model.groups.extend(groups);
+    flows.into_iter().for_each(|flow| model.insert(flow));
+    let Desired { flows, groups, meters } = app.desired();
+    model.groups.extend(groups.into_iter().map(|group| (group.id, group)));
+    model.meters.extend(meters.into_iter().map(|meter| (meter.id, meter)));
+    for (flow, dice) in flows.into_iter().zip(dice.iter().cycle()) {
         // Most of them are left alone.
         if let Some(flow) = if dice[0] % 4 == 0 { alter(flow, *dice) } else { Some(flow) } {
             model.insert(flow);
@@ -380,16 +387,29 @@ fn remains(world: &World, former: &World, dice: &[Dice]) -> Model {
 }
 
 /// Of routers that are configured no more.
-fn former_flows(former: &World) -> impl Iterator<Item = Flow> {
-    let app = former.app();
+fn former_life(former: &World) -> (Vec<Flow>, BTreeMap<u32, Group>) {
+    const MORE: u16 = 1000;
+    let Desired { flows, groups, meters: _ } = former.app().desired();
+    let renumber = |id: u32| id + (u32::from(MORE) << 16);
+    let groups =
+        groups.into_iter().map(|group| (renumber(group.id), Group { id: renumber(group.id), ..group }));
     let owned = |flow: Flow| Some((cookie::router_of(flow.cookie)?, flow));
-    let flows: Vec<(RouterId, Flow)> = app.desired().filter_map(owned).collect();
-    flows.into_iter().map(|(id, mut flow)| {
-        let id = RouterId(id.0 + 1000);
+    let flows = flows.into_iter().filter_map(owned).map(|(id, mut flow)| {
+        let id = RouterId(id.0 + MORE);
         flow.cookie = cookie::router(id);
         flow.matching = flow.matching.to_builder().reg(13, u32::from(id.0)).build();
+        for instruction in &mut flow.instructions {
+            if let Instruction::ApplyActions(actions) = instruction {
+                actions.iter_mut().for_each(|action| {
+                    if let Action::Group(id) = action {
+                        *id = renumber(*id);
+                    }
+                });
+            }
+        }
         flow
-    })
+    });
+    (flows.collect(), groups.collect())
 }
 
 fn is_ours(flow: &Flow) -> bool {
@@ -398,17 +418,19 @@ fn is_ours(flow: &Flow) -> bool {
 
 fn reconciles(world: &World, mut model: Model, max: usize) -> Result<usize, String> {
     let mut app = world.app();
-    let want = desired(&app)?;
+    let want = Model::desired(&app)?;
     let others: Vec<Flow> = model.flows.values().filter(|flow| !is_ours(flow)).cloned().collect();
     // A router whose guest has said nothing yet keeps what it had.
     let silent = |id: RouterId| {
         world.plan.topology().routers().contains(&id) && !world.tables.contains_key(&(id.0 as u8 - 1))
     };
     let kept = model.flows.values().filter(|f| cookie::router_of(f.cookie).is_some_and(silent)).cloned();
-    let mut end = Model { flows: want, ..Model::default() };
+    let mut end = want;
+    let of_silent = |id: &u32| silent(RouterId((id >> 16) as u16));
+    end.groups.extend(model.groups.iter().filter(|(id, _)| of_silent(id)).map(|(id, g)| (*id, g.clone())));
     kept.chain(others).for_each(|flow| end.insert(flow));
     let changes = model.settle(&mut app, max, |_| {});
-    same("installed", &model.flows, &end.flows)?;
+    same("installed", &model, &end)?;
     Ok(changes)
 }
 
@@ -426,8 +448,7 @@ fn a_dump_leads_to_what_is_desired() {
 #[test]
 fn adoption_changes_nothing() {
     law(200, world(), |world| {
-        let flows = desired(&world.app())?;
-        let mut model = Model { flows, ..Model::default() };
+        let mut model = Model::desired(&world.app())?;
         let changes = model.settle(&mut world.app(), 100, |_| {});
         if changes == 0 { Ok(()) } else { Err(format!("{changes} changes")) }
     });

@@ -7,10 +7,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use xenflow_flow_app::{App, Attachment, PortNo, RouterId, Topology, Vif, VifId};
+use xenflow_flow_app::{App, Attachment, FastPath, Policy, PortNo, RouterId, Topology, Vif, VifId};
 use xenflow_proto::table::{
-    AddressKey, Hop, HopFlags, Link, Neighbor, NeighborKey, NextHop, NextHopKind, Route, RouteKey, RouteKind,
-    RouteTarget, TABLE_LOCAL, TABLE_MAIN,
+    self, AddressKey, Hop, HopFlags, Link, Neighbor, NeighborKey, NextHop, NextHopKind, Obstacle,
+    ObstacleKey, Route, RouteKey, RouteKind, RouteTarget, Settings, TABLE_LOCAL, TABLE_MAIN,
 };
 use xenflow_proto::{Change, Key, MacAddr, Object, VlanId};
 
@@ -35,6 +35,8 @@ pub struct Plan {
     pub uplinks: [bool; 2],
     pub segments: [bool; SEGMENTS as usize],
     pub control: bool,
+    /// By router: fast path policy and limit of prefixes, in small numbers.
+    pub policies: Vec<(u8, u8)>,
 }
 
 pub fn plan() -> impl Strategy<Value = Plan> {
@@ -42,8 +44,16 @@ pub fn plan() -> impl Strategy<Value = Plan> {
     let routers = vec((prop::bool::weighted(0.8), vifs), 2..=ROUTERS as usize);
     let access = vec(0..=SEGMENTS, 6);
     let segments = prop::array::uniform6(prop::bool::weighted(0.9));
-    (routers, access, any::<[bool; 2]>(), segments, any::<bool>()).prop_map(
-        |(routers, access, uplinks, segments, control)| Plan { routers, access, uplinks, segments, control },
+    let policies = vec((0..24u8, 0..64u8), ROUTERS as usize);
+    (routers, access, any::<[bool; 2]>(), segments, any::<bool>(), policies).prop_map(
+        |(routers, access, uplinks, segments, control, policies)| Plan {
+            routers,
+            access,
+            uplinks,
+            segments,
+            control,
+            policies,
+        },
     )
 }
 
@@ -58,7 +68,8 @@ impl Plan {
             uplinks: uplinks.collect(),
             access: access.collect(),
             access_macs: BTreeMap::new(),
-            policies: BTreeMap::new(),
+            policies: (0..ROUTERS).map(|r| (router_id(r), self.policy(r))).collect(),
+            max_mtu: 0,
             vifs: BTreeMap::new(),
             control_port: self.control.then_some(CONTROL_PORT),
         };
@@ -82,18 +93,31 @@ impl Plan {
         topology
     }
 
+    pub fn policy(&self, router: u8) -> Policy {
+        let (fast_path, limit) = self.policies[usize::from(router)];
+        let fast_path = match fast_path {
+            0 => FastPath::Never,
+            1 => FastPath::Always,
+            _ => FastPath::Auto,
+        };
+        let max_routes = if limit < 8 { usize::from(limit) } else { 1000 };
+        Policy { fast_path, max_routes, ..Policy::default() }
+    }
+
     /// Changes one thing.
     pub fn mutate(&mut self, [what, a, b, c, ..]: Dice) {
         let count = self.routers.len();
         let router = &mut self.routers[usize::from(a) % count];
         let vif = &mut router.1[usize::from(b % VIFS)];
-        match what % 8 {
+        match what % 10 {
             0 => router.0 = !router.0,
             1 | 2 => vif.1 = !vif.1,
             3 => vif.0 = c % 3,
             4 => self.access[usize::from(a % 6)] = b % (SEGMENTS + 1),
             5 => self.uplinks[usize::from(a % 2)] ^= true,
             6 => self.segments[usize::from(a % SEGMENTS)] ^= true,
+            7 => self.policies[usize::from(a % ROUTERS)] = (b % 24, c % 64),
+            8 => self.policies[usize::from(a % ROUTERS)].1 = c % 64,
             _ => self.control ^= true,
         }
     }
@@ -140,6 +164,9 @@ pub fn object(plan: &Plan, router: u8, dice: Dice) -> Object {
     let family = if what / 16 % 2 == 0 { V4 } else { V6 };
     match what % 16 {
         0 => Object::Link(link(router, a, b, c)),
+        1 if a % 8 < 2 => Object::Settings(Settings { ipv4_hash_policy: b % 4, ipv6_hash_policy: c % 4 }),
+        1 if a % 8 == 2 => Object::Obstacle(obstacle(b, c)),
+        1 if a % 8 < 5 => Object::Link(vrf(b, c)),
         1 => Object::Address(AddressKey {
             ifindex: ifindex(a),
             address: IpNet::new(address(family, b, c), family.len(24)).unwrap(),
@@ -153,8 +180,8 @@ pub fn object(plan: &Plan, router: u8, dice: Dice) -> Object {
             _ => neighbor(plan, router, a, b, c, |segment, host| address(family, segment, host)),
         }),
         8 => {
-            let key =
-                key(TABLE_LOCAL, address(family, a, b), family.len(if c % 4 == 0 { 24 } else { 32 }), 0);
+            let table = if d % 8 == 0 { VRF_TABLE } else { TABLE_LOCAL };
+            let key = key(table, address(family, a, b), family.len(if c % 4 == 0 { 24 } else { 32 }), 0);
             let kind = match (family, c % 2) {
                 (_, 0) => RouteKind::Local,
                 (V4, _) => RouteKind::Broadcast,
@@ -177,10 +204,41 @@ fn link(router: u8, vif: u8, flags: u8, more: u8) -> Link {
         up: flags % 8 != 1,
         running: flags % 8 != 2,
         kind: if stacked { "vlan".to_owned() } else { String::new() },
-        master: (flags % 8 == 3).then_some(99),
+        master: (flags % 8 == 3).then_some(VRF),
         vrf_table: None,
+        ipv6_mtu: (more % 8 == 3).then_some(1280),
+    }
+}
+
+/// The VRF's device.
+const VRF: u32 = 99;
+/// Its routing table.
+pub const VRF_TABLE: u32 = 10;
+
+fn vrf(up: u8, kind: u8) -> Link {
+    let kind = if kind.is_multiple_of(8) { "bridge" } else { "vrf" };
+    Link {
+        ifindex: VRF,
+        name: "red".to_owned(),
+        mac: None,
+        mtu: 65575,
+        up: !up.is_multiple_of(8),
+        running: true,
+        kind: kind.to_owned(),
+        master: None,
+        vrf_table: Some(VRF_TABLE),
         ipv6_mtu: None,
     }
+}
+
+fn obstacle(on: u8, kind: u8) -> Obstacle {
+    let ifindex = match on % 8 {
+        0 => None,
+        1 => Some(VRF),
+        _ => Some(ifindex(on / 8)),
+    };
+    let family = [None, Some(table::Family::V4), Some(table::Family::V6)][usize::from(on % 3)];
+    Obstacle { key: ObstacleKey { ifindex, family, kind: (kind % 10).into() }, detail: String::new() }
 }
 
 fn ifindex(vif: u8) -> u32 {
@@ -249,7 +307,7 @@ fn main_key(family: Family, a: u8, b: u8, c: u8) -> RouteKey {
         6 => (far, 24),
         _ => (far, 26),
     };
-    let table = if c % 16 == 5 { 10 } else { TABLE_MAIN };
+    let table = if c % 8 == 5 { VRF_TABLE } else { TABLE_MAIN };
     let metric = u32::from(c % 3) * 10;
     match (family, c % 32) {
         (V4, 7 | 23) => RouteKey { tos: 8, ..key(table, addr, len, metric) },
@@ -339,10 +397,14 @@ fn on_segment(plan: &Plan, segment: u8, host: u8) -> Option<MacAddr> {
 
 /// What a sane guest says: its links, addresses, connected routes, all neighbors, and routes by its neighbors.
 pub fn sane(plan: &Plan, router: u8) -> Vec<Object> {
-    let mut objects = Vec::new();
+    let mut objects = vec![Object::Settings(Settings::default()), Object::Link(vrf(1, 1))];
     for (vif, (segment, _)) in (0..).zip(&plan.routers[usize::from(router)].1) {
-        objects.push(Object::Link(link(router, vif, 5, 5)));
-        let unicast = |addr, len, metric, gateway| unicast(key(TABLE_MAIN, addr, len, metric), gateway, vif);
+        // Some have all links but the first in a VRF.
+        let in_vrf = router % 3 == 1 && vif > 0;
+        let master = in_vrf.then_some(VRF);
+        objects.push(Object::Link(Link { master, ..link(router, vif, 5, 5) }));
+        let (table, local_table) = if in_vrf { (VRF_TABLE, VRF_TABLE) } else { (TABLE_MAIN, TABLE_LOCAL) };
+        let unicast = |addr, len, metric, gateway| unicast(key(table, addr, len, metric), gateway, vif);
         // By another router of the network where there is one, by a host otherwise.
         let next = (router + 2) % ROUTERS;
         for family in [V4, V6] {
@@ -364,7 +426,7 @@ pub fn sane(plan: &Plan, router: u8) -> Vec<Object> {
             };
             for (addr, len, kind) in local {
                 let target = RouteTarget::Hops(Vec::new());
-                let key = key(TABLE_LOCAL, addr, len, 0);
+                let key = key(local_table, addr, len, 0);
                 objects.push(Object::Route(Route { key, kind, protocol: 2, scope: 254, target, mtu: None }));
             }
             objects.push(unicast(own, len, 0, None));
@@ -375,7 +437,17 @@ pub fn sane(plan: &Plan, router: u8) -> Vec<Object> {
             let (dst, len) = [(any_of(family), 0), (far(family, 0, 0, 0), 16), (far(family, 1, 0, 0), 24)]
                 [usize::from(vif % VIFS)];
             let gateway = if family == V4 { address(V4, *segment, next) } else { link_local(next) };
-            objects.push(unicast(dst, family.len(len), 20, Some(gateway)));
+            let mut route = unicast(dst, family.len(len), 20, Some(gateway));
+            if let (1, Object::Route(Route { target: RouteTarget::Hops(hops), .. })) =
+                (vif % VIFS, &mut route)
+            {
+                // By a host as well, which gets three times as much.
+                let host = 9;
+                let gateway =
+                    if family == V4 { address(V4, *segment, host) } else { address(V6, *segment, host) };
+                hops.push(Hop { gateway: Some(gateway), weight: 3, ..hops[0] });
+            }
+            objects.push(route);
         }
         objects.push(unicast(link_local(0), 64, 256, None));
         for host in (0..ROUTERS).filter(|host| *host != router) {
@@ -460,7 +532,8 @@ pub fn chain(count: u8, packets: Family, gateways: Family) -> App {
         let route = unicast(key(TABLE_MAIN, any_of(packets), 0, 0), Some(addr), 0);
         let neighbor = Neighbor { key: NeighborKey { ifindex: 1, addr }, mac: next };
         app.begin_snapshot(router_id(r));
-        for object in [Object::Link(link(r, 0, 5, 5)), route, Object::Neighbor(neighbor)] {
+        let settings = Object::Settings(Settings::default());
+        for object in [settings, Object::Link(link(r, 0, 5, 5)), route, Object::Neighbor(neighbor)] {
             app.apply(router_id(r), Change::Upsert(object)).unwrap();
         }
         app.end_snapshot(router_id(r));

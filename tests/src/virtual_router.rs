@@ -71,20 +71,7 @@ impl VirtualRouter {
             logs: lab.results().to_owned(),
             starts: 0,
         };
-        node.configure(&format!("router add {name} --network {network}"))?;
-        for (index, link) in links.iter().enumerate() {
-            let mac = router.mac(index);
-            let Link { name: interface, segment, address } = link;
-            node.configure(&format!(
-                "vif add {name}-{interface} --router {name} --segment {segment} --mac {mac}"
-            ))?;
-            router.plug(node, interface, &mac)?;
-            router.guest.netns().configure(interface, &[address])?;
-        }
-        let mac = router.mac(99);
-        node.configure(&format!("vif add {name}-{CONTROL} --router {name} --control --mac {mac}"))?;
-        router.plug(node, CONTROL, &mac)?;
-        router.guest.netns().configure(CONTROL, &[])?;
+        router.plug(node, network, links)?;
         Ok(router)
     }
 
@@ -93,11 +80,40 @@ impl VirtualRouter {
         format!("02:52:00:00:{:02x}:{index:02x}", self.number)
     }
 
-    fn plug(&self, node: &Node, interface: &str, mac: &str) -> Result<()> {
-        let port = self.port(interface);
-        let iface_id = format!("{}-{interface}", self.name);
-        let vif = Vif { port: &port, iface_id: &iface_id, mac, vm_uuid: None };
-        node.plug(self.guest.netns(), interface, &vif)
+    /// Configures the router with its vifs, and plugs all of them in at once: processes are slow in a lab.
+    fn plug(&self, node: &Node, network: &str, links: &[Link<'_>]) -> Result<()> {
+        let name = &self.name;
+        let mut configuration = format!("router add {name} --network {network}\n");
+        let mut addresses = String::new();
+        let mut plugs = Vec::new();
+        for (index, Link { name: interface, segment, address }) in links.iter().enumerate() {
+            let mac = self.mac(index);
+            configuration.push_str(&format!(
+                "vif add {name}-{interface} --router {name} --segment {segment} --mac {mac}\n"
+            ));
+            addresses.push_str(&format!("address add {address} dev {interface}\n"));
+            plugs.push((*interface, mac));
+        }
+        let mac = self.mac(99);
+        configuration.push_str(&format!("vif add {name}-{CONTROL} --router {name} --control --mac {mac}\n"));
+        plugs.push((CONTROL, mac));
+        node.configure(&configuration)?;
+
+        let names: Vec<(String, String)> = plugs
+            .iter()
+            .map(|(interface, _)| (self.port(interface), format!("{name}-{interface}")))
+            .collect();
+        let vifs: Vec<Vif<'_>> = plugs
+            .iter()
+            .zip(&names)
+            .map(|((_, mac), (port, iface_id))| Vif { port, iface_id, mac, vm_uuid: None })
+            .collect();
+        let ns = self.guest.netns();
+        let plugged: Vec<_> =
+            plugs.iter().zip(&vifs).map(|((interface, _), vif)| (ns, *interface, vif)).collect();
+        node.plug_all(&plugged)?;
+        let ups: String = plugs.iter().map(|(interface, _)| format!("link set {interface} up\n")).collect();
+        ns.ip_batch(&(addresses + &ups))
     }
 
     /// Name of the switch port of one of its interfaces.

@@ -26,7 +26,7 @@ use crate::scenario::{Lab, Scenario};
 /// The registry's entry.
 pub(super) const BENCH: Scenario = Scenario {
     name: "flood",
-    about: "victims beside an end host that floods (--seconds, --rate, --only KINDS, --peer 0, --vsctl SETTINGS)",
+    about: "victims beside an end host that floods (--seconds, --rate, --only KINDS, --peer 0, --macs 1, --vsctl …)",
     memory_mib: 1536,
     limit: Duration::from_secs(900),
     needs_product: true,
@@ -70,6 +70,7 @@ fn run(lab: &mut Lab) -> Result<Value> {
     let rate = options.take("--rate", 10_000)?;
     let only = options.take("--only", String::new())?;
     let peer: u8 = options.take("--peer", 1)?;
+    let macs = options.take("--macs", 0_u8)? > 0;
     let vsctl = options.take("--vsctl", String::new())?;
     options.end()?;
     ensure!((1..=60).contains(&seconds), "{seconds} seconds is not 1 to 60");
@@ -83,7 +84,7 @@ fn run(lab: &mut Lab) -> Result<Value> {
     kernel()?;
 
     lab.step("two networks on XenFlow: victims, an attacker, a sink");
-    let mut site = Site::xenflow(lab)?;
+    let mut site = Site::xenflow(lab, macs)?;
     lab.ready()?;
     let mut figures = Map::new();
     figures.insert("xenflow".into(), measure(lab, &mut site, &kinds, &plan, "xenflow")?);

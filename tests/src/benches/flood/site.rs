@@ -68,8 +68,8 @@ pub(super) fn router_mac(network: usize, link: usize) -> String {
 }
 
 impl Site {
-    /// On XenFlow.
-    pub(super) fn xenflow(lab: &Lab) -> Result<Self> {
+    /// On XenFlow; with `macs`, access ports take only the addresses of their own hosts as sources.
+    pub(super) fn xenflow(lab: &Lab, macs: bool) -> Result<Self> {
         let pki = Pki::create(lab)?;
         let mut node = Node::create(lab, "a", &pki)?;
         // Configured before the switch and the daemon run, which is faster.
@@ -91,7 +91,8 @@ impl Site {
             routers.push(VirtualRouter::create(lab, &node, &pki, (network, &name, number), &links)?);
         }
         let plug = |port: &str, segment: &str, _, end: &EndHost, mac: &str| {
-            node.configure(&format!("access add {port} --segment {segment}"))?;
+            let own = if macs { format!("--mac {mac}") } else { String::new() };
+            node.configure(&format!("access add {port} --segment {segment} {own}"))?;
             node.plug(end.netns(), NIC, &Vif { port, iface_id: port, mac, vm_uuid: None })
         };
         let (victims, attacker, sink) = ends(plug)?;

@@ -37,6 +37,9 @@ pub struct Config {
     /// Longest time, in milliseconds, that a change may go unseen of which the kernel tells nothing: some of
     /// `/proc/sys`, tables of iptables-legacy, an XDP program attached through a link of BPF.
     pub survey_interval_ms: u64,
+    /// Have the kernel keep gateways resolved and ask stale neighbors whether they are still there. Without it,
+    /// the host goes on sending to a neighbor that died or got another MAC.
+    pub keep_neighbors: bool,
 }
 
 /// As written in the file.
@@ -64,6 +67,8 @@ struct File {
     receive_buffer_bytes: usize,
     #[serde(default = "default_survey_interval")]
     survey_interval_ms: u64,
+    #[serde(default = "default_keep_neighbors")]
+    keep_neighbors: bool,
 }
 
 fn default_host() -> String {
@@ -96,6 +101,10 @@ fn default_receive_buffer() -> usize {
 
 fn default_survey_interval() -> u64 {
     5000
+}
+
+fn default_keep_neighbors() -> bool {
+    true
 }
 
 /// A configuration that cannot be used.
@@ -234,6 +243,7 @@ impl Config {
             reconnect_max_ms: max,
             receive_buffer_bytes: file.receive_buffer_bytes,
             survey_interval_ms: file.survey_interval_ms,
+            keep_neighbors: file.keep_neighbors,
         })
     }
 

@@ -10,15 +10,16 @@ use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 use xenflow_proto::frame::MAX_FRAME;
 use xenflow_proto::message::{Hello, VERSION};
-use xenflow_proto::table::{Family, Obstacle, ObstacleKey};
 use xenflow_proto::{HostMessage, Key, MacAddr, Object};
 
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::connection::{Connection, LinkError, Stream, attempt, chain, write};
 use crate::mirror::Mirror;
+use crate::neighbors::{Wanted, wanted};
 use crate::netlink::{Input, Netlink};
-use crate::obstacles::Survey;
+use crate::obstacles::{Survey, describe};
+use crate::refresh::Refresh;
 use crate::session::{Acked, Event};
 use crate::status::{AckLine, State, Status};
 use crate::tls;
@@ -85,6 +86,7 @@ struct Driver {
     hello: Hello,
     netlink: Netlink,
     watch: Watch,
+    refresh: Refresh,
     status: Status,
     mirror: Mirror,
     /// What the last survey found, in words.
@@ -128,6 +130,7 @@ pub async fn run(config: Config, seed: u64, stop: impl Future<Output = ()>) -> R
         hello,
         netlink,
         watch: Watch::new(config.survey_interval(), start),
+        refresh: Refresh::new(start),
         status,
         mirror: Mirror::new(),
         obstacles: Arc::default(),
@@ -171,6 +174,7 @@ fn boot_id() -> io::Result<[u8; 16]> {
 enum Wake {
     Kernel(io::Result<()>),
     Watch(Heard),
+    Refreshed,
     Connected(Box<Result<Stream, LinkError>>),
     Read(io::Result<usize>),
     Written(io::Result<()>),
@@ -183,15 +187,21 @@ impl Driver {
         self.tell();
         let deadline = self.deadline();
         let timer = tokio::time::sleep(deadline.saturating_sub(now()));
+        let (netlink, watch, refresh) = (&self.netlink, &mut self.watch, &mut self.refresh);
+        let kernel = async {
+            tokio::select! {
+                result = netlink.readable() => Wake::Kernel(result),
+                heard = watch.heard() => Wake::Watch(heard),
+                () = refresh.done() => Wake::Refreshed,
+            }
+        };
         let wake = match &mut self.phase {
             Phase::Waiting { .. } => tokio::select! {
-                result = self.netlink.readable() => Wake::Kernel(result),
-                heard = self.watch.heard() => Wake::Watch(heard),
+                wake = kernel => wake,
                 () = timer => Wake::Timer,
             },
             Phase::Connecting(task) => tokio::select! {
-                result = self.netlink.readable() => Wake::Kernel(result),
-                heard = self.watch.heard() => Wake::Watch(heard),
+                wake = kernel => wake,
                 done = task => Wake::Connected(Box::new(
                     done.unwrap_or_else(|e| Err(LinkError::Io(io::Error::other(e)))))),
                 () = timer => Wake::Timer,
@@ -199,8 +209,7 @@ impl Driver {
             Phase::Open(connection) => {
                 let Connection { reader, writer, decoder, out, unflushed, .. } = &mut **connection;
                 tokio::select! {
-                    result = self.netlink.readable() => Wake::Kernel(result),
-                    heard = self.watch.heard() => Wake::Watch(heard),
+                    wake = kernel => wake,
                     result = reader.read_buf(decoder.buffer()) => Wake::Read(result),
                     result = write(writer, out, unflushed) => Wake::Written(result),
                     () = timer => Wake::Timer,
@@ -221,7 +230,7 @@ impl Driver {
             }
             Wake::Connected(result) => self.connected(*result, time),
             Wake::Read(result) => self.received(result, time),
-            Wake::Written(Ok(())) | Wake::Timer => {}
+            Wake::Written(Ok(())) | Wake::Refreshed | Wake::Timer => {}
             Wake::Written(Err(error)) => self.lost(LinkError::Io(error), time),
         }
         self.timers(time)
@@ -260,6 +269,13 @@ impl Driver {
             self.netlink.start_dump().map_err(RunError::Netlink)?;
         }
         self.watch.start(time);
+        if self.mirror.is_trusted() {
+            self.refresh.start(time, || match self.config.keep_neighbors {
+                true => wanted(&self.mirror, &self.config.control_interface),
+                // What an earlier run asked for is released.
+                false => Wanted::default(),
+            });
+        }
         match &mut self.phase {
             Phase::Waiting { until } if *until <= time && self.mirror.is_trusted() => self.connect(time),
             Phase::Open(connection) => {
@@ -510,18 +526,6 @@ impl Driver {
             obstacles: Arc::clone(&self.obstacles),
         });
     }
-}
-
-/// "eth1 IPv4: rp_filter is on (net.ipv4.conf.eth1.rp_filter = 2)".
-fn describe(obstacle: &Obstacle, name: impl Fn(u32) -> String) -> String {
-    let Obstacle { key: ObstacleKey { ifindex, family, kind }, detail } = obstacle;
-    let family = match family {
-        Some(Family::V4) => " IPv4",
-        Some(Family::V6) => " IPv6",
-        None => "",
-    };
-    let whose = ifindex.map_or_else(|| "all".into(), name);
-    format!("{whose}{family}: {} ({detail})", kind.as_str())
 }
 
 fn acknowledged(status: &Status, step: &Acked, time: Duration) {

@@ -4,6 +4,7 @@
 //! [`mirror`] remembers it, [`session`] tells the host; [`driver`] moves bytes between them. What else decides
 //! about packets is for [`survey`] to ask ([`facts`] understands the answers), for [`obstacles`] to judge, and for
 //! [`watch`] to know when.
+//! [`neighbors`] says which neighbors to ask whether they are still there, and [`refresh`] asks them.
 //! Netlink types do not leave `netlink`, `questions`, `survey` and the decoders.
 
 pub mod attribute;
@@ -13,12 +14,15 @@ mod connection;
 pub mod driver;
 pub mod facts;
 pub mod fuzz;
+pub mod gateways;
 pub mod link;
 pub mod mirror;
+pub mod neighbors;
 pub mod netlink;
 pub mod nexthop;
 pub mod obstacles;
 mod questions;
+pub mod refresh;
 pub mod session;
 pub mod status;
 pub mod survey;

@@ -19,6 +19,7 @@ use xenflow_proto::table::{
 };
 use xenflow_proto::{Change, Key, Object};
 
+use crate::gateways::Gateways;
 use crate::obstacles::Survey;
 use crate::translate::{Event, Place};
 
@@ -116,6 +117,7 @@ pub struct Mirror {
     last_urgent: i64,
     routes: usize,
     neighbors: usize,
+    gateways: Gateways,
 }
 
 impl Mirror {
@@ -135,6 +137,12 @@ impl Mirror {
     #[must_use]
     pub fn routes(&self) -> usize {
         self.routes
+    }
+
+    /// Gateways of all routes.
+    #[must_use]
+    pub fn gateways(&self) -> &Gateways {
+        &self.gateways
     }
 
     /// Number of neighbors.
@@ -374,6 +382,8 @@ impl Mirror {
                 self.doubtful = true;
                 return false;
             }
+            self.gateways.remove(&entry.object);
+            self.gateways.add(&object);
             entry.object = object;
             let known = entry.told == self.stream;
             self.mark(slot, now, known);
@@ -381,6 +391,7 @@ impl Mirror {
         }
         self.doubtful |= source == Source::Dump && self.removed.contains(&slot);
         self.count(&slot, 1);
+        self.gateways.add(&object);
         // A key that went and came back before the host was told stays one it knows.
         let known = self.dirty.get(&slot).is_some_and(|dirty| dirty.known);
         let told = if known { self.stream } else { self.stream.wrapping_sub(1) };
@@ -392,6 +403,7 @@ impl Mirror {
     fn delete(&mut self, slot: &Slot, now: Duration) -> bool {
         let Some(entry) = self.entries.remove(slot) else { return false };
         self.count(slot, -1);
+        self.gateways.remove(&entry.object);
         match slot.1 {
             Key::Route(key) => drop(self.duplicated.remove(&key)),
             // Another may come under the same number.

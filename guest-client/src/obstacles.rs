@@ -231,3 +231,16 @@ fn netfilter(chain: &Chain, facts: &Facts, found: &mut Found) {
     };
     facts.links.iter().filter(|link| named(&link.link.name)).for_each(|link| add(Some(link.link.ifindex)));
 }
+
+/// In one line for people, as "eth1 IPv4: rp_filter is on (net.ipv4.conf.eth1.rp_filter = 2)".
+#[must_use]
+pub fn describe(obstacle: &Obstacle, name: impl Fn(u32) -> String) -> String {
+    let Obstacle { key: ObstacleKey { ifindex, family, kind }, detail } = obstacle;
+    let family = match family {
+        Some(Family::V4) => " IPv4",
+        Some(Family::V6) => " IPv6",
+        None => "",
+    };
+    let whose = ifindex.map_or_else(|| "all".into(), name);
+    format!("{whose}{family}: {} ({detail})", kind.as_str())
+}

@@ -8,6 +8,7 @@
     reason = "a test may fail, and says why"
 )]
 
+mod neighbors;
 mod obstacles;
 mod support;
 mod tables;

@@ -3,16 +3,12 @@
 use std::process::Command;
 
 use crate::support::nftables::{Chain, Nftables};
-use crate::support::{Client, Host, Lab, in_namespace, ip, until};
+use crate::support::{Client, Host, Lab, in_namespace, ip, sysctl, until};
 use xenflow_proto::{Key, Object};
 
 /// What the kernel tells of must be there long before the next survey by the clock.
 const SELDOM: &str = "survey_interval_ms = 3600000";
 const OFTEN: &str = "survey_interval_ms = 100";
-
-fn sysctl(name: &str, value: &str) {
-    std::fs::write(format!("/proc/sys/net/{name}"), value).unwrap();
-}
 
 fn tc(words: &str) {
     let output = Command::new("tc").args(words.split_whitespace()).output().expect("tc (iproute2) is needed");

@@ -161,6 +161,48 @@ impl Lab {
     }
 }
 
+/// A machine at the other end of `p0`'s wire: a namespace of its own that has `p1`.
+pub struct Peer(Child);
+
+impl Peer {
+    pub fn new(addresses: &[&str]) -> Self {
+        let mut child = Command::new("unshare").args(["-n", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
+        let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+        let theirs = format!("/proc/{}/ns/net", child.id());
+        until("namespace", || std::fs::read_link(&theirs).is_ok_and(|namespace| namespace != own));
+        ip(&format!("link set p1 netns {}", child.id()));
+        let peer = Self(child.try_wait().unwrap().map_or(child, |status| panic!("{status}")));
+        for address in addresses {
+            peer.ip(&format!("addr add {address} dev p1 nodad"));
+        }
+        peer.ip("link set p1 up");
+        peer
+    }
+
+    /// `ip WORDS` in there.
+    pub fn ip(&self, words: &str) {
+        let pid = self.0.id().to_string();
+        let output = Command::new("nsenter")
+            .args(["-t", &pid, "-n", "ip"])
+            .args(words.split_whitespace())
+            .output()
+            .expect("nsenter (util-linux) is needed");
+        assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+pub fn sysctl(name: &str, value: &str) {
+    let path = format!("/proc/sys/net/{name}");
+    std::fs::write(&path, value).unwrap_or_else(|error| panic!("{path}: {error}"));
+}
+
 /// The running program; ends with it, and shows its log if the test fails.
 pub struct Client {
     pub child: Child,
@@ -205,6 +247,7 @@ pub struct Table {
     pub unacked: usize,
     pub messages: u64,
     watch_links: bool,
+    forbidden: Option<String>,
 }
 
 impl Table {
@@ -228,7 +271,10 @@ impl Table {
                 if let Some(fresh) = &mut self.fresh {
                     fresh.remove(&key);
                 }
-                self.objects.remove(&key);
+                let gone = self.objects.remove(&key).map(|object| self.line(&object));
+                if let (Some(gone), Some(forbidden)) = (gone, &self.forbidden) {
+                    assert!(!gone.starts_with(forbidden), "{gone} was removed");
+                }
             }
         }
     }
@@ -240,7 +286,7 @@ impl Table {
         }
     }
 
-    fn lines(&self) -> Vec<String> {
+    pub fn lines(&self) -> Vec<String> {
         self.objects.values().map(|object| self.line(object)).collect()
     }
 
@@ -396,6 +442,11 @@ impl Host {
     pub fn assert_none(&self, start: &str) {
         let lines = self.table().lines();
         assert!(!lines.iter().any(|l| l.starts_with(start)), "\"{start}\" in\n{}", lines.join("\n"));
+    }
+
+    /// From now on, none of these may go.
+    pub fn forbid_removal_of(&self, start: &str) {
+        self.table.lock().unwrap().forbidden = Some(start.to_owned());
     }
 
     /// From now on, no link may come before an obstacle at it.

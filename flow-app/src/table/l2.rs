@@ -7,8 +7,8 @@ use openflow::{Action, Field, Flow, Match};
 
 use super::GROUP;
 use crate::pipeline::{
-    CLASSIFY, EGRESS, ETH_IP, FLAGS, FLOOD, IN_PORT, L2, LEARNED, NEXT_HOP_ID, NEXT_HOP_IPV6, OUT_PORT, ROUTED,
-    ROUTER, ROUTER_ID, TABLE_ID, cookie, count_lookup, kept_clone, priority, punt, set_reg,
+    CLASSIFY, EGRESS, ETH_IP, FLAGS, FLOOD, IN_PORT, L2, LEARNED, NEXT_HOP_ID, NEXT_HOP_IPV6, OUT_PORT,
+    ROUTED, ROUTER, ROUTER_ID, TABLE_ID, cookie, count_lookup, kept_clone, priority, punt, set_reg,
 };
 use crate::punt::PuntClass;
 use crate::topology::{PortNo, Topology};

@@ -11,7 +11,8 @@ use xenflow_proto::table::TABLE_MAIN;
 use crate::punt::PuntClass;
 use crate::topology::RouterId;
 
-/// Admission: the VLAN tagger, inward. Sets the tag and [`IN_PORT`]; nothing enters without it.
+/// Admission: the VLAN tagger, inward. Sets the tag and [`IN_PORT`]; nothing enters without it, and what does not is
+/// counted ([`crate::refusal`]).
 pub const ADMISSION: u8 = 0;
 /// Router: which router a packet is for, by segment and MAC; the others are switched.
 pub const ROUTER: u8 = 1;
@@ -50,7 +51,7 @@ pub struct Stage {
 
 /// All tables, in the order of their numbers.
 pub const STAGES: [Stage; 10] = [
-    Stage { table: ADMISSION, name: "admission", next: &[ROUTER], outputs: true, miss: "drop" },
+    Stage { table: ADMISSION, name: "admission", next: &[ROUTER], outputs: true, miss: "counted, dropped" },
     Stage { table: ROUTER, name: "router", next: &[LOCAL, L2], outputs: false, miss: "to l2" },
     Stage { table: LOCAL, name: "local", next: &[ROUTE, L2], outputs: false, miss: "to route" },
     Stage { table: ROUTE, name: "route", next: &[NEXT_HOP, L2], outputs: false, miss: "punt" },
@@ -127,24 +128,33 @@ pub const ETH_LLC: u16 = 0x05ff;
 pub mod priority {
     /// What is never let through.
     pub const REFUSE: u16 = 400;
+    /// What is never let through by any port, where [`REFUSE`] does not count it by port.
+    pub const REFUSE_ANYWHERE: u16 = 390;
     /// What comes before the exceptions of a table.
     pub const FIRST: u16 = 350;
     /// Exceptions to the ordinary flows of a table.
     pub const EXCEPTION: u16 = 300;
     /// The ordinary flows of a table.
     pub const NORMAL: u16 = 200;
+    /// What goes before the other fallbacks.
+    pub const FIRST_FALLBACK: u16 = 2;
     /// What stands in for a miss.
     pub const FALLBACK: u16 = 1;
+    /// What stands in for a miss where even [`FALLBACK`] misses.
+    pub const LAST: u16 = 0;
     /// A prefix: this plus its length, at most 128.
     pub const PREFIX: u16 = 50;
     /// Learned MAC addresses, in a table of their own.
     pub const LEARNED: u16 = 10;
 }
 
-/// Cookies: 16 bits that say XenFlow, 8 bits of category, 8 unused, 16 bits of owner, 16 unused. A mask finds the
-/// flows of a former life; flows without [`cookie::MAGIC`] are somebody else's and never touched.
+/// Cookies: 16 bits that say XenFlow, 8 bits of category, 8 bits of the reason of a refusal, 16 bits of owner (router,
+/// segment, or port of a refusal), 16 unused. A mask finds the flows of a former life; flows without
+/// [`cookie::MAGIC`] are somebody else's and never touched.
 pub mod cookie {
     use super::{RouterId, VlanId};
+    use crate::refusal::Refusal;
+    use crate::topology::PortNo;
 
     /// "XF".
     pub const MAGIC: u64 = 0x5846 << 48;
@@ -170,6 +180,23 @@ pub mod cookie {
     pub fn router_of(cookie: u64) -> Option<RouterId> {
         let owner = u16::try_from(cookie >> 16 & 0xffff).ok()?;
         (cookie & CATEGORY_MASK == ROUTERS).then_some(RouterId(owner))
+    }
+
+    /// A flow of [`TOPOLOGY`] that drops and counts what a port does not let in; port 0 is any.
+    #[must_use]
+    pub fn refusal(reason: Refusal, port: PortNo) -> u64 {
+        TOPOLOGY | u64::from(reason.number()) << 32 | u64::from(port & 0xffff) << 16
+    }
+
+    /// The reason and the port of a cookie of [`refusal`].
+    #[must_use]
+    pub fn refusal_of(cookie: u64) -> Option<(Refusal, PortNo)> {
+        let number = (cookie >> 32 & 0xff) as u8;
+        let reason = Refusal::ALL.into_iter().find(|reason| reason.number() == number)?;
+        let port = u32::from((cookie >> 16 & 0xffff) as u16);
+        // Reserved numbers, as that of the bridge's own port, have the upper half set (`OFPP_MAX`).
+        let port = if port >= 0xff00 { port | 0xffff_0000 } else { port };
+        (cookie & CATEGORY_MASK == TOPOLOGY).then_some((reason, port))
     }
 
     /// MAC addresses learned on one segment.

@@ -1,28 +1,22 @@
-//! Admission, the VLAN tagger inward: each port's packets get the tag of its segment, or go no further.
+//! Admission, the VLAN tagger inward: each port's packets get the tag of its segment, or go no further and are counted
+//! by port and reason.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use openflow::{Action, Field, Flow, Learn, LearnSpec, LearnSrc, Match};
+use openflow::{Action, Field, Flow, Learn, LearnSpec, LearnSrc, Match, MatchBuilder};
 use xenflow_proto::{MacAddr, VlanId};
 
 use super::GROUP;
 use crate::pipeline::{
     self, ADMISSION, FLAGS, FROM_UPLINK, IN_PORT, OUT_PORT, ROUTER, cookie, priority, set_reg,
 };
+use crate::refusal::Refusal;
 use crate::topology::{PortNo, Topology};
 
 /// The address of the special ARP reply that announces a router's move.
 const ANNOUNCEMENT: MacAddr = MacAddr([0xaa; 6]);
 
 pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
-    let refuse = |matching| Flow::new(ADMISSION, priority::REFUSE, cookie::TOPOLOGY, matching);
-    flows.push(refuse(Match::builder().eth_src_masked(GROUP, GROUP).build()));
-    flows.push(refuse(Match::builder().eth_dst(ANNOUNCEMENT.0).build()));
-    // The inner tag of a packet with two: it would show up behind an access port.
-    for inner in [pipeline::ETH_VLAN, pipeline::ETH_SVLAN] {
-        flows.push(refuse(Match::builder().vlan_tagged().eth_type(inner).build()));
-    }
-
     let mut macs: BTreeMap<VlanId, BTreeSet<MacAddr>> = BTreeMap::new();
     for vif in topology.vifs.values() {
         if let Some(vlan) = vif.vlan() {
@@ -32,27 +26,67 @@ pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
     for (_, vif, vlan, port) in topology.bound_vifs() {
         let matching = Match::builder().in_port(port).untagged().eth_src(vif.mac.0);
         flows.push(admit(matching.build(), tag(vlan), port, 0, None));
+        flows.push(refuse(priority::FALLBACK, Refusal::ForeignSource, port, of(port).untagged()));
+        no_tags(port, flows);
+        never(port, Refusal::ForgedAnnouncement, flows);
     }
     for (&port, &vlan) in &topology.access {
-        let untagged = || Match::builder().in_port(port).untagged();
         match topology.access_macs.get(&port) {
-            None => flows.push(admit(untagged().build(), tag(vlan), port, 0, Some(vlan))),
-            Some(allowed) => flows.extend(
-                allowed
-                    .iter()
-                    .map(|mac| admit(untagged().eth_src(mac.0).build(), tag(vlan), port, 0, Some(vlan))),
-            ),
+            None => flows.push(admit(of(port).untagged().build(), tag(vlan), port, 0, Some(vlan))),
+            Some(allowed) => {
+                let allow = |mac: &MacAddr| of(port).untagged().eth_src(mac.0).build();
+                flows.extend(allowed.iter().map(|mac| admit(allow(mac), tag(vlan), port, 0, Some(vlan))));
+                flows.push(refuse(priority::FALLBACK, Refusal::ForeignSource, port, of(port).untagged()));
+            }
         }
         for mac in macs.get(&vlan).into_iter().flatten() {
-            flows.push(refuse(Match::builder().in_port(port).eth_src(mac.0).build()));
+            let spoofed = of(port).untagged().eth_src(mac.0);
+            flows.push(refuse(priority::REFUSE, Refusal::ForeignSource, port, spoofed));
         }
+        no_tags(port, flows);
+        never(port, Refusal::ForgedAnnouncement, flows);
     }
     for &port in &topology.uplinks {
         for &vlan in &topology.segments {
-            let matching = Match::builder().in_port(port).vlan(vlan.get());
-            flows.push(admit(matching.build(), Vec::new(), port, FROM_UPLINK, Some(vlan)));
+            flows.push(admit(of(port).vlan(vlan.get()).build(), Vec::new(), port, FROM_UPLINK, Some(vlan)));
         }
+        flows.push(refuse(priority::FALLBACK, Refusal::NoTag, port, of(port).untagged()));
+        no_tags(port, flows);
+        never(port, Refusal::Announcement, flows);
     }
+    // On the control network too.
+    for (reason, matching) in [
+        (Refusal::GroupSource, Match::builder().eth_src_masked(GROUP, GROUP)),
+        (Refusal::ForgedAnnouncement, Match::builder().eth_dst(ANNOUNCEMENT.0)),
+    ] {
+        flows.push(refuse(priority::REFUSE_ANYWHERE, reason, 0, matching));
+    }
+    flows.push(refuse(priority::LAST, Refusal::UnknownPort, 0, Match::builder()));
+}
+
+fn of(port: PortNo) -> MatchBuilder {
+    Match::builder().in_port(port)
+}
+
+pub(super) fn refuse(priority: u16, reason: Refusal, port: PortNo, matching: MatchBuilder) -> Flow {
+    Flow::new(ADMISSION, priority, cookie::refusal(reason, port), matching.build())
+}
+
+/// What no port lets in, whatever else is in the frame.
+fn never(port: PortNo, announcement: Refusal, flows: &mut Vec<Flow>) {
+    let group = of(port).eth_src_masked(GROUP, GROUP);
+    flows.push(refuse(priority::REFUSE, Refusal::GroupSource, port, group));
+    flows.push(refuse(priority::REFUSE, announcement, port, of(port).eth_dst(ANNOUNCEMENT.0)));
+    for inner in [pipeline::ETH_VLAN, pipeline::ETH_SVLAN] {
+        let double = of(port).vlan_tagged().eth_type(inner);
+        flows.push(refuse(priority::REFUSE, Refusal::DoubleTag, port, double));
+    }
+}
+
+/// What is left of the frames with a tag.
+fn no_tags(port: PortNo, flows: &mut Vec<Flow>) {
+    flows.push(refuse(priority::FIRST_FALLBACK, Refusal::PriorityTag, port, of(port).vlan(0)));
+    flows.push(refuse(priority::FALLBACK, Refusal::ForeignTag, port, of(port).vlan_tagged()));
 }
 
 fn tag(vlan: VlanId) -> Vec<Action> {

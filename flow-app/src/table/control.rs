@@ -5,7 +5,9 @@ use openflow::{Action, Flow, Match, MatchBuilder};
 use xenflow_proto::MacAddr;
 use xenflow_proto::control::{HOST_IPV4, HOST_IPV6, HOST_MAC, PORT, guest_ipv4, guest_ipv6};
 
+use super::admission::refuse;
 use crate::pipeline::{ADMISSION, ETH_ARP, ETH_IPV4, ETH_IPV6, cookie, priority};
+use crate::refusal::Refusal;
 use crate::topology::{PortNo, Topology};
 
 const TCP: u8 = 6;
@@ -15,13 +17,17 @@ const NEIGHBOR_ADVERTISEMENT: u8 = 136;
 
 pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
     let Some(host) = topology.control_port else { return };
+    let guests: Vec<(MacAddr, PortNo)> = topology.control_vifs().map(|(vif, port)| (vif.mac, port)).collect();
+    for port in guests.iter().map(|(_, port)| *port).chain([host]) {
+        let rest = Match::builder().in_port(port);
+        flows.push(refuse(priority::FALLBACK, Refusal::Control, port, rest));
+    }
     let mut send = |matching: MatchBuilder, ports: &[PortNo]| {
         let outputs: Vec<Action> = ports.iter().map(|&port| Action::output(port)).collect();
         flows.push(
             Flow::new(ADMISSION, priority::EXCEPTION, cookie::TOPOLOGY, matching.build()).apply(outputs),
         );
     };
-    let guests: Vec<(MacAddr, PortNo)> = topology.control_vifs().map(|(vif, port)| (vif.mac, port)).collect();
     for &(mac, port) in &guests {
         let from = || Match::builder().in_port(port).untagged().eth_src(mac.0);
         let nd = |icmp_type| from().eth_type(ETH_IPV6).ip_proto(ICMPV6).icmpv6_type(icmp_type).icmpv6_code(0);

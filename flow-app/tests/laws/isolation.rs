@@ -7,7 +7,7 @@ use openflow::{Action, Field, Flow, Instruction, mac_bits};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use xenflow_flow_app::sim::{Packet, Switch, Tag};
-use xenflow_flow_app::{PortNo, Topology, pipeline};
+use xenflow_flow_app::{PortNo, Refusal, Topology, pipeline};
 use xenflow_proto::control::{HOST_IPV4, HOST_MAC, PORT, guest_ipv4};
 use xenflow_proto::{MacAddr, VlanId};
 
@@ -111,6 +111,98 @@ fn admitted(topology: &Topology, port: PortNo, packet: &Packet) -> Option<VlanId
         None => !topology.vifs.values().any(|v| v.vlan() == Some(segment) && mac_bits(v.mac.0) == src),
     };
     (packet.tags.is_empty() && honest).then_some(segment)
+}
+
+/// Why a frame is not let in: all that is wrong with it.
+fn wrongs(topology: &Topology, port: PortNo, packet: &Packet) -> BTreeSet<Refusal> {
+    let (src, dst) = (packet.header(Field::EthSrc), packet.header(Field::EthDst));
+    let uplink = topology.uplinks.contains(&port);
+    let segment = segment_of(topology, port);
+    let mut wrongs = BTreeSet::new();
+    let mut add = |wrong, reason| {
+        if wrong {
+            wrongs.insert(reason);
+        }
+    };
+    let control = is_control(topology, port) || Some(port) == topology.control_port;
+    let known = uplink || segment.is_some();
+    add(src >> 40 & 1 == 1, Refusal::GroupSource);
+    add(dst == ANNOUNCEMENT, if uplink { Refusal::Announcement } else { Refusal::ForgedAnnouncement });
+    // There is no control network without its port.
+    add(control && topology.control_port.is_some(), Refusal::Control);
+    add(!known && (!control || topology.control_port.is_none()), Refusal::UnknownPort);
+    if !known {
+        return wrongs;
+    }
+    let segments: Vec<u16> = topology.segments.iter().map(|vlan| vlan.get()).collect();
+    match packet.tags.as_slice() {
+        [] => add(uplink, Refusal::NoTag),
+        [tag] => {
+            add(tag.vid == 0, Refusal::PriorityTag);
+            add(tag.vid != 0 && !(uplink && segments.contains(&tag.vid)), Refusal::ForeignTag);
+        }
+        _ => add(true, Refusal::DoubleTag),
+    }
+    add(
+        packet.tags.is_empty() && !uplink && admitted(topology, port, packet).is_none(),
+        Refusal::ForeignSource,
+    );
+    wrongs
+}
+
+/// Each frame meets one flow that counts its refusal, by the right port and for one of the right reasons, or none.
+fn counts_refusals(
+    world: &World,
+    switch: &Switch,
+    frames: &[[u8; 10]],
+    seen: &Cell<BTreeSet<Refusal>>,
+) -> Result<(), String> {
+    let topology = world.plan.topology();
+    for dice in frames {
+        let (port, packet) = frame(&topology, *dice);
+        let outcome = switch.send(port, &packet).map_err(|fault| fault.to_string())?;
+        let counted: Vec<_> =
+            outcome.cookies.iter().filter_map(|cookie| pipeline::cookie::refusal_of(*cookie)).collect();
+        let wrongs = wrongs(&topology, port, &packet);
+        let is_in = admitted(&topology, port, &packet).is_some()
+            || wrongs.iter().all(|wrong| *wrong == Refusal::Control) && !outcome.sent.is_empty();
+        let right = match counted.as_slice() {
+            [] => is_in,
+            [(reason, of)] => !is_in && wrongs.contains(reason) && (*of == port || *of == 0),
+            _ => false,
+        };
+        // By port wherever the port is known.
+        let by_port = |(_, of): &(Refusal, PortNo)| {
+            *of == port || !topology.uplinks.contains(&port) && segment_of(&topology, port).is_none()
+        };
+        if !right || !counted.iter().all(by_port) {
+            return Err(format!("{port}, {packet:?} counts as {counted:?}, but {wrongs:?}"));
+        }
+        let mut all = seen.take();
+        all.extend(counted.iter().map(|(reason, _)| *reason));
+        seen.set(all);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_refused_is_counted_by_port_and_reason() {
+    let seen = Cell::default();
+    law(400, cases(), |(world, frames)| counts_refusals(&world, &switch(&world), &frames, &seen));
+    assert_eq!(seen.take(), Refusal::ALL.into());
+}
+
+#[test]
+fn a_refusal_that_is_not_counted_is_noticed() {
+    for reason in Refusal::ALL {
+        finds(400, cases(), |(world, frames)| {
+            let counted = |flow: Flow| {
+                let is_it = pipeline::cookie::refusal_of(flow.cookie).is_some_and(|(it, _)| it == reason);
+                (!is_it).then_some(flow)
+            };
+            counts_refusals(&world, &broken(&world, counted), &frames, &Cell::default())
+        });
+    }
 }
 
 /// Segments that routers with a vif in them connect, one or more of them in a row.
@@ -340,7 +432,8 @@ fn a_missing_egress_check_is_noticed() {
 #[test]
 fn a_missing_refusal_is_noticed() {
     noticed(|flow| {
-        (flow.table != pipeline::ADMISSION || flow.priority != pipeline::priority::REFUSE).then_some(flow)
+        let is_it = flow.priority >= pipeline::priority::REFUSE_ANYWHERE;
+        (flow.table != pipeline::ADMISSION || !is_it).then_some(flow)
     });
 }
 

@@ -206,7 +206,8 @@ pub mod cookie {
     }
 }
 
-/// MAC addresses learned on one segment, at most.
+/// MAC addresses learned on one segment, at most. With no room left a segment does not follow one that moves, either:
+/// Open vSwitch counts its new flow as one more (`ofproto_flow_mod_learn`).
 pub const LEARNED_LIMIT: u32 = 4096;
 /// Seconds without a packet until a learned MAC address goes.
 pub const LEARNED_IDLE_S: u16 = 300;

@@ -46,6 +46,8 @@ fn errors_name_line_and_key() {
         ("reconnect_min_ms = 9\n", &["reconnect_min_ms is 9"]),
         ("reconnect_max_ms = 3600001\n", &["reconnect_max_ms 3600001"]),
         ("log = \"loud=very\"\n", &["log \"loud=very\""]),
+        ("survey_interval_ms = 99\n", &["survey_interval_ms is 99, not 100 to 3600000"]),
+        ("keep_neighbors = 1\n", &["line 6", "keep_neighbors"]),
         ("receive_buffer_bytes = -1\n", &["line 6", "receive_buffer_bytes"]),
     ] {
         let text = error(&format!("{GOOD}{more}"));

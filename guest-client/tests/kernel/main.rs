@@ -12,3 +12,4 @@ mod neighbors;
 mod obstacles;
 mod support;
 mod tables;
+mod vrf;

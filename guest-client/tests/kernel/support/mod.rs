@@ -2,6 +2,7 @@
 //! a TLS server that decodes messages with the protocol's own crate and keeps the table.
 
 pub mod nftables;
+pub mod uml;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
@@ -24,7 +25,7 @@ use xenflow_proto::message::Welcome;
 use xenflow_proto::table::RouteTarget;
 use xenflow_proto::{Change, FrameDecoder, GuestMessage, HostMessage, Key, Object, Seq, control};
 
-const LIMIT: Duration = Duration::from_secs(15);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// Runs a test's body in a new network namespace: the test binary starts itself again for this one test.
 pub fn in_namespace(name: &str, body: impl FnOnce()) {

@@ -32,6 +32,13 @@ pub struct Config {
     /// Most links, addresses, routes, next hops and neighbors kept of one guest.
     #[serde(default = "default_max_objects")]
     pub max_objects_per_router: usize,
+    /// Whether `flow-restore-wait` is armed while the integration bridge is the only one of the switch: then the
+    /// kernel forwards on while `ovs-vswitchd` restarts.
+    #[serde(default = "default_true")]
+    pub flow_restore_wait: bool,
+    /// Seconds between two looks at the switch's counters; 0: they are not looked at.
+    #[serde(default = "default_statistics")]
+    pub statistics_interval_s: u32,
     /// What is logged, as `RUST_LOG` would say it.
     #[serde(default = "default_log")]
     pub log: String,
@@ -51,6 +58,14 @@ fn default_bridge() -> String {
 
 fn default_max_objects() -> usize {
     2_500_000
+}
+
+fn default_true() -> bool {
+    true
+}
+
+fn default_statistics() -> u32 {
+    5
 }
 
 fn default_log() -> String {
@@ -167,6 +182,8 @@ mod tests {
     fn defaults() {
         let config = parse(GOOD).unwrap();
         assert_eq!(config.bridge, "br-xf");
+        assert!(config.flow_restore_wait);
+        assert_eq!(config.statistics_interval_s, 5);
         assert_eq!(config.xenflow_db(), "unix:/var/run/openvswitch/db.sock");
     }
 

@@ -22,6 +22,7 @@ use xenflow_proto::{Identity, MacAddr, Name, Seq, control};
 
 use crate::core::meters::{Lacking, meter_id};
 pub use crate::core::report::Report;
+use crate::counters::{Counters, Names, Poll, Totals};
 use crate::db::Desired;
 use crate::ports::{PortProblem, SwitchPorts, bind};
 
@@ -59,6 +60,10 @@ pub enum Event {
     DumpFailed(String),
     /// The switch refused a change of a meter.
     MeterRefused(MeterChange, MeterError),
+    /// What the switch has counted.
+    Counted(Poll),
+    /// What a former life of the daemon had counted.
+    Remembered(Totals),
     /// What [`Effect::Wait`] asked for is over.
     Waited,
     /// The switch has confirmed a batch.
@@ -155,6 +160,7 @@ pub struct Core {
     /// What a mark of the flow app stands for.
     marks: HashMap<u64, (SessionId, Seq)>,
     next_mark: u64,
+    counters: Counters,
     effects: Vec<Effect>,
 }
 
@@ -179,6 +185,7 @@ impl Core {
             sessions: BTreeMap::new(),
             marks: HashMap::new(),
             next_mark: 1,
+            counters: Counters::default(),
             effects: Vec::new(),
         }
     }
@@ -217,6 +224,13 @@ impl Core {
                 self.retry_later();
             }
             Event::MeterRefused(change, error) => self.meter_refused(&change, &error),
+            Event::Counted(poll) => {
+                if let (Some(desired), Some(ports)) = (&self.desired, &self.ports) {
+                    let names = Names::new(&self.node, desired, self.app.topology(), ports);
+                    self.counters.take(&poll, &names);
+                }
+            }
+            Event::Remembered(totals) => self.counters.remember(totals),
             Event::Waited => self.waiting = false,
             Event::Confirmed(id) => {
                 if let Some(batch) = self.in_flight.remove(&id) {
@@ -231,6 +245,35 @@ impl Core {
         }
         self.pump();
         std::mem::take(&mut self.effects)
+    }
+
+    /// What was counted of all that is here.
+    #[must_use]
+    pub fn totals(&self) -> &Totals {
+        self.counters.totals()
+    }
+
+    /// There is a switch.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.switch_up
+    }
+
+    /// The switch holds all that is known to belong there.
+    #[must_use]
+    pub fn is_in_step(&self) -> bool {
+        let is_idle = self.in_flight.is_empty() && !self.dumping && !self.waiting;
+        self.switch_up && self.desired.is_some() && self.ports.is_some() && is_idle && self.app.is_idle()
+    }
+
+    /// Every guest that is plugged in here has told its tables.
+    #[must_use]
+    pub fn has_heard_all(&self) -> bool {
+        let topology = self.app.topology();
+        let plugged =
+            |vif: &xenflow_flow_app::Vif| vif.attachment == Attachment::Control && vif.port.is_some();
+        let mut routers = topology.vifs.iter().filter(|(_, vif)| plugged(vif)).map(|(id, _)| id.router);
+        routers.all(|id| self.app.router(id).is_some_and(|status| status.synced))
     }
 
     /// Ports that are not used, and why.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use xenflow_proto::{Name, control};
@@ -11,9 +11,11 @@ use xenflow_proto::{Name, control};
 use crate::config::{Config, ConfigError, parse_remotes};
 use crate::core::{Core, Effect, Event};
 use crate::guest::{self, Sessions, Tell};
+use crate::ovs::restore::{READY_AT_LAST, READY_WITHOUT_GUESTS, Stage};
 use crate::ovs::{database, switch};
 use crate::ports::{ControlPort, PortProblem};
 use crate::reporter::Reporter;
+use crate::reporter::statistics::Keeper;
 use crate::{control_port, tls};
 
 /// Events that wait for the core; a source that has more waits itself, and so slows its peer.
@@ -23,6 +25,8 @@ const ORDERS: usize = 16;
 /// How often the database is told what changed.
 const STATUS_PERIOD: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(1);
+/// What the daemon takes back when it ends has so long.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +53,7 @@ pub enum StartError {
     Name(#[from] xenflow_proto::identity::NameError),
 }
 
-/// Runs until `stop` resolves. Flows stay as they are then.
+/// Runs until `stop` resolves. Flows stay as they are then; `flow-restore-wait` is disarmed.
 ///
 /// # Errors
 /// [`StartError`] before anything is touched; nothing later ends the daemon.
@@ -63,25 +67,42 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let (orders, inbox_of_switch) = mpsc::channel(ORDERS);
     let socket = config.ovs_rundir.join(format!("{}.mgmt", config.bridge));
     tokio::spawn(switch::run(socket, inbox_of_switch, events.clone()));
-    tokio::spawn(database::ports(parse_remotes(&config.ovs_db)?, config.bridge.clone(), events.clone()));
+    let (stage, watched) = watch::channel(Stage::Filling);
+    let remotes = parse_remotes(&config.ovs_db)?;
+    let bridge = config.bridge.clone();
+    let keeper = database::ports(remotes, bridge, config.flow_restore_wait, watched, events.clone());
+    let keeper = tokio::spawn(keeper);
     let database = database::desired(parse_remotes(config.xenflow_db())?, events.clone());
 
     let sessions = Sessions::default();
     let mut listener = Listener { server: server.config, sessions: sessions.clone(), events, current: None };
     let mut core = Core::new(node.clone(), config.max_objects_per_router);
+    let mut statistics = Keeper::new(node.clone(), database.clone());
     let mut reporter = Reporter::new(node, database);
     let mut problems = std::collections::BTreeSet::new();
     let mut tick = tokio::time::interval(STATUS_PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let counting = Duration::from_secs(config.statistics_interval_s.into());
+    let mut count = (!counting.is_zero()).then(Instant::now);
     let mut connection = 0;
+    let mut connected = Instant::now();
     let mut wait = None;
     tokio::pin!(stop);
     loop {
         let event = tokio::select! {
-            () = &mut stop => return Ok(()),
+            () = &mut stop => break,
             _ = tick.tick() => {
+                follow(&stage, &core, connection, connected);
                 reporter.report(&core).await;
                 continue;
+            }
+            () = until(count) => {
+                count = Some(Instant::now() + counting);
+                if core.is_connected() {
+                    // A switch that is busy with more is asked the next time.
+                    let _ = orders.try_send(switch::Order { connection, command: switch::Command::Poll });
+                }
+                statistics.step(core.totals()).await.map(Event::Remembered)
             }
             () = until(wait) => {
                 wait = None;
@@ -89,12 +110,17 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
             }
             event = inbox.recv() => event,
         };
-        // The loop holds a sender itself.
-        let Some(event) = event else { return Ok(()) };
+        let Some(event) = event else { continue };
         if let Event::Ports(ports) = &event {
             listener.follow(ports.control);
         }
-        connection += u64::from(matches!(event, Event::SwitchUp { .. }));
+        if matches!(event, Event::SwitchUp { .. }) {
+            connection += 1;
+            connected = Instant::now();
+        }
+        if matches!(event, Event::SwitchUp { .. } | Event::SwitchDown) {
+            stage.send_replace(Stage::Filling);
+        }
         for effect in core.handle(event) {
             match effect {
                 Effect::Send(batch, meters, changes) => {
@@ -110,6 +136,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
                 Effect::Refuse(id, reason, detail) => sessions.tell(id, Tell::Refuse(reason, detail)),
             }
         }
+        follow(&stage, &core, connection, connected);
         if *core.problems() != problems {
             for problem in core.problems().difference(&problems) {
                 match problem {
@@ -119,6 +146,22 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
             }
             problems.clone_from(core.problems());
         }
+    }
+    // Nobody will fill a switch that starts from now on: it must not wait for that.
+    stage.send_replace(Stage::Stopping);
+    let _ = tokio::time::timeout(LAST_WORDS, keeper).await;
+    Ok(())
+}
+
+/// Says when the switch has all it needs to go on by itself, once for each connection.
+fn follow(stage: &watch::Sender<Stage>, core: &Core, connection: u64, connected: Instant) {
+    if !core.is_connected() || *stage.borrow() != Stage::Filling {
+        return;
+    }
+    let since = connected.elapsed();
+    let told = || core.has_heard_all() || since >= READY_WITHOUT_GUESTS;
+    if since >= READY_AT_LAST || (core.is_in_step() && told()) {
+        stage.send_replace(Stage::Ready(connection));
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod control_port;
 pub mod core;
+pub mod counters;
 pub mod daemon;
 pub mod db;
 pub mod guest;

@@ -1,5 +1,7 @@
 //! Tells the database how the routers stand, and the log why a guest forwards itself.
 
+pub mod statistics;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -105,13 +107,29 @@ fn status_of(node: &Name, router: &Name, report: Report, before: Option<&Status>
             routes: rib.routes as u64,
             neighbors: rib.neighbors as u64,
             next_hops: rib.next_hops as u64,
-            prefixes: BTreeMap::new(),
+            prefixes: [
+                ("forwarded", report.status.routes.forwarded),
+                ("punted", report.status.routes.punted),
+                ("absent", report.status.routes.absent),
+            ]
+            .map(|(kind, n)| (kind.to_owned(), n as u64))
+            .into(),
         },
         acked_seq: report.session.map_or(0, |(seq, _)| seq.0),
-        message: String::new(),
+        message: near_limit(&report),
         slow: report.slow,
         ports: report.ports,
         up: report.up,
+    }
+}
+
+/// The alarm before prefixes are left to the guest.
+fn near_limit(report: &Report) -> String {
+    let routes = report.status.routes;
+    match (routes.is_near, routes.punted + routes.absent) {
+        (false, _) => String::new(),
+        (true, 0) => format!("{} prefixes of at most {} are forwarded", routes.forwarded, routes.max),
+        (true, left) => format!("{left} prefixes above the limit of {} are left to the guest", routes.max),
     }
 }
 

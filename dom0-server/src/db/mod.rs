@@ -11,12 +11,14 @@ pub mod edit;
 pub mod policy;
 pub mod row;
 mod rows;
+pub mod statistics;
 pub mod status;
 
 pub use desired::{Desired, InvalidRow};
 pub use policy::RouterPolicy;
 pub use row::{Access, Attachment, Kind, RouterId, RowError, Segment, Vif, VifNumber};
 pub use rows::Rows;
+pub use statistics::Statistics;
 pub use status::{Counts, SessionState, Status};
 
 /// Name of the database.

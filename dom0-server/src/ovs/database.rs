@@ -8,12 +8,13 @@ use ovsdb::{
     Condition, Datum, Event as Said, Monitor, Mutator, Operation, Remote, Row, RowChange, Session,
     SessionConfig, SessionHandle, Uuid,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use xenflow_flow_app::pipeline;
 use xenflow_proto::control::{HOST_MAC, HOST_PORT_NAME};
 
 use crate::core::Event;
 use crate::db::{self, Desired};
+use crate::ovs::restore::{self, Restore, Stage, Step, View};
 use crate::ports::{ControlPort, SwitchPort, SwitchPorts};
 
 const OPEN_VSWITCH: &str = "Open_vSwitch";
@@ -68,10 +69,17 @@ pub fn desired(remotes: Vec<Remote>, events: mpsc::Sender<Event>) -> SessionHand
     handle
 }
 
-/// Watches the integration bridge until the core is gone, and keeps it as it must be.
-pub async fn ports(remotes: Vec<Remote>, bridge: String, events: mpsc::Sender<Event>) {
+/// Watches the integration bridge until the core is gone or the daemon ends, and keeps it as it must be; arms
+/// `flow-restore-wait` if `restore` says so.
+pub async fn ports(
+    remotes: Vec<Remote>,
+    bridge: String,
+    restore: bool,
+    mut stage: watch::Receiver<Stage>,
+    events: mpsc::Sender<Event>,
+) {
     let monitor = Monitor::new(OPEN_VSWITCH)
-        .table("Open_vSwitch", &["bridges"])
+        .table("Open_vSwitch", &["bridges", "other_config", "external_ids", "cur_cfg"])
         .table("Bridge", &["name", "ports", "fail_mode", "protocols", "flow_tables"])
         .table("Flow_Table", &["prefixes", "external_ids"])
         .table("Port", &["name", "interfaces"])
@@ -80,7 +88,20 @@ pub async fn ports(remotes: Vec<Remote>, bridge: String, events: mpsc::Sender<Ev
     let handle = session.handle();
     let mut rows = Tables::default();
     let mut known: Option<SwitchPorts> = None;
-    while let Some(said) = session.next().await {
+    let mut restore = Restore::new(restore);
+    loop {
+        let said = tokio::select! {
+            said = session.next() => said,
+            changed = stage.changed() => {
+                let stage = *stage.borrow_and_update();
+                rows.restore(&handle, &bridge, &mut restore, stage).await;
+                if changed.is_err() || stage == Stage::Stopping {
+                    return;
+                }
+                continue;
+            }
+        };
+        let Some(said) = said else { return };
         match said {
             Said::Snapshot { changes, .. } | Said::Update { changes, .. } => rows.apply(changes),
             Said::Connected { remote } => {
@@ -96,6 +117,8 @@ pub async fn ports(remotes: Vec<Remote>, bridge: String, events: mpsc::Sender<Ev
         if !wrong.is_empty() {
             repair(&handle, &bridge, &wrong).await;
         }
+        let now = *stage.borrow();
+        rows.restore(&handle, &bridge, &mut restore, now).await;
         let Some(ports) = rows.ports(&bridge) else { continue };
         if known.as_ref() != Some(&ports) {
             known = Some(ports.clone());
@@ -137,6 +160,36 @@ impl Tables {
 
     fn named(&self, table: &str, name: &str) -> Option<(Uuid, &Row)> {
         self.rows(table).find(|(_, row)| row.str("name") == Ok(name))
+    }
+
+    /// The next step of `flow-restore-wait`, if one is due. What cannot be done is due again with the next change.
+    async fn restore(&self, handle: &SessionHandle, bridge: &str, restore: &mut Restore, stage: Stage) {
+        let Some((uuid, row)) = self.rows("Open_vSwitch").next() else { return };
+        let integration = self.named("Bridge", bridge).map(|(uuid, _)| uuid);
+        let Ok(view) = View::parse(uuid, row, integration) else { return };
+        let Some(step) = restore.decide(&view, stage) else { return };
+        match handle.transact(OPEN_VSWITCH, &restore::operations(step, &view)).await {
+            Ok(results) => match step {
+                Step::Release => {
+                    let row = results.last().and_then(|result| result.rows().first());
+                    if let Some(next_cfg) = row.and_then(|row| row.int("next_cfg").ok()) {
+                        restore.released(next_cfg);
+                    }
+                }
+                Step::Arm => {
+                    restore.armed();
+                    tracing::info!("flow-restore-wait is armed: a restart of the switch loses no packet");
+                }
+                Step::Disarm => tracing::info!("flow-restore-wait is disarmed"),
+            },
+            Err(error) => {
+                tracing::warn!(
+                    ?step,
+                    error = &error as &dyn std::error::Error,
+                    "flow-restore-wait stays as it is"
+                );
+            }
+        }
     }
 
     /// Operations that make the bridge what it must be; none if it is.

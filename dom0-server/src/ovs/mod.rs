@@ -2,4 +2,5 @@
 //! said is decided elsewhere.
 
 pub mod database;
+pub mod restore;
 pub mod switch;

@@ -6,17 +6,21 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use openflow::action::port;
 use openflow::group::ALL_GROUPS;
 use openflow::meter::ALL_METERS;
 use openflow::{
-    BundleId, Config, ErrorCode, Event as Said, Message, MultipartReply, MultipartRequest, Session,
+    BundleId, Config, ErrorCode, Event as Said, FlowFilter, Message, MultipartReply, MultipartRequest,
+    Session,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use xenflow_flow_app::pipeline::{self, cookie};
 use xenflow_flow_app::{Dump, FlowChange, MeterChange};
 
 use crate::core::{BatchId, Event, MeterError};
+use crate::counters::Poll;
 
 /// What the core wants of the switch, and which connection it means: the first is 1. What it asked of an earlier
 /// one is void; it asks again.
@@ -35,6 +39,21 @@ pub enum Command {
     Send(BatchId, Vec<MeterChange>, Vec<FlowChange>),
     /// All that is asked for, then [`Event::DumpEnd`].
     Dump(Dump),
+    /// What the switch has counted, unless the last answer has not come yet.
+    Poll,
+}
+
+/// Flows whose counters are looked at: those of tables that ports, vifs and neighbors bound, never the routes.
+fn counted() -> impl Iterator<Item = FlowFilter> {
+    let of = |table, cookie| FlowFilter {
+        table,
+        cookie,
+        cookie_mask: cookie::CATEGORY_MASK,
+        ..FlowFilter::default()
+    };
+    let topology = [pipeline::ADMISSION, pipeline::EGRESS].map(|table| of(table, cookie::TOPOLOGY));
+    let routers = [pipeline::ROUTER, pipeline::NEXT_HOP].map(|table| of(table, cookie::ROUTERS));
+    topology.into_iter().chain(routers)
 }
 
 /// A switch that is busy with a bundle of the largest size answers no echo meanwhile.
@@ -98,6 +117,9 @@ struct Pending {
     meters: HashMap<u32, (BatchId, MeterChange)>,
     /// Requests of a dump; the last one ends it.
     dump: BTreeSet<u32>,
+    /// Requests of a poll, and what has been answered.
+    poll: BTreeSet<u32>,
+    counted: Poll,
 }
 
 impl Pending {
@@ -108,6 +130,12 @@ impl Pending {
         }
         let end = !more && self.dump.remove(&xid) && self.dump.is_empty();
         [part].into_iter().chain(end.then_some(Event::DumpEnd)).collect()
+    }
+
+    /// A part of a poll, and all of it if it is the last one.
+    fn part_of_poll(&mut self, xid: u32, more: bool) -> Vec<Event> {
+        let end = !more && self.poll.remove(&xid) && self.poll.is_empty();
+        end.then(|| Event::Counted(std::mem::take(&mut self.counted))).into_iter().collect()
     }
 
     /// A bundle was answered.
@@ -183,6 +211,14 @@ async fn converse(
                         let bundle = session.send_bundle(&messages)?;
                         pending.bundles.insert(bundle, batch);
                     }
+                    Command::Poll if !pending.poll.is_empty() => {}
+                    Command::Poll => {
+                        let flows = counted().map(MultipartRequest::Flows);
+                        let rest = [MultipartRequest::PortStats(port::ANY), MultipartRequest::MeterStats(ALL_METERS)];
+                        for request in flows.chain(rest) {
+                            pending.poll.insert(session.send(&Message::MultipartRequest(request))?);
+                        }
+                    }
                     Command::Dump(Dump { flows, groups_and_meters }) => {
                         let whole = [MultipartRequest::Groups(ALL_GROUPS), MultipartRequest::Meters(ALL_METERS)];
                         let whole = whole.into_iter().filter(|_| groups_and_meters);
@@ -221,6 +257,22 @@ fn translate(said: Said, pending: &mut Pending) -> Vec<Event> {
             let culprits = errors.into_iter().filter_map(|(index, error)| Some((index?, error.to_string())));
             pending.bundle(id).map(|batch| Event::Refused(batch, culprits.collect())).into_iter().collect()
         }
+        Said::Flows { xid, flows, more } if pending.poll.contains(&xid) => {
+            pending.counted.flows.extend(flows);
+            pending.part_of_poll(xid, more)
+        }
+        Said::Multipart { xid, body: MultipartReply::PortStats(ports), more }
+            if pending.poll.contains(&xid) =>
+        {
+            pending.counted.ports.extend(ports);
+            pending.part_of_poll(xid, more)
+        }
+        Said::Multipart { xid, body: MultipartReply::MeterStats(meters), more }
+            if pending.poll.contains(&xid) =>
+        {
+            pending.counted.meters.extend(meters);
+            pending.part_of_poll(xid, more)
+        }
         Said::Flows { xid, flows, more } => {
             let flows = flows.into_iter().map(|described| described.flow).collect();
             pending.part_of_dump(Event::Dumped(flows), xid, more)
@@ -241,6 +293,11 @@ fn translate(said: Said, pending: &mut Pending) -> Vec<Event> {
                 // What else is answered belongs to no dump any more.
                 pending.dump.clear();
                 return vec![Event::DumpFailed(error.to_string())];
+            }
+            if pending.poll.contains(&xid) {
+                // A switch without meters, maybe: the rest counts all the same.
+                tracing::debug!(%error, "a question for counters is not answered");
+                return pending.part_of_poll(xid, false);
             }
             tracing::error!(xid, %error, "the switch reports an error");
             Vec::new()

@@ -84,8 +84,18 @@ pub(crate) enum DatabaseCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ShowCommand {
-    /// Routers: session, tables, vifs, and what the guest forwards itself and why
+    /// Routers: session, tables, vifs, counters, and what the guest forwards itself and why
     Router {
+        /// Only this one
+        name: Option<String>,
+    },
+    /// Segments: their ports and counters
+    Segment {
+        /// Only this one
+        name: Option<String>,
+    },
+    /// Networks: their segments, routers and counters
+    Network {
         /// Only this one
         name: Option<String>,
     },

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use dom0_server::db::edit::{EditError, Snapshot, is_lost_race};
-use dom0_server::db::{DATABASE, VERSION, select_all};
+use dom0_server::db::{DATABASE, Statistics, VERSION, select_all, statistics};
 use ovsdb::{Connection, Operation, Options, Remote, RequestError};
 
 use crate::Failure;
@@ -82,6 +82,15 @@ impl Client {
 
     pub(crate) async fn snapshot(&self) -> anyhow::Result<Snapshot> {
         Ok(Snapshot::from_select(&self.connection.transact(DATABASE, &select_all()).await?))
+    }
+
+    /// What all nodes count. Rows that do not parse are left out.
+    pub(crate) async fn statistics(&self) -> anyhow::Result<Vec<Statistics>> {
+        let results = self.connection.transact(DATABASE, &[statistics::select(None)]).await?;
+        let rows = results.first().map(|result| result.rows()).unwrap_or_default();
+        let mut all: Vec<_> = rows.iter().filter_map(|row| Statistics::parse(row).ok()).collect();
+        all.sort_by(|a, b| (&a.place, &a.node).cmp(&(&b.place, &b.node)));
+        Ok(all)
     }
 
     /// Commits what `build` makes of the database as it is now; again, if it changed in between.

@@ -1,11 +1,13 @@
 //! `xenflow show router` and its like: one block for each thing, with what the daemons report of it.
 
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use dom0_server::counters::Scope;
 use dom0_server::db::edit::{EditError, Snapshot};
 use dom0_server::db::policy::fast_path_str;
-use dom0_server::db::row::Router;
-use dom0_server::db::{Attachment, Kind, Status, Vif};
+use dom0_server::db::row::{Network, Router};
+use dom0_server::db::{Attachment, Kind, Segment, Statistics, Status, Vif};
 use serde_json::{Value, json};
 use xenflow_proto::Name;
 
@@ -14,37 +16,173 @@ use crate::client::Client;
 use crate::view::{instant, line};
 use crate::{Failure, output, view};
 
+/// What the database says of everything.
+struct Now {
+    snapshot: Snapshot,
+    status: Vec<Status>,
+    statistics: Vec<Statistics>,
+}
+
 pub(crate) async fn run(client: &Client, what: &ShowCommand, json: bool) -> Result<(), Failure> {
-    let now = client.snapshot().await?;
+    let snapshot = client.snapshot().await?;
+    let now = Now { status: snapshot.status(), snapshot, statistics: client.statistics().await? };
+    let desired = &now.snapshot.desired;
     match what {
         ShowCommand::Router { name } => {
-            let routers = chosen(&now, name.as_deref())?;
-            if json {
-                output::json(&routers.iter().map(|router| router_json(&now, router)).collect::<Vec<_>>());
-            } else {
-                let mut page = String::new();
-                routers.iter().for_each(|router| router_block(&mut page, &now, router));
-                output::text(&page);
-            }
+            let routers = chosen(&desired.routers, Kind::Router, name.as_deref())?;
+            print(json, &now, &routers, router_json, router_block);
+        }
+        ShowCommand::Segment { name } => {
+            let segments = chosen(&desired.segments, Kind::Segment, name.as_deref())?;
+            print(json, &now, &segments, segment_json, segment_block);
+        }
+        ShowCommand::Network { name } => {
+            let networks = chosen(&desired.networks, Kind::Network, name.as_deref())?;
+            print(json, &now, &networks, network_json, network_block);
         }
     }
     Ok(())
 }
 
-/// The router of that name, or all of them.
-fn chosen<'a>(now: &'a Snapshot, name: Option<&str>) -> Result<Vec<&'a Router>, Failure> {
-    let Some(name) = name else { return Ok(now.desired.routers.values().collect()) };
+fn print<T>(
+    as_json: bool,
+    now: &Now,
+    things: &[&T],
+    json: impl Fn(&Now, &T) -> Value,
+    block: impl Fn(&mut String, &Now, &T),
+) {
+    if as_json {
+        output::json(&things.iter().map(|thing| json(now, thing)).collect::<Vec<_>>());
+    } else {
+        let mut page = String::new();
+        things.iter().for_each(|thing| block(&mut page, now, thing));
+        output::text(&page);
+    }
+}
+
+/// The thing of that name, or all of them.
+fn chosen<'a, T>(all: &'a BTreeMap<Name, T>, kind: Kind, name: Option<&str>) -> Result<Vec<&'a T>, Failure> {
+    let Some(name) = name else { return Ok(all.values().collect()) };
     let name: Name = name.parse()?;
-    let unknown = || EditError::Unknown { kind: Kind::Router, name: name.to_string() };
-    Ok(vec![now.desired.routers.get(&name).ok_or_else(unknown)?])
+    let unknown = || EditError::Unknown { kind, name: name.to_string() };
+    Ok(vec![all.get(&name).ok_or_else(unknown)?])
+}
+
+impl Now {
+    /// What nodes count of a thing.
+    fn counted<'a>(&'a self, scope: Scope, name: &'a str) -> impl Iterator<Item = &'a Statistics> {
+        self.statistics.iter().filter(move |row| row.place.0 == scope && row.place.1 == name)
+    }
+
+    /// By node.
+    fn counters(&self, scope: Scope, name: &str) -> Value {
+        let rows = self.counted(scope, name).map(|row| {
+            let value = json!({
+                "since_ms": row.since_ms, "updated_ms": row.updated_ms, "counters": row.counters,
+            });
+            (row.node.to_string(), value)
+        });
+        Value::Object(rows.collect())
+    }
+
+    /// A line for each node: what is not zero.
+    fn counted_lines(&self, page: &mut String, depth: usize, scope: Scope, name: &str) {
+        for row in self.counted(scope, name) {
+            let since = instant(row.since_ms);
+            line(
+                page,
+                depth,
+                format_args!("counted on {} since {since}: {}", row.node, counters(&row.counters)),
+            );
+        }
+    }
+}
+
+/// "in 5 packets 300 bytes, out 0 packets 0 bytes, dropped_foreign_tag 1 packets 60 bytes".
+fn counters(all: &BTreeMap<String, u64>) -> String {
+    let mut words = Vec::new();
+    for (name, value) in all.iter().filter(|(_, value)| **value > 0) {
+        if name.strip_suffix("_bytes").is_some_and(|stem| all.contains_key(&format!("{stem}_packets"))) {
+            continue;
+        }
+        words.push(match name.strip_suffix("_packets") {
+            Some(stem) => match all.get(&format!("{stem}_bytes")) {
+                Some(bytes) => format!("{stem} {value} packets {bytes} bytes"),
+                None => format!("{stem} {value} packets"),
+            },
+            None => format!("{name} {value}"),
+        });
+    }
+    if words.is_empty() { "nothing".to_owned() } else { printable(&words.join(", ")) }
+}
+
+fn segment_json(now: &Now, segment: &Segment) -> Value {
+    let (vifs, access) = ports_of(now, segment);
+    json!({
+        "name": segment.name.to_string(), "network": segment.network.to_string(), "vlan": segment.vlan.get(),
+        "vifs": vifs, "access": access, "statistics": now.counters(Scope::Segment, segment.name.as_str()),
+    })
+}
+
+/// Names of the vifs and access ports on a segment.
+fn ports_of(now: &Now, segment: &Segment) -> (Vec<String>, Vec<String>) {
+    let desired = &now.snapshot.desired;
+    let here = Attachment::Segment(segment.name.clone());
+    let vifs = desired.vifs.values().filter(|vif| vif.attachment == here).map(|vif| vif.name.to_string());
+    let access = desired.access.values().filter(|access| access.segment == segment.name);
+    (vifs.collect(), access.map(|access| access.name.to_string()).collect())
+}
+
+fn segment_block(page: &mut String, now: &Now, segment: &Segment) {
+    line(page, 0, format_args!("segment {}", segment.name));
+    line(page, 1, format_args!("network {}, vlan {}", segment.network, segment.vlan));
+    now.counted_lines(page, 1, Scope::Segment, segment.name.as_str());
+    let (vifs, access) = ports_of(now, segment);
+    for (kind, scope, names) in [("vif", Scope::Vif, vifs), ("access", Scope::Access, access)] {
+        for name in names {
+            line(page, 1, format_args!("{kind} {name}"));
+            now.counted_lines(page, 2, scope, &name);
+        }
+    }
+}
+
+fn network_json(now: &Now, network: &Network) -> Value {
+    let (segments, routers) = parts_of(now, network);
+    json!({
+        "name": network.name.to_string(), "segments": segments, "routers": routers,
+        "statistics": now.counters(Scope::Network, network.name.as_str()),
+    })
+}
+
+/// Names of the segments and routers of a network.
+fn parts_of(now: &Now, network: &Network) -> (Vec<String>, Vec<String>) {
+    let desired = &now.snapshot.desired;
+    let segments = desired.segments.values().filter(|segment| segment.network == network.name);
+    let routers = desired.routers.values().filter(|router| router.network == network.name);
+    (
+        segments.map(|segment| segment.name.to_string()).collect(),
+        routers.map(|router| router.name.to_string()).collect(),
+    )
+}
+
+fn network_block(page: &mut String, now: &Now, network: &Network) {
+    line(page, 0, format_args!("network {}", network.name));
+    now.counted_lines(page, 1, Scope::Network, network.name.as_str());
+    let (segments, routers) = parts_of(now, network);
+    for (kind, scope, names) in [("segment", Scope::Segment, segments), ("router", Scope::Router, routers)] {
+        for name in names {
+            line(page, 1, format_args!("{kind} {name}"));
+            now.counted_lines(page, 2, scope, &name);
+        }
+    }
 }
 
 fn reports<'a>(now: &'a [Status], router: &'a Router) -> impl Iterator<Item = &'a Status> {
     now.iter().filter(|report| report.router == router.name)
 }
 
-fn router_json(now: &Snapshot, router: &Router) -> Value {
-    let all = now.status();
+fn router_json(now: &Now, router: &Router) -> Value {
+    let all = &now.status;
     let vif_json = |vif: &Vif| {
         let plugged = |report: &Status| {
             let port = report.ports.get(&vif.name)?;
@@ -52,28 +190,31 @@ fn router_json(now: &Snapshot, router: &Router) -> Value {
             Some(json!({ "node": node, "port": port, "up": report.up.contains(&vif.name) }))
         };
         let mut value = view::vif(vif);
-        value["ports"] = reports(&all, router).filter_map(plugged).collect();
+        value["ports"] = reports(all, router).filter_map(plugged).collect();
+        value["statistics"] = now.counters(Scope::Vif, vif.name.as_str());
         value
     };
     let mut value = view::router(router);
-    value["vifs"] = now.desired.vifs_of(&router.name).into_iter().map(vif_json).collect();
-    value["nodes"] = reports(&all, router).map(view::status).collect();
+    value["statistics"] = now.counters(Scope::Router, router.name.as_str());
+    value["vifs"] = now.snapshot.desired.vifs_of(&router.name).into_iter().map(vif_json).collect();
+    value["nodes"] = reports(all, router).map(view::status).collect();
     value
 }
 
-fn router_block(page: &mut String, now: &Snapshot, router: &Router) {
-    let all = now.status();
+fn router_block(page: &mut String, now: &Now, router: &Router) {
+    let all = &now.status;
     let policy = router.policy.effective();
     line(page, 0, format_args!("router {}", router.name));
     let fast_path = fast_path_str(policy.fast_path);
     let max = policy.max_routes;
     line(page, 1, format_args!("network {}, id {}, fastpath {fast_path}", router.network, router.id));
-    for vif in now.desired.vifs_of(&router.name) {
+    now.counted_lines(page, 1, Scope::Router, router.name.as_str());
+    for vif in now.snapshot.desired.vifs_of(&router.name) {
         let place = match &vif.attachment {
             Attachment::Segment(segment) => format!("segment {segment}"),
             Attachment::Control => "control".to_owned(),
         };
-        let mut ports: Vec<_> = reports(&all, router)
+        let mut ports: Vec<_> = reports(all, router)
             .filter_map(|report| {
                 let state = if report.up.contains(&vif.name) { "up" } else { "down" };
                 Some(format!("port {} on {} {state}", printable(report.ports.get(&vif.name)?), report.node))
@@ -84,11 +225,12 @@ fn router_block(page: &mut String, now: &Snapshot, router: &Router) {
         }
         let ports = ports.join(", ");
         line(page, 1, format_args!("vif {} {} {} {place}: {ports}", vif.number, vif.name, vif.mac));
+        now.counted_lines(page, 2, Scope::Vif, vif.name.as_str());
     }
-    if reports(&all, router).next().is_none() {
+    if reports(all, router).next().is_none() {
         line(page, 1, format_args!("no node reports about it"));
     }
-    for report in reports(&all, router) {
+    for report in reports(all, router) {
         let Status { node, state, counts, acked_seq, message, slow, .. } = report;
         let (since, age) = (instant(report.since_ms), age(report.since_ms));
         line(page, 1, format_args!("node {node}: session {state} since {since} ({age}), acked {acked_seq}"));

@@ -75,6 +75,7 @@ struct World {
     up: bool,
     refuse: Option<Option<u8>>,
     refuse_meter: Option<bool>,
+    has_refused_meter: bool,
     waits: bool,
     guests: BTreeMap<u64, Guest>,
 }
@@ -95,6 +96,7 @@ impl World {
             up: false,
             refuse: None,
             refuse_meter: None,
+            has_refused_meter: false,
             waits: false,
             guests: BTreeMap::new(),
         }
@@ -208,14 +210,22 @@ impl World {
             Some(Effect::Send(id, meters, changes)) => {
                 for change in meters {
                     if let Some(is_drift) = self.refuse_meter.take() {
+                        self.has_refused_meter = true;
                         let error = MeterError { is_drift, reason: "no".to_owned() };
                         self.answers.push_back(Event::MeterRefused(change, error));
                         continue;
                     }
-                    match change {
-                        MeterChange::Add(it) => assert_eq!(self.meters.insert(it.id, it), None),
-                        MeterChange::Modify(it) => assert!(self.meters.insert(it.id, it).is_some()),
-                        MeterChange::Remove(id) => assert!(self.meters.remove(&id).is_some()),
+                    let there = self.meters.contains_key(&meter_id(&change));
+                    match &change {
+                        MeterChange::Add(it) if !there => drop(self.meters.insert(it.id, it.clone())),
+                        MeterChange::Modify(it) if there => drop(self.meters.insert(it.id, it.clone())),
+                        MeterChange::Remove(id) if there => drop(self.meters.remove(id)),
+                        // Only after another change was refused, while nobody knew of that yet.
+                        MeterChange::Add(_) | MeterChange::Modify(_) | MeterChange::Remove(_) => {
+                            assert!(self.has_refused_meter, "{change:?}");
+                            let error = MeterError { is_drift: true, reason: "not so".to_owned() };
+                            self.answers.push_back(Event::MeterRefused(change, error));
+                        }
                     }
                 }
                 if !changes.is_empty()

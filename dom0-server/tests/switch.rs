@@ -1,0 +1,340 @@
+//! The daemon's conversations with a real Open vSwitch on its dummy datapath.
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, missing_docs, unreachable_pub)]
+
+#[path = "../../crates/openflow/tests/common/mod.rs"]
+mod common;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use dom0_server::core::{BatchId, Event};
+use dom0_server::ovs::restore::Stage;
+use dom0_server::ovs::{database, switch as conversation};
+use dom0_server::ports::SwitchPorts;
+use openflow::{Band, Message, Meter};
+use tokio::sync::{mpsc, watch};
+use xenflow_flow_app::{
+    App, Attachment, FastPath, MeterChange, Policy, RouterId, Topology, Vif, VifId, pipeline,
+};
+use xenflow_proto::table::{
+    AddressKey, Hop, HopFlags, IfIndex, Link, Neighbor, NeighborKey, Route, RouteKey, RouteKind, RouteTarget,
+    TABLE_LOCAL, TABLE_MAIN,
+};
+use xenflow_proto::{Change, MacAddr, Object, VlanId};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn mac(last: u8) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 0, last])
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !done() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What the daemon does with `Open_vSwitch`, while this lives.
+struct Keeper {
+    runtime: tokio::runtime::Runtime,
+    task: tokio::task::JoinHandle<()>,
+    stage: watch::Sender<Stage>,
+    events: mpsc::Receiver<Event>,
+}
+
+impl Keeper {
+    fn start(switch: &common::Switch, bridge: &str) -> Self {
+        let dir = switch.run("pwd", &[]);
+        let remotes = ovsdb::Remote::parse_list(&format!("unix:{}/db.sock", dir.trim())).unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (sender, events) = mpsc::channel(64);
+        let (stage, watched) = watch::channel(Stage::Filling);
+        let task = runtime.spawn(database::ports(remotes, bridge.to_owned(), true, watched, sender));
+        Self { runtime, task, stage, events }
+    }
+
+    /// The ports as they are once `good` says so.
+    fn ports(&mut self, good: impl Fn(&SwitchPorts) -> bool) -> SwitchPorts {
+        let end = Instant::now() + LIMIT;
+        loop {
+            match self.events.try_recv() {
+                Ok(Event::Ports(ports)) if good(&ports) => return ports,
+                Ok(_) => {}
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+            assert!(Instant::now() < end, "no such ports");
+        }
+    }
+}
+
+fn vsctl(switch: &common::Switch, args: &[&str]) -> String {
+    switch.run("ovs-vsctl", &[&["--db=unix:db.sock", "--timeout=20"], args].concat()).trim().to_owned()
+}
+
+/// A router with a vif at port 1 and one at port 2, an end host at port 3 on the first one's segment, and routes of
+/// every length behind a neighbor on the other's.
+fn flows() -> Vec<Message> {
+    let router = RouterId(1);
+    let vlan = |n: i64| VlanId::try_from(n).unwrap();
+    let vif = |number: u16| Vif {
+        mac: mac(number as u8),
+        attachment: Attachment::Segment(vlan(10 + i64::from(number))),
+        port: Some(number.into()),
+    };
+    let topology = Topology {
+        segments: [vlan(11), vlan(12)].into(),
+        vifs: [1, 2].map(|number| (VifId { router, number }, vif(number))).into(),
+        access: [(3, vlan(11))].into(),
+        policies: [(router, Policy { fast_path: FastPath::Always, ..Policy::default() })].into(),
+        ..Topology::default()
+    };
+    let mut app = App::new(1000);
+    app.set_topology(topology);
+    app.begin_snapshot(router);
+    let mut say = |object| app.apply(router, Change::Upsert(object)).unwrap();
+    let index = |n: u32| IfIndex::try_from(n).unwrap();
+    for number in [1, 2] {
+        say(Object::Link(Link {
+            ifindex: index(number),
+            name: format!("eth{number}"),
+            mac: Some(mac(number as u8)),
+            mtu: 1500,
+            up: true,
+            running: true,
+            kind: String::new(),
+            master: None,
+            vrf_table: None,
+            ipv6_mtu: None,
+        }));
+    }
+    for address in ["10.0.1.1/24", "2001:db8:1::1/64", "10.0.2.1/24", "2001:db8:2::1/64"] {
+        let number = if address.contains(".1.1") || address.contains("8:1:") { 1 } else { 2 };
+        let address: ipnet::IpNet = address.parse().unwrap();
+        say(Object::Address(AddressKey { ifindex: index(number), address }));
+        say(Object::Route(Route {
+            key: RouteKey { table: TABLE_LOCAL, dst: address.addr().into(), tos: 0, metric: 0 },
+            kind: RouteKind::Local,
+            protocol: 2,
+            scope: 0,
+            target: RouteTarget::Hops(Vec::new()),
+            mtu: None,
+        }));
+    }
+    for (prefixes, gateway) in [
+        (&["10.64.0.0/10", "10.200.1.0/24", "10.200.1.7/32", "192.0.2.1/32"][..], "10.0.2.9"),
+        (
+            &["2001:db8:100::/40", "2001:db8:200:1::/64", "2001:db8:200:1::7/128", "2001:db8:300::1/128"],
+            "2001:db8:2::9",
+        ),
+    ] {
+        let gateway = gateway.parse().unwrap();
+        say(Object::Neighbor(Neighbor {
+            key: NeighborKey { ifindex: index(2), addr: gateway },
+            mac: mac(9),
+        }));
+        let hop =
+            Hop { gateway: Some(gateway), oif: Some(index(2)), weight: 1, flags: HopFlags(0), encap: false };
+        for dst in prefixes {
+            say(Object::Route(Route {
+                key: RouteKey { table: TABLE_MAIN, dst: dst.parse().unwrap(), tos: 0, metric: 0 },
+                kind: RouteKind::Unicast,
+                protocol: 4,
+                scope: 0,
+                target: RouteTarget::Hops(vec![hop]),
+                mtu: None,
+            }));
+        }
+    }
+    app.end_snapshot(router);
+    // All of it, for a switch that holds nothing.
+    let mut messages = Vec::new();
+    loop {
+        let dumped = app.begin_dump().is_some();
+        if dumped {
+            app.dump_end();
+        }
+        let batch = app.next_batch(1000);
+        if !dumped && batch.meters.is_empty() && batch.changes.is_empty() {
+            return messages;
+        }
+        messages.extend(batch.meters.into_iter().map(Message::from));
+        messages.extend(batch.changes.into_iter().map(Message::from));
+    }
+}
+
+/// What `ofproto/trace` says of an IP packet to the router's first vif: its megaflow and its actions.
+fn trace(switch: &common::Switch, addresses: &str) -> (String, String, String) {
+    let packet = format!("in_port=3,dl_src={},dl_dst={},{addresses}", mac(8), mac(1));
+    let said = switch.appctl(&["ofproto/trace", "br0", &packet]);
+    let line = |start| {
+        let found = said.lines().find_map(|line: &str| line.strip_prefix(start));
+        found.unwrap_or_else(|| panic!("{said}")).to_owned()
+    };
+    (line("Megaflow: "), line("Datapath actions: "), said)
+}
+
+/// Megaflows of packets to as many addresses of a prefix, which must all be forwarded.
+fn megaflows(switch: &common::Switch, packets: impl Iterator<Item = String>) -> BTreeSet<String> {
+    packets
+        .map(|packet| {
+            let (megaflow, actions, said) = trace(switch, &packet);
+            assert!(actions.contains("set(eth(") && !actions.contains("drop"), "{said}");
+            megaflow
+        })
+        .collect()
+}
+
+fn ipv6(n: u32) -> String {
+    let n = n.wrapping_mul(2_654_435_761);
+    let (a, b) = (n >> 16, n & 0xffff);
+    format!("ipv6,ipv6_src=2001:db8:1::8,ipv6_dst=2001:db8:100:{a:x}:{b:x}:{a:x}:{b:x}:1,nw_ttl=64")
+}
+
+fn ipv4(n: u32) -> String {
+    let n = n.wrapping_mul(2_654_435_761);
+    let (a, b, c) = (n >> 26, n >> 8 & 0xff, n & 0xff);
+    format!("ip,nw_src=10.0.1.{},nw_dst=10.{}.{b}.{c},nw_ttl=64", 8 + n % 100, 64 + a % 64)
+}
+
+#[test]
+fn addresses_of_a_prefix_share_a_megaflow() {
+    let switch = common::Switch::start("tries");
+    let mut client = switch.connect();
+    client.install(&flows());
+    // Control: without tries for IPv6, each address is looked at whole.
+    let without = megaflows(&switch, (0..40).map(ipv6));
+    assert_eq!(without.len(), 40, "{without:?}");
+
+    let mut keeper = Keeper::start(&switch, "br0");
+    keeper.ports(|ports| ports.ports.len() == 3);
+    let tables = || vsctl(&switch, &["--columns=prefixes,external_ids", "list", "Flow_Table"]);
+    until("two rows of Flow_Table", || tables().matches("xenflow").count() == 2);
+    vsctl(&switch, &["get", "Open_vSwitch", ".", "cur_cfg"]);
+    until("one megaflow for all", || megaflows(&switch, (0..40).map(ipv6)).len() == 1);
+    let with = megaflows(&switch, (0..40).map(ipv6));
+    assert!(with.iter().all(|it| it.contains("ipv6_dst=2001:db8:100::/40")), "{with:?}");
+    let v4 = megaflows(&switch, (0..40).map(ipv4));
+    // The trie of sources tells them from the router's own address, bit by bit: no more than one for each length.
+    assert!(v4.len() <= 8, "sources and destinations of IPv4 share too: {v4:?}");
+
+    // It is kept, whatever somebody does, and nothing is written twice.
+    let log =
+        || std::fs::read_to_string(format!("{}/sw.log", switch.run("pwd", &[]).trim())).unwrap_or_default();
+    assert!(!log().contains("prefixes"), "{}", log());
+    let uuid = vsctl(&switch, &["get", "Bridge", "br0", "flow_tables:3"]);
+    vsctl(&switch, &["set", "Flow_Table", &uuid, "prefixes=ip_dst", "flow_limit=5000000"]);
+    let repaired = || vsctl(&switch, &["get", "Flow_Table", &uuid, "prefixes"]);
+    until("the prefixes are back", || repaired() == "[ip_dst, ipv6_dst]");
+    assert_eq!(
+        vsctl(&switch, &["get", "Flow_Table", &uuid, "flow_limit"]),
+        "5000000",
+        "what else it says stays"
+    );
+    vsctl(&switch, &["clear", "Bridge", "br0", "flow_tables"]);
+    until("both rows are back", || tables().matches("xenflow").count() == 2);
+    let before = vsctl(&switch, &["get", "Bridge", "br0", "flow_tables"]);
+    drop(keeper);
+    let mut keeper = Keeper::start(&switch, "br0");
+    keeper.ports(|ports| ports.ports.len() == 3);
+    assert_eq!(vsctl(&switch, &["get", "Bridge", "br0", "flow_tables"]), before);
+    assert_eq!(tables().matches("xenflow").count(), 2);
+}
+
+/// What a real switch answers to the daemon's orders: which meters it can have, its counters, and why it refuses.
+#[test]
+fn a_switch_is_asked_for_meters_and_counters_and_names_what_it_refuses() {
+    let switch = common::Switch::start("orders");
+    let socket = std::path::Path::new(switch.run("pwd", &[]).trim()).join("br0.mgmt");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (orders, inbox) = mpsc::channel(16);
+    let (sender, mut events) = mpsc::channel(64);
+    runtime.spawn(conversation::run(socket, inbox, sender));
+    let mut next = move || {
+        let event = runtime.block_on(async { tokio::time::timeout(LIMIT, events.recv()).await });
+        event.expect("no answer").unwrap()
+    };
+    let order = |connection, command| {
+        orders.try_send(conversation::Order { connection, command }).unwrap();
+    };
+    assert!(matches!(next(), Event::SwitchUp { has_meters: true }));
+
+    let unknown = MeterChange::Modify(Meter::drop_pktps(77, 10, 1));
+    let known = MeterChange::Add(Meter::drop_pktps(78, 10, 1));
+    let send = conversation::Command::Send(BatchId(1), vec![unknown.clone(), known.clone()], Vec::new());
+    order(1, send);
+    match next() {
+        Event::MeterRefused(change, error) => {
+            assert_eq!(
+                (change, error.is_drift, error.reason.as_str()),
+                (unknown, true, "OFPMMFC_UNKNOWN_METER")
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(next(), Event::Confirmed(BatchId(1))));
+    order(1, conversation::Command::Send(BatchId(2), vec![known], Vec::new()));
+    assert!(matches!(next(), Event::MeterRefused(_, error) if error.is_drift), "there already");
+    assert!(matches!(next(), Event::Confirmed(BatchId(2))));
+    let bad = MeterChange::Add(Meter {
+        id: 79,
+        flags: 1 | 4 | 8,
+        bands: vec![Band::Drop { rate: 1, burst: 1 }; 9],
+    });
+    order(1, conversation::Command::Send(BatchId(3), vec![bad], Vec::new()));
+    assert!(matches!(next(), Event::MeterRefused(_, error) if !error.is_drift), "more bands than it has");
+    assert!(matches!(next(), Event::Confirmed(BatchId(3))));
+
+    let mut client = switch.connect();
+    client.install(&flows());
+    order(0, conversation::Command::Poll);
+    order(1, conversation::Command::Poll);
+    match next() {
+        Event::Counted(poll) => {
+            assert!(poll.ports.len() >= 3, "{poll:?}");
+            assert!(poll.meters.iter().any(|meter| meter.id == 78), "{poll:?}");
+            let tables: BTreeSet<u8> = poll.flows.iter().map(|described| described.flow.table).collect();
+            let counted = [pipeline::ADMISSION, pipeline::ROUTER, pipeline::NEXT_HOP, pipeline::EGRESS];
+            assert_eq!(tables, counted.into(), "never the routes");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The key is armed when the switch has what it needs, cleared by nobody for long, and gone with the daemon or with a
+/// second bridge.
+#[test]
+fn a_restart_of_the_switch_is_prepared_only_while_nobody_else_would_wait() {
+    let switch = common::Switch::start("restore");
+    let key =
+        || vsctl(&switch, &["--if-exists", "get", "Open_vSwitch", ".", "other_config:flow-restore-wait"]);
+    let mut keeper = Keeper::start(&switch, "br0");
+    keeper.ports(|ports| ports.ports.len() == 3);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(key(), "", "not before the switch has its flows");
+    keeper.stage.send_replace(Stage::Ready(1));
+    until("armed", || key() == "\"true\"");
+
+    vsctl(&switch, &["set", "Open_vSwitch", ".", "other_config:flow-restore-wait=false"]);
+    until("armed again", || key() == "\"true\"");
+    keeper.stage.send_replace(Stage::Filling);
+    keeper.stage.send_replace(Stage::Ready(2));
+    until("released and armed for the next switch", || {
+        let cfg = |column| vsctl(&switch, &["get", "Open_vSwitch", ".", column]);
+        key() == "\"true\"" && cfg("cur_cfg") == cfg("next_cfg")
+    });
+
+    vsctl(&switch, &["add-br", "br1", "--", "set", "Bridge", "br1", "datapath_type=dummy"]);
+    until("disarmed", || key() == "\"false\"");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(key(), "\"false\"", "it stays so beside another bridge");
+    vsctl(&switch, &["del-br", "br1"]);
+    until("armed when it is alone again", || key() == "\"true\"");
+
+    keeper.stage.send_replace(Stage::Stopping);
+    let Keeper { runtime, task, .. } = keeper;
+    runtime.block_on(async { tokio::time::timeout(LIMIT, task).await }).unwrap().unwrap();
+    assert_eq!(key(), "\"false\"", "nobody will fill the next switch");
+}

@@ -5,8 +5,9 @@ mod model;
 use std::num::NonZeroU32;
 
 use ovsdb::Uuid;
+use xenflow_proto::message::VERSION;
 use xenflow_proto::table::{Route, RouteKey, RouteKind, RouteTarget, TABLE_MAIN};
-use xenflow_proto::{Change, Object, VlanId};
+use xenflow_proto::{Change, MacAddr, Object, VlanId, control};
 
 use super::*;
 use crate::db::{self, RouterId as Number, Segment, Vif, VifNumber, row};

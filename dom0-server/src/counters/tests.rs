@@ -65,9 +65,9 @@ fn names() -> (Names, Vec<Flow>) {
     app.set_topology(topology);
     assert!(app.begin_dump().is_some());
     app.dump_end();
-    let flows = app.next_batch(10_000).changes.into_iter().filter_map(|change| match change {
-        xenflow_flow_app::FlowChange::Upsert(flow) => Some(flow),
-        _ => None,
+    let changes = app.next_batch(10_000).changes.into_iter();
+    let flows = changes.filter_map(|change| {
+        if let xenflow_flow_app::FlowChange::Upsert(flow) = change { Some(flow) } else { None }
     });
     (names, flows.collect())
 }

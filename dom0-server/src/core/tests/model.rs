@@ -236,11 +236,9 @@ impl World {
                     return;
                 }
                 let lacks = |action: &openflow::Action| matches!(action, openflow::Action::Meter(id) if !self.meters.contains_key(id));
-                let bad = changes.iter().position(|change| match change {
-                    FlowChange::Upsert(flow) => flow.instructions.iter().any(
-                        |it| matches!(it, openflow::Instruction::ApplyActions(all) if all.iter().any(lacks)),
-                    ),
-                    _ => false,
+                let lacking = |it: &openflow::Instruction| matches!(it, openflow::Instruction::ApplyActions(all) if all.iter().any(lacks));
+                let bad = changes.iter().position(|change| {
+                    matches!(change, FlowChange::Upsert(flow) if flow.instructions.iter().any(lacking))
                 });
                 if let Some(at) = bad {
                     self.answers.push_back(Event::Refused(id, vec![(at, "no such meter".to_owned())]));

@@ -1,0 +1,218 @@
+//! The whole daemon between a real `ovsdb-server` and a real `ovs-vswitchd` on its dummy datapath: what it configures,
+//! counts and arms, and what is left of that when one of them dies.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use support::{Dir, ok, run};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A host with one segment and two end hosts.
+struct Host {
+    dir: Dir,
+    ovsdb: Child,
+    switch: Option<Child>,
+    daemon: Option<Child>,
+}
+
+impl Host {
+    fn start() -> Self {
+        let dir = Dir::new();
+        let mut create = Command::new("ovsdb-tool");
+        create.current_dir(&dir.0).args(["create", "conf.db", "/usr/share/openvswitch/vswitch.ovsschema"]);
+        assert!(create.status().expect("ovsdb-tool is needed").success());
+        let ovsdb = spawn(
+            &dir,
+            "ovsdb-server",
+            &["conf.db", "--remote=punix:db.sock", "--unixctl=db.ctl", "--log-file=db.log"],
+        );
+        let mut host = Self { dir, ovsdb, switch: None, daemon: None };
+        host.until("ovsdb-server", |host| host.path("db.sock").exists() && host.path("db.ctl").exists());
+        host.tool("ovs-vsctl", &["--db=unix:db.sock", "--no-wait", "init"]);
+        host.start_switch();
+        let (file, ctl) = (host.path("xenflow.db"), host.path("db.ctl"));
+        host.xenflow(&format!("init --db-file {} --ctl {}", file.display(), ctl.display()));
+        let pki = host.path("pki");
+        host.xenflow(&format!("pki init {}", pki.display()));
+        host.xenflow(&format!("pki issue node a --ca {}", pki.display()));
+        for line in [
+            "network add red",
+            "segment add lan --network red --vlan 100",
+            "access add h1 --segment lan --mac 02:00:00:00:01:01",
+            "access add h2 --segment lan --mac 02:00:00:00:01:02",
+        ] {
+            host.xenflow(line);
+        }
+        let config = format!(
+            "node = \"a\"\nca = \"{0}/ca.pem\"\ncert = \"{0}/a.pem\"\nkey = \"{0}/a.key\"\novs_db = \"unix:{1}/db.sock\"\n\
+             ovs_rundir = \"{1}\"\nstatistics_interval_s = 1\n",
+            pki.display(),
+            host.dir.0.display()
+        );
+        fs::write(host.path("dom0.toml"), config).unwrap();
+        host.start_daemon();
+        host.until("the bridge", |host| host.vsctl(&["list-br"]) == "br-xf");
+        for (port, id) in [("p1", "h1"), ("p2", "h2")] {
+            let id = format!("external_ids:iface-id={id}");
+            host.vsctl(&["add-port", "br-xf", port, "--", "set", "Interface", port, "type=dummy", &id]);
+        }
+        host
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.0.join(name)
+    }
+
+    fn start_switch(&mut self) {
+        let arguments = ["unix:db.sock", "--enable-dummy=override", "--unixctl=sw.ctl", "--log-file=sw.log"];
+        self.switch = Some(spawn(&self.dir, "ovs-vswitchd", &arguments));
+        self.until("ovs-vswitchd", |host| host.path("sw.ctl").exists());
+    }
+
+    fn start_daemon(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.path("daemon.log")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xenflow-dom0"));
+        command.arg("run").arg("--config").arg(self.path("dom0.toml")).stderr(log);
+        self.daemon = Some(command.spawn().unwrap());
+    }
+
+    fn kill_switch(&mut self) {
+        let mut switch = self.switch.take().unwrap();
+        switch.kill().unwrap();
+        switch.wait().unwrap();
+        let _ = fs::remove_file(self.path("sw.ctl"));
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
+    }
+
+    fn until(&self, what: &str, done: impl Fn(&Self) -> bool) {
+        let end = Instant::now() + LIMIT;
+        while !done(self) {
+            assert!(Instant::now() < end, "no {what}: {}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn tool(&self, program: &str, arguments: &[&str]) -> String {
+        let mut command = Command::new(program);
+        command.current_dir(&self.dir.0).env("OVS_RUNDIR", &self.dir.0).args(arguments);
+        let output = command.output().unwrap_or_else(|error| panic!("{program} is needed: {error}"));
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn vsctl(&self, arguments: &[&str]) -> String {
+        self.tool("ovs-vsctl", &[&["--db=unix:db.sock", "--timeout=20", "--no-wait"], arguments].concat())
+    }
+
+    fn xenflow(&self, line: &str) -> String {
+        ok(line, run(&format!("unix:{}", self.path("db.sock").display()), line))
+    }
+
+    /// `flow-restore-wait`.
+    fn key(&self) -> String {
+        self.vsctl(&["--if-exists", "get", "Open_vSwitch", ".", "other_config:flow-restore-wait"])
+    }
+
+    /// Packets that left to an end host, as the daemon counts them.
+    fn sent_to(&self, host: &str) -> u64 {
+        let shown: Value = serde_json::from_str(&self.xenflow("show segment lan --json")).unwrap();
+        assert_eq!(shown[0]["access"].as_array().unwrap().len(), 2);
+        let rows = self.tool(
+            "ovsdb-client",
+            &[
+                "transact",
+                "unix:db.sock",
+                &format!(
+                    r#"["XenFlow",{{"op":"select","table":"Statistics","where":[["scope","==","access"],["name","==","{host}"]],"columns":["counters"]}}]"#
+                ),
+            ],
+        );
+        let rows: Value = serde_json::from_str(&rows).unwrap();
+        let counters = rows[0]["rows"][0]["counters"][1].as_array().cloned().unwrap_or_default();
+        let out = counters.iter().find(|pair| pair[0] == "out_packets");
+        out.and_then(|pair| pair[1].as_u64()).unwrap_or_default()
+    }
+
+    /// A packet from h1 to h2.
+    fn send(&self) {
+        let packet = "in_port(1),eth(src=02:00:00:00:01:01,dst=02:00:00:00:01:02),eth_type(0x0800),\
+                      ipv4(src=10.0.0.1,dst=10.0.0.2,proto=17,tos=0,ttl=64,frag=no),udp(src=1,dst=9)";
+        let target = self.path("sw.ctl");
+        self.tool("ovs-appctl", &["-t", target.to_str().unwrap(), "netdev-dummy/receive", "p1", packet]);
+    }
+
+    /// Sends until more has left to h2 than before.
+    fn forwards(&self, what: &str) -> u64 {
+        let before = self.sent_to("h2");
+        self.until(what, |host| {
+            host.send();
+            std::thread::sleep(Duration::from_millis(300));
+            host.sent_to("h2") > before
+        });
+        self.sent_to("h2")
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let children = [self.daemon.as_mut(), self.switch.as_mut(), Some(&mut self.ovsdb)];
+        for child in children.into_iter().flatten() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn spawn(dir: &Dir, program: &str, arguments: &[&str]) -> Child {
+    let mut command = Command::new(program);
+    command.current_dir(&dir.0).args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+    for key in ["OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR"] {
+        command.env(key, &dir.0);
+    }
+    command.spawn().unwrap_or_else(|error| panic!("{program} is needed: {error}"))
+}
+
+#[test]
+fn what_is_armed_is_released_and_what_is_counted_never_shrinks_whoever_dies() {
+    let mut host = Host::start();
+    let armed = |host: &Host| host.key() == "\"true\"";
+    host.until("flow-restore-wait", armed);
+    let first = host.forwards("packet counted");
+
+    // The switch dies: it waits for its flows, gets them, and is armed again.
+    host.kill_switch();
+    host.start_switch();
+    let second = host.forwards("packet after a restart of the switch");
+    assert!(second > first);
+    host.until("flow-restore-wait after a restart of the switch", armed);
+
+    // The daemon dies, then the switch: nobody releases it until the daemon is back.
+    let mut daemon = host.daemon.take().unwrap();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    host.kill_switch();
+    host.start_switch();
+    assert!(armed(&host));
+    host.start_daemon();
+    let third = host.forwards("packet after a restart of both");
+    assert!(third > second, "the counters of the former life are not lost: {second}, then {third}");
+    host.until("flow-restore-wait after a restart of both", armed);
+
+    // The daemon ends well: nobody will fill a switch that starts now, so it must not wait.
+    let mut daemon = host.daemon.take().unwrap();
+    host.tool("kill", &["-TERM", &daemon.id().to_string()]);
+    assert!(daemon.wait().unwrap().success(), "{}", host.log());
+    assert_eq!(host.key(), "\"false\"");
+    assert!(!host.log().contains("ERROR"), "{}", host.log());
+}

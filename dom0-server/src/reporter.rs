@@ -57,6 +57,10 @@ impl Reporter {
             log_slow(router, self.slow.get(router), &report.slow);
             slow.insert(router.clone(), report.slow.clone());
             let status = status_of(&self.node, router, report, before, now_ms);
+            let was_well = before.is_none_or(|before| before.message.is_empty());
+            if was_well && !status.message.is_empty() {
+                tracing::warn!(%router, "{}", status.message);
+            }
             if before != Some(&status) {
                 operations.extend(status.upsert());
             }
@@ -147,4 +151,45 @@ fn log_slow(router: &Name, before: Option<&BTreeSet<String>>, now: &BTreeSet<Str
     let more = now.len().saturating_sub(LOGGED);
     let reasons = some.join("; ");
     tracing::info!(%router, reasons, more, "the guest forwards itself");
+}
+
+#[cfg(test)]
+mod tests {
+    use xenflow_flow_app::RouterStatus;
+    use xenflow_proto::Seq;
+
+    use super::*;
+
+    /// What is shown of a router with this use of its limit.
+    fn shown(
+        routes: xenflow_flow_app::RouteCounts,
+        session: Option<(Seq, bool)>,
+        before: Option<&Status>,
+    ) -> Status {
+        let status = RouterStatus { rib: Default::default(), synced: true, slow: Vec::new(), routes };
+        let report = Report { status, session, slow: [].into(), ports: [].into(), up: [].into() };
+        status_of(&"a".parse().unwrap(), &"r1".parse().unwrap(), report, before, 7)
+    }
+
+    #[test]
+    fn a_state_keeps_its_beginning_and_a_limit_in_sight_is_told() {
+        let routes = |forwarded, punted, absent, is_near| xenflow_flow_app::RouteCounts {
+            max: 10,
+            forwarded,
+            punted,
+            absent,
+            is_near,
+        };
+        let mut first = shown(routes(7, 0, 0, false), Some((Seq(3), true)), None);
+        assert_eq!((first.state, first.since_ms, first.acked_seq), (SessionState::Up, 7, 3));
+        assert_eq!(first.message, "");
+        assert_eq!(first.counts.prefixes["forwarded"], 7);
+        first.since_ms = 1;
+        let next = shown(routes(8, 0, 0, true), Some((Seq(4), true)), Some(&first));
+        assert_eq!(next.since_ms, 1, "the same state");
+        assert_eq!(next.message, "8 prefixes of at most 10 are forwarded");
+        let next = shown(routes(10, 10, 5, true), None, Some(&first));
+        assert_eq!((next.state, next.since_ms), (SessionState::Down, 7));
+        assert_eq!(next.message, "15 prefixes above the limit of 10 are left to the guest");
+    }
 }

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use rustix::net::netlink::{NETFILTER, SocketAddrNetlink, XFRM};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
-use tracing::{debug, error};
+use tracing::{debug, error, trace};
 
 use crate::attribute::Messages;
 use crate::obstacles::{Survey, survey};
@@ -38,16 +39,18 @@ const fn groups(numbers: &[u32]) -> u32 {
     mask
 }
 
-/// Protocol, multicast groups, and the first message types that matter.
-type Source = (Option<Protocol>, u32, fn(u16) -> bool);
+/// Protocol with the module that may bring it, multicast groups, and the message types that matter.
+type Source = (Option<(Protocol, &'static str)>, u32, fn(u16) -> bool);
 const SOURCES: [Source; 3] = [
     // RTNLGRP_: LINK, TC, IPV4_RULE, IPV6_IFADDR (which come and go with IPv6 on a link), IPV6_IFINFO, IPV6_RULE,
     // IPV4_NETCONF, IPV6_NETCONF.
     (None, groups(&[1, 4, 8, 9, 12, 19, 24, 25]), |_| true),
     // NFNLGRP_NFTABLES; tables and chains that come or go (NFT_MSG_*), not what changes in sets.
-    (Some(NETFILTER), groups(&[7]), |kind| kind >> 8 == 10 && matches!(kind & 0xff, 0 | 2 | 3 | 5)),
+    (Some((NETFILTER, "nfnetlink")), groups(&[7]), |kind| {
+        kind >> 8 == 10 && matches!(kind & 0xff, 0 | 2 | 3 | 5)
+    }),
     // XFRMNLGRP_EXPIRE and XFRMNLGRP_POLICY.
-    (Some(XFRM), groups(&[2, 4]), |_| true),
+    (Some((XFRM, "xfrm_user")), groups(&[2, 4]), |_| true),
 ];
 
 /// A socket that rings; none while the kernel lacks its protocol, or refuses.
@@ -55,16 +58,21 @@ const SOURCES: [Source; 3] = [
 struct Bell {
     source: Source,
     socket: Option<AsyncFd<OwnedFd>>,
+    tried: bool,
 }
 
 impl Bell {
     fn open(&mut self) {
-        if self.socket.is_some() {
+        let protocol = self.source.0.map(|(protocol, _)| protocol);
+        // Each attempt makes the kernel look for the module.
+        let there = self.source.0.is_none_or(|(_, module)| Path::new("/sys/module").join(module).exists());
+        if self.socket.is_some() || (self.tried && !there) {
             return;
         }
+        self.tried = true;
         let open = || {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, self.source.0)?;
+            let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
             bind(&socket, &SocketAddrNetlink::new(0, self.source.1))?;
             #[allow(deprecated)] // An `OwnedFd` keeps its descriptor for as long as it lives.
             let socket = AsyncFd::new(socket)?;
@@ -72,7 +80,7 @@ impl Bell {
         };
         match open() {
             Ok(socket) => self.socket = Some(socket),
-            Err(error) => debug!(%error, protocol = ?self.source.0, "no notices of this protocol"),
+            Err(error) => debug!(%error, ?protocol, "no notices of this protocol"),
         }
     }
 
@@ -144,7 +152,7 @@ impl Watch {
     /// Surveys at once, then every `interval` if the kernel tells nothing.
     #[must_use]
     pub fn new(interval: Duration, now: Duration) -> Self {
-        let mut bells = SOURCES.map(|source| Bell { source, socket: None });
+        let mut bells = SOURCES.map(|source| Bell { source, socket: None, tried: false });
         bells.iter_mut().for_each(Bell::open);
         Self {
             bells,
@@ -213,7 +221,9 @@ impl Watch {
             Heard::Bell if self.job.is_some() => self.again = true,
             Heard::Bell => self.due = self.due.min(now + DELAY),
             Heard::Surveyed(found) => {
-                let rest = REST.max(2 * now.saturating_sub(self.began));
+                let took = now.saturating_sub(self.began);
+                trace!(took_us = took.as_micros(), "survey ended");
+                let rest = REST.max(2 * took);
                 let wait = if self.again || found.is_none() { rest } else { self.interval };
                 self.due = now + wait;
             }

@@ -5,6 +5,10 @@
 use std::net::Ipv4Addr;
 
 use netlink_packet_core::{NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, Inet6DevConf, InfoData, InfoKind, InfoVrf, LinkAttribute, LinkInfo,
+    LinkMessage, LinkXdp, XdpAttached,
+};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -14,6 +18,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use xenflow_guest_client::attribute::Messages;
 use xenflow_guest_client::fuzz;
+use xenflow_guest_client::link::{self, Ipv6, LinkFacts};
 use xenflow_guest_client::translate::{Event, Place, translate};
 use xenflow_proto::table::{Hop, HopFlags, Neighbor, NeighborKey, RouteKey, RouteKind, RouteTarget};
 use xenflow_proto::{MacAddr, Object};
@@ -80,6 +85,43 @@ fn a_neighbor_is_understood() {
     assert_eq!(understood(&failed), Event::Remove(xenflow_proto::Key::Neighbor(key)));
 }
 
+fn link_facts(attributes: Vec<LinkAttribute>) -> LinkFacts {
+    let mut message = LinkMessage::default();
+    message.header.index = 7;
+    message.attributes = attributes;
+    message.attributes.extend([LinkAttribute::IfName("eth0".into()), LinkAttribute::Mtu(1500)]);
+    let bytes = bytes(RouteNetlinkMessage::NewLink(message));
+    let message = Messages::new(&bytes).next().unwrap().unwrap();
+    link::link(message.payload).unwrap().unwrap()
+}
+
+#[test]
+fn a_vrf_and_its_link_are_understood() {
+    let vrf = link_facts(vec![LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Vrf),
+        LinkInfo::Data(InfoData::Vrf(vec![InfoVrf::TableId(100)])),
+    ])]);
+    assert_eq!((vrf.link.kind.as_str(), vrf.link.vrf_table), ("vrf", Some(100)));
+    let slave = link_facts(vec![LinkAttribute::Controller(9)]);
+    assert_eq!((slave.link.master, slave.link.vrf_table), (Some(9), None));
+}
+
+#[test]
+fn xdp_and_ipv6_of_a_link_are_understood() {
+    let plain = link_facts(vec![LinkAttribute::Xdp(vec![LinkXdp::Attached(XdpAttached::None)])]);
+    assert_eq!((plain.xdp, plain.ipv6, plain.link.ipv6_mtu), (false, None, None));
+    let driver = link_facts(vec![LinkAttribute::Xdp(vec![LinkXdp::Attached(XdpAttached::Driver)])]);
+    assert!(driver.xdp);
+    for (mtu6, disabled, told) in [(1400, 0, 1400), (9000, 1, 1500)] {
+        let mut conf = Inet6DevConf::default();
+        (conf.mtu6, conf.disable_ipv6) = (mtu6, disabled);
+        let specific = AfSpecUnspec::Inet6(vec![AfSpecInet6::DevConf(conf)]);
+        let facts = link_facts(vec![LinkAttribute::AfSpecUnspec(vec![specific])]);
+        let wanted = Ipv6 { mtu: mtu6.try_into().unwrap(), disabled: disabled != 0 };
+        assert_eq!((facts.ipv6, facts.link.ipv6_mtu), (Some(wanted), Some(told)));
+    }
+}
+
 #[test]
 fn the_corpus_is_understood_as_named() {
     let mut files = 0;
@@ -105,19 +147,21 @@ fn the_corpus_is_understood_as_named() {
 
 /// A message whose frame is right and whose contents may be anything: what reaches deepest.
 fn message() -> impl Strategy<Value = Vec<u8>> {
-    let kind = prop::sample::select(vec![16u16, 17, 20, 21, 24, 25, 28, 29, 104, 105]);
+    let kind = prop::sample::select(vec![16u16, 17, 20, 21, 24, 25, 28, 29, 32, 36, 80, 104, 105]);
     let family = prop::sample::select(vec![0u8, 2, 10, 7]);
     let length = prop::sample::select(vec![0usize, 2, 4, 4, 4, 6, 8, 8, 16, 16, 18, 40]);
     let value =
         length.prop_flat_map(|length| prop::collection::vec(prop_oneof![Just(0u8), any::<u8>()], length));
     let attributes = prop::collection::vec((0..32u16, value), 0..8);
-    let header = prop::collection::vec(prop_oneof![3 => Just(0u8), 1 => any::<u8>()], 16);
+    let header = prop::collection::vec(prop_oneof![3 => Just(0u8), 1 => any::<u8>()], 20);
     (kind, family, header, attributes, any::<u16>()).prop_map(
         |(kind, family, mut header, attributes, flags)| {
             // The sizes of `translate`'s headers.
             let size = match kind {
                 16 | 17 => 16,
-                24 | 25 | 28 | 29 => 12,
+                24 | 25 | 28 | 29 | 32 => 12,
+                36 => 20,
+                80 => 4,
                 _ => 8,
             };
             header.truncate(size);

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use crate::support::nftables::{Chain, Nftables};
+use crate::support::uml::in_user_mode_linux;
 use crate::support::{Client, Host, Lab, in_namespace, ip, sysctl, until};
 use xenflow_proto::{Key, Object};
 
@@ -46,6 +47,10 @@ fn a_plain_router_has_settings_and_no_obstacles() {
         sysctl("ipv6/fib_multipath_hash_policy", "2");
         host.wait_has(&told(1, 2));
         until("no obstacles", || lab.status()["obstacles"].as_array().unwrap().is_empty());
+        // A survey that finds nothing new asks for nothing.
+        let (dumps, messages) = (lab.status()["dumps"].clone(), host.table().messages);
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        assert_eq!((lab.status()["dumps"].clone(), host.table().messages), (dumps, messages));
     });
 }
 
@@ -174,6 +179,26 @@ fn traffic_control() {
         tc("qdisc add dev p1 clsact");
         host.wait_has("obstacle TrafficControl both p1: qdisc clsact");
         host.assert_none("obstacle TrafficControl both p0");
+    });
+}
+
+#[test]
+fn filters_of_traffic_control() {
+    // The machine's own kernel may lack the classifiers.
+    let modules = "ipv6 veth sch_htb sch_prio cls_matchall cls_u32";
+    in_user_mode_linux("obstacles::filters_of_traffic_control", modules, || {
+        ip("link set lo up");
+        let (_lab, host, _client) = router(OFTEN);
+        tc("qdisc add dev p0 root handle 1: htb");
+        tc("class add dev p0 parent 1: classid 1:10 htb rate 10mbit");
+        tc("filter add dev p0 parent 1: protocol ip u32 match ip dst 10.0.0.0/8 flowid 1:10");
+        host.wait_has("obstacle TrafficControl both p0: filter u32 at 1:0 (htb) and 2 more");
+        tc("filter del dev p0 parent 1:");
+        host.wait_gone("obstacle ");
+        tc("filter add dev p0 parent 1:10 matchall flowid 1:10");
+        host.wait_has("obstacle TrafficControl both p0: filter matchall at 1:10 (htb) and 1 more");
+        tc("qdisc del dev p0 root");
+        host.wait_gone("obstacle ");
     });
 }
 

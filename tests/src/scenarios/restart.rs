@@ -25,8 +25,9 @@ pub(super) const SCENARIO: Scenario = Scenario {
     targets: &[
         ("database-exit.lost", "0"),
         ("database-kill.lost", "0"),
-        ("switch-kill.lost", "0 if armed"),
-        ("both-kill.lost", "0 if armed"),
+        ("switch-exit.lost", "0"),
+        ("switch-kill.lost", "0"),
+        ("both-kill.lost", "0"),
         ("control-disarmed.lost", "more than 0"),
     ],
     run,
@@ -69,27 +70,29 @@ enum End {
     Kill,
 }
 
+const TRIES: [(&str, Part, End); 5] = [
+    ("database-exit", Part::Database, End::Exit),
+    ("database-kill", Part::Database, End::Kill),
+    ("switch-exit", Part::Switch, End::Exit),
+    ("switch-kill", Part::Switch, End::Kill),
+    ("both-kill", Part::Both, End::Kill),
+];
+
 fn run(lab: &mut Lab) -> Result<Value> {
     let mut site = build(lab)?;
     lab.ready()?;
     let mut figures = Map::new();
-    let tries = [
-        ("database-exit", Part::Database, End::Exit),
-        ("database-kill", Part::Database, End::Kill),
-        ("switch-exit", Part::Switch, End::Exit),
-        ("switch-kill", Part::Switch, End::Kill),
-        ("both-kill", Part::Both, End::Kill),
-    ];
-    for (name, part, end) in tries {
+    for (name, part, end) in wanted(lab.args())? {
         lab.step(format!("{name}, under {RATE} packets/s"));
-        let armed = site.is_armed()?;
         let seen = site.attempt(lab, part, end).with_context(|| format!("in {name}"))?;
-        let lossless = match part {
-            Part::Database => true,
-            Part::Switch | Part::Both => armed,
-        };
-        ensure!(!lossless || seen["lost"] == 0, "{name} lost packets: {seen}");
-        figures.insert(name.into(), seen);
+        ensure!(seen["lost"] == 0, "{name} lost packets: {seen}");
+        // Of several of one name the slowest to be in sync.
+        let slower = figures
+            .get(name)
+            .is_none_or(|before: &Value| before["in_sync_s"].as_f64() < seen["in_sync_s"].as_f64());
+        if slower {
+            figures.insert(name.into(), seen);
+        }
     }
     lab.step("control: kill -9 of a switch that nobody armed, with nobody to fill its tables");
     let seen = site.disarmed(lab)?;
@@ -99,6 +102,15 @@ fn run(lab: &mut Lab) -> Result<Value> {
     );
     figures.insert("control-disarmed".into(), seen);
     Ok(Value::Object(figures))
+}
+
+/// All tries, or those that the arguments name, as often as they do.
+fn wanted(names: &[String]) -> Result<Vec<(&'static str, Part, End)>> {
+    let find = |name: &String| TRIES.into_iter().find(|(known, _, _)| known == name);
+    if names.is_empty() {
+        return Ok(TRIES.to_vec());
+    }
+    names.iter().map(|name| find(name).with_context(|| format!("there is no try {name:?}"))).collect()
 }
 
 fn build(lab: &Lab) -> Result<Site> {
@@ -156,6 +168,10 @@ impl Site {
         Ok(value.trim().trim_matches('"') == "true")
     }
 
+    fn wait_armed(&self) -> Result<()> {
+        wait_for("the switch to be armed for its next start", LIMIT, || Ok(self.is_armed()?.then_some(())))
+    }
+
     fn probe(&self, lab: &Lab) -> Result<Probe> {
         let to = format!("{H2}:7000").parse()?;
         let mut probe = Probe::start(lab, self.h[0].netns(), self.h[1].netns(), to, RATE)?;
@@ -165,7 +181,7 @@ impl Site {
 
     /// Ends a part and starts it again as a service manager would; what the probe saw comes back.
     fn attempt(&mut self, lab: &Lab, part: Part, end: End) -> Result<Value> {
-        let armed = self.is_armed()?;
+        self.wait_armed()?;
         let probe = self.probe(lab)?;
         let start = Instant::now();
         self.end(part, end)?;
@@ -178,7 +194,7 @@ impl Site {
         if part != Part::Database {
             self.node.host_mut().start_vswitchd()?;
         }
-        self.observe(probe, start, armed)
+        self.observe(probe, start)
     }
 
     /// The same without the daemon, so that nobody arms the switch and nobody fills its tables at once.
@@ -192,7 +208,7 @@ impl Site {
         self.node.host_mut().start_vswitchd()?;
         std::thread::sleep(AWAY);
         self.node.start_daemon()?;
-        self.observe(probe, start, false)
+        self.observe(probe, start)
     }
 
     fn end(&mut self, part: Part, end: End) -> Result<()> {
@@ -219,24 +235,23 @@ impl Site {
     }
 
     /// Waits until all is as before, and a change of the guest arrives; then stops the probe.
-    fn observe(&mut self, probe: Probe, start: Instant, armed: bool) -> Result<Value> {
+    fn observe(&mut self, probe: Probe, start: Instant) -> Result<Value> {
         wait_for("the same flows as before", LIMIT, || {
             Ok((lasting(&self.node)? == self.flows).then_some(()))
         })?;
         let in_sync = start.elapsed();
         self.node.daemon()?.check()?;
+        self.wait_armed()?;
         self.change()?;
         std::thread::sleep(AFTER);
         let report = probe.stop()?;
         ensure!(report.duplicated == 0, "the probe: {report:?}");
         let silent = if report.lost == 0 { 0.0 } else { report.longest_gap_ms / 1000.0 };
         Ok(json!({
-            "armed": armed,
             "sent": report.sent,
             "lost": report.lost,
             "silent_s": (silent * 1000.0).round() / 1000.0,
             "in_sync_s": (in_sync.as_secs_f64() * 1000.0).round() / 1000.0,
-            "armed_again": self.is_armed()?,
         }))
     }
 

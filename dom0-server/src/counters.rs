@@ -33,12 +33,14 @@ pub enum Scope {
     Segment,
     /// A virtual network.
     Network,
+    /// The node itself.
+    Node,
 }
 
 impl Scope {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Router, Self::Vif, Self::Access, Self::Uplink, Self::Segment, Self::Network];
+    pub const ALL: [Self; 7] =
+        [Self::Router, Self::Vif, Self::Access, Self::Uplink, Self::Segment, Self::Network, Self::Node];
 
     /// As the database writes it.
     #[must_use]
@@ -50,6 +52,7 @@ impl Scope {
             Self::Uplink => "uplink",
             Self::Segment => "segment",
             Self::Network => "network",
+            Self::Node => "node",
         }
     }
 }

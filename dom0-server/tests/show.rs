@@ -34,6 +34,18 @@ fn counters_stand_with_what_they_count() {
             "red-h1",
             json!([["dropped_foreign_tag_packets", 7], ["dropped_foreign_tag_bytes", 420]])
         ),
+        counted(
+            "a",
+            "uplink",
+            "trunk0",
+            json!([["dropped_no_tag_packets", 2], ["dropped_no_tag_bytes", 120]])
+        ),
+        counted(
+            "a",
+            "node",
+            "a",
+            json!([["dropped_unknown_port_packets", 1], ["dropped_unknown_port_bytes", 60]])
+        ),
         counted("a", "network", "red", json!([["in_packets", 8], ["in_bytes", 480]])),
     ]));
     let since = "since 2023-11-14T22:13:20Z";
@@ -69,6 +81,17 @@ fn counters_stand_with_what_they_count() {
     assert_eq!(json["statistics"]["a"]["updated_ms"], 1_700_000_005_000_i64);
     let json = &server.json("show network red")[0];
     assert_eq!((&json["segments"], &json["routers"]), (&json!(["red-core", "red-lan1"]), &json!(["r1"])));
+    assert!(server.ok("show node").starts_with("node a\n"));
+    assert_eq!(
+        server.ok("show node a"),
+        format!(
+            "node a\n  counted {since}: dropped_unknown_port 1 packets 60 bytes\n  uplink trunk0\n    \
+             counted {since}: dropped_no_tag 2 packets 120 bytes\n"
+        )
+    );
+    let json = &server.json("show node a")[0];
+    assert_eq!(json["uplinks"][0]["counters"]["dropped_no_tag_packets"], 2);
+    server.refused("show node nix", 2, "there is no node nix");
     server.refused("show segment nix", 2, "there is no segment nix");
     server.refused("show network nix", 2, "there is no network nix");
 }

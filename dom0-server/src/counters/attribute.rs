@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use openflow::{Action, Field, Flow, Instruction};
 use xenflow_flow_app::pipeline::{
-    ADMISSION, EGRESS, ETH_SVLAN, ETH_VLAN, FLAGS, NEXT_HOP, OUT_PORT, PUNT_CLASS, PUNT_CLASS_BIT, ROUTER,
-    cookie, priority,
+    ADMISSION, EGRESS, FLAGS, NEXT_HOP, OUT_PORT, PUNT_CLASS, PUNT_CLASS_BIT, ROUTER, cookie, priority,
 };
 use xenflow_flow_app::{PortNo, PuntClass, RouterId, Topology};
 use xenflow_proto::{MacAddr, Name};
@@ -17,6 +16,7 @@ use crate::ports::SwitchPorts;
 /// The names of what is counted, as they are now.
 #[derive(Debug, Clone, Default)]
 pub struct Names {
+    node: Option<Place>,
     ports: BTreeMap<PortNo, Place>,
     /// By VLAN: its segment and network.
     segments: BTreeMap<u16, [Place; 2]>,
@@ -32,7 +32,7 @@ impl Names {
     /// Of what is configured and plugged in.
     #[must_use]
     pub fn new(node: &Name, desired: &Desired, topology: &Topology, ports: &SwitchPorts) -> Self {
-        let mut names = Self::default();
+        let mut names = Self { node: Some((Scope::Node, node.to_string())), ..Self::default() };
         for segment in desired.segments.values() {
             let places =
                 [(Scope::Segment, segment.name.to_string()), (Scope::Network, segment.network.to_string())];
@@ -71,7 +71,7 @@ impl Names {
         let segments = names.segments.values().flatten();
         let known =
             names.ports.values().chain(segments).chain(names.routers.values()).chain(names.vifs.values());
-        names.all = known.cloned().collect();
+        names.all = known.chain(&names.node).cloned().collect();
         // What is unplugged for a while keeps its counters.
         names.all.extend(desired.access.keys().map(|name| (Scope::Access, name.to_string())));
         names.all.extend(desired.uplinks_of(node).into_iter().map(|name| (Scope::Uplink, name)));
@@ -104,14 +104,17 @@ impl Names {
         }
     }
 
-    /// The tagger inward: what is admitted goes to the port and to its segment and network, or is dropped.
+    /// The tagger inward: what is admitted goes to the port and to its segment and network. What is refused counts by
+    /// reason for the port; for the node, if it is nobody's.
     fn of_admission(&self, flow: &Flow) -> Vec<(Place, String)> {
+        if let Some((reason, port)) = cookie::refusal_of(flow.cookie) {
+            let counter = format!("dropped_{}", reason.as_str().replace('-', "_"));
+            let place = self.of_port(port).or_else(|| self.node.clone());
+            return place.into_iter().map(|place| (place, counter.clone())).collect();
+        }
         let Some(port) = exact(flow, Field::InPort).and_then(|port| self.of_port(port)) else {
             return Vec::new();
         };
-        if flow.instructions.is_empty() {
-            return vec![(port, format!("dropped_{}", why_dropped(flow)))];
-        }
         if flow.priority != priority::NORMAL {
             // The control network.
             return Vec::new();
@@ -192,19 +195,4 @@ fn vlan_set(flow: &Flow) -> Option<u32> {
     });
     let tag = tags.next().and_then(|tag| u32::try_from(tag).ok());
     tag.map(|tag| tag & 0xfff)
-}
-
-/// Why the tagger drops what a flow of a port matches.
-fn why_dropped(flow: &Flow) -> &'static str {
-    let eth_type = exact(flow, Field::EthType);
-    let tag = flow.matching.field(Field::VlanVid);
-    match tag {
-        Some(_) if [ETH_VLAN, ETH_SVLAN].map(u32::from).map(Some).contains(&eth_type) => "double_tag",
-        // A tag without a VLAN: priority only.
-        Some(tag) if tag.value & 0xfff == 0 && tag.mask & 0xfff == 0xfff && tag.value != 0 => "priority_tag",
-        Some(tag) if tag.value != 0 => "foreign_tag",
-        _ if flow.matching.field(Field::EthSrc).is_some() => "spoofed_source",
-        // A vif's port: whatever has another source than the vif's own.
-        _ => "other",
-    }
 }

@@ -3,7 +3,7 @@
 use openflow::{Action, Flow, FlowCounters, Match};
 use xenflow_flow_app::pipeline::{self, ADMISSION, NEXT_HOP, cookie, priority};
 use xenflow_flow_app::punt::meter_id;
-use xenflow_flow_app::{PuntClass, RouterId};
+use xenflow_flow_app::{PuntClass, Refusal, RouterId};
 use xenflow_proto::Name;
 
 use super::*;
@@ -149,7 +149,7 @@ fn every_flow_of_the_ports_counts_for_its_port_and_segment() {
     ] {
         assert_eq!(total(&counters, scope, name, "in_packets"), Some(packets), "{name}");
     }
-    assert!(total(&counters, Scope::Access, "h1", "dropped_spoofed_source_packets") >= Some(1));
+    assert!(total(&counters, Scope::Access, "h1", "dropped_foreign_source_packets") >= Some(1));
     let egress = flows.iter().filter(|flow| flow.table == pipeline::EGRESS);
     counters.take(&poll(egress.map(|flow| counted(flow, 1, 1))), &names);
     assert_eq!(total(&counters, Scope::Access, "h1", "out_packets"), Some(1));
@@ -165,23 +165,23 @@ fn every_flow_of_the_ports_counts_for_its_port_and_segment() {
 
 #[test]
 fn the_tagger_says_why_it_drops() {
-    let (names, _) = names();
-    let at = || Match::builder().in_port(3);
-    for (matching, reason) in [
-        (at().vlan_tagged().build(), "foreign_tag"),
-        (at().vlan(12).build(), "foreign_tag"),
-        (at().vlan(0).build(), "priority_tag"),
-        (at().vlan_tagged().eth_type(pipeline::ETH_VLAN).build(), "double_tag"),
-        (at().vlan_tagged().eth_type(pipeline::ETH_SVLAN).build(), "double_tag"),
-        (at().untagged().eth_src([2, 0, 0, 0, 0, 1]).build(), "spoofed_source"),
-        (at().untagged().build(), "other"),
-    ] {
-        let drop = Flow::new(ADMISSION, priority::REFUSE, cookie::TOPOLOGY, matching);
-        let expected = ((Scope::Access, "h1".to_owned()), format!("dropped_{reason}"));
-        assert_eq!(names.of_flow(&drop), [expected]);
+    let (names, flows) = names();
+    let of = |port, reason: Refusal| {
+        let flow = Flow::new(ADMISSION, priority::REFUSE, cookie::refusal(reason, port), Match::any());
+        names.of_flow(&flow)
+    };
+    let h1 = (Scope::Access, "h1".to_owned());
+    assert_eq!(of(3, Refusal::DoubleTag), [(h1, "dropped_double_tag".to_owned())]);
+    let t0 = (Scope::Uplink, "t0".to_owned());
+    assert_eq!(of(7, Refusal::NoTag), [(t0, "dropped_no_tag".to_owned())]);
+    let node = (Scope::Node, "a".to_owned());
+    for port in [0, 99] {
+        assert_eq!(of(port, Refusal::UnknownPort), [(node.clone(), "dropped_unknown_port".to_owned())]);
     }
-    let anywhere = Flow::new(ADMISSION, priority::REFUSE, cookie::TOPOLOGY, Match::any());
-    assert_eq!(names.of_flow(&anywhere), [], "of no port");
+    // Every flow of the table that drops counts for somebody.
+    let mut drops = flows.iter().filter(|flow| flow.table == ADMISSION && flow.instructions.is_empty());
+    assert!(drops.clone().count() > 10);
+    assert!(drops.all(|flow| !names.of_flow(flow).is_empty()));
 }
 
 #[test]

@@ -119,7 +119,7 @@ pub enum RowError {
     #[error("state \"{0}\" is none of down, syncing, up")]
     State(String),
     /// The scope of counters is none of those known.
-    #[error("scope \"{0}\" is none of router, vif, access, uplink, segment, network")]
+    #[error("scope \"{0}\" is none of router, vif, access, uplink, segment, network, node")]
     Scope(String),
     /// The name of an uplink's port is no interface name.
     #[error("\"{0}\" is not a port name: 1 to 63 printable characters without blanks and slashes")]

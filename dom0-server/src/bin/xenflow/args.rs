@@ -99,6 +99,11 @@ pub(crate) enum ShowCommand {
         /// Only this one
         name: Option<String>,
     },
+    /// Nodes: their uplinks and counters
+    Node {
+        /// Only this one
+        name: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

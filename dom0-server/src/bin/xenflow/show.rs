@@ -1,6 +1,6 @@
 //! `xenflow show router` and its like: one block for each thing, with what the daemons report of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use dom0_server::counters::Scope;
@@ -39,6 +39,11 @@ pub(crate) async fn run(client: &Client, what: &ShowCommand, json: bool) -> Resu
         ShowCommand::Network { name } => {
             let networks = chosen(&desired.networks, Kind::Network, name.as_deref())?;
             print(json, &now, &networks, network_json, network_block);
+        }
+        ShowCommand::Node { name } => {
+            let nodes = now.nodes();
+            let nodes = chosen(&nodes, Kind::Node, name.as_deref())?;
+            print(json, &now, &nodes, node_json, node_block);
         }
     }
     Ok(())
@@ -114,6 +119,56 @@ fn counters(all: &BTreeMap<String, u64>) -> String {
         });
     }
     if words.is_empty() { "nothing".to_owned() } else { printable(&words.join(", ")) }
+}
+
+/// A node and its uplinks.
+struct Node {
+    name: Name,
+    uplinks: BTreeSet<String>,
+}
+
+impl Now {
+    /// Those that have uplinks, and those that report.
+    fn nodes(&self) -> BTreeMap<Name, Node> {
+        let desired = &self.snapshot.desired;
+        let reporting =
+            self.statistics.iter().map(|row| &row.node).chain(self.status.iter().map(|row| &row.node));
+        let names = desired.uplinks.keys().chain(reporting);
+        names
+            .map(|name| (name.clone(), Node { name: name.clone(), uplinks: desired.uplinks_of(name) }))
+            .collect()
+    }
+
+    /// What a node counts of itself or of one of its uplinks.
+    fn own<'a>(&'a self, node: &Node, scope: Scope, name: &'a str) -> Option<&'a Statistics> {
+        self.counted(scope, name).find(|row| row.node == node.name)
+    }
+}
+
+fn node_json(now: &Now, node: &Node) -> Value {
+    let of = |scope, name| now.own(node, scope, name).map(|row| json!(row.counters));
+    let uplinks =
+        node.uplinks.iter().map(|port| json!({ "port": port, "counters": of(Scope::Uplink, port) }));
+    let name = node.name.as_str();
+    json!({ "name": name, "uplinks": uplinks.collect::<Vec<_>>(), "counters": of(Scope::Node, name) })
+}
+
+fn node_block(page: &mut String, now: &Now, node: &Node) {
+    line(page, 0, format_args!("node {}", node.name));
+    let counted = |page: &mut String, depth, scope, name| {
+        if let Some(row) = now.own(node, scope, name) {
+            line(
+                page,
+                depth,
+                format_args!("counted since {}: {}", instant(row.since_ms), counters(&row.counters)),
+            );
+        }
+    };
+    counted(page, 1, Scope::Node, node.name.as_str());
+    for port in &node.uplinks {
+        line(page, 1, format_args!("uplink {port}"));
+        counted(page, 2, Scope::Uplink, port);
+    }
 }
 
 fn segment_json(now: &Now, segment: &Segment) -> Value {

@@ -143,6 +143,8 @@ pub struct Watch {
     job: Option<JoinHandle<Done>>,
     interval: Duration,
     due: Duration,
+    /// No survey before.
+    rested: Duration,
     /// It rang after the survey began.
     again: bool,
     began: Duration,
@@ -160,6 +162,7 @@ impl Watch {
             job: None,
             interval,
             due: now,
+            rested: now,
             again: false,
             began: now,
         }
@@ -219,13 +222,12 @@ impl Watch {
     pub fn note(&mut self, heard: &Heard, now: Duration) {
         match heard {
             Heard::Bell if self.job.is_some() => self.again = true,
-            Heard::Bell => self.due = self.due.min(now + DELAY),
+            Heard::Bell => self.due = self.due.min(self.rested.max(now + DELAY)),
             Heard::Surveyed(found) => {
                 let took = now.saturating_sub(self.began);
                 trace!(took_us = took.as_micros(), "survey ended");
-                let rest = REST.max(2 * took);
-                let wait = if self.again || found.is_none() { rest } else { self.interval };
-                self.due = now + wait;
+                self.rested = now + REST.max(2 * took);
+                self.due = if self.again || found.is_none() { self.rested } else { now + self.interval };
             }
         }
     }

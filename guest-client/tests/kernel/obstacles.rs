@@ -142,6 +142,27 @@ fn nftables_chains() {
     });
 }
 
+/// There is no program needed to have such a table: naming one to the kernel is enough, here by
+/// `IPT_SO_SET_ADD_COUNTERS` with numbers that it then refuses. (Linux before 5.15 has them from the start.)
+fn name_a_table_of_iptables(family: u32, level: u32, table: &str) {
+    let script = format!(
+        "socket(S, {family}, 3, 255) or die; setsockopt(S, {level}, 65, pack('a32 L x4 Q Q', '{table}', 1, 0, 0));"
+    );
+    let status = Command::new("perl").args(["-e", &script]).status().expect("perl is needed");
+    assert!(status.success(), "perl: {status}");
+}
+
+#[test]
+fn tables_of_iptables_legacy_are_found_by_the_clock() {
+    in_namespace("obstacles::tables_of_iptables_legacy_are_found_by_the_clock", || {
+        let (_lab, host, _client) = router(OFTEN);
+        name_a_table_of_iptables(2, 0, "filter");
+        host.wait_has("obstacle Netfilter V4 all: iptables-legacy table filter");
+        name_a_table_of_iptables(10, 41, "mangle");
+        host.wait_has("obstacle Netfilter V6 all: iptables-legacy table mangle");
+    });
+}
+
 #[test]
 fn xfrm_policies() {
     in_namespace("obstacles::xfrm_policies", || {

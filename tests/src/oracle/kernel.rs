@@ -1,7 +1,12 @@
 //! The oracle: what the guest's kernel would do with a packet, asked of its forwarding table.
 //!
 //! `RTM_GETROUTE` with the input interface, the source and `RTM_F_FIB_MATCH`: without the interface the kernel looks
-//! up as for a packet of its own, without the flag it has picked one next hop of several already.
+//! up as for a packet of its own, without the flag it has picked one next hop of several already, and says which.
+//!
+//! A match in IPv6 misleads where routes use next-hop objects (Linux 6.1): the kernel answers with the route (`from`)
+//! of the destination entry that it caches per next hop and CPU (`rt6_get_pcpu_route`), and all routes that use an
+//! object share its next hop, so its cache: prefix, metric, MTU and id are those of whichever route was looked up first.
+//! The hop itself is right. [`super::dump`] says what such routes are.
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "netlink and errno are open sets")]
 
@@ -48,6 +53,8 @@ pub enum Refusal {
 pub struct Forward {
     /// Length of its prefix.
     pub prefix_len: u8,
+    /// Its routing table.
+    pub table: u32,
     /// Its next hops.
     pub hops: Vec<KernelHop>,
     /// Its own limit for the size of packets.
@@ -57,13 +64,13 @@ pub struct Forward {
 }
 
 /// A next hop of a route.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KernelHop {
     /// The device.
     pub oif: Option<u32>,
     /// The gateway; none: the destination itself.
     pub gateway: Option<IpAddr>,
-    /// Dead, or its link is down.
+    /// Its link is down.
     pub is_dead: bool,
     /// It wraps packets into something.
     pub is_encap: bool,
@@ -95,10 +102,21 @@ impl Kernel {
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// Asks what becomes of a packet that comes in by the interface with this index.
+    /// Asks by which route a packet goes that comes in by the interface with this index.
     pub fn ask(&mut self, iif: u32, src: IpAddr, dst: IpAddr) -> Result<Answer> {
+        self.get(question(iif, src, dst), src, dst)
+    }
+
+    /// Asks where that packet goes: one next hop, as the kernel chooses it. Prefix, table and MTU say nothing.
+    pub fn choose(&mut self, iif: u32, src: IpAddr, dst: IpAddr) -> Result<Answer> {
+        let mut question = question(iif, src, dst);
+        question.header.flags = RouteFlags::empty();
+        self.get(question, src, dst)
+    }
+
+    fn get(&mut self, question: RouteMessage, src: IpAddr, dst: IpAddr) -> Result<Answer> {
         self.sequence += 1;
-        let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(question(iif, src, dst)));
+        let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(question));
         message.header.flags = NLM_F_REQUEST;
         message.header.sequence_number = self.sequence;
         message.finalize();
@@ -127,7 +145,11 @@ fn question(iif: u32, src: IpAddr, dst: IpAddr) -> RouteMessage {
     };
     question.header.destination_prefix_length = family.width();
     question.header.source_prefix_length = family.width();
-    question.header.flags = RouteFlags::FibMatch;
+    // IPv6 knows no other flag and names the table anyway.
+    question.header.flags = match family {
+        Family::V4 => RouteFlags::FibMatch | RouteFlags::LookupTable,
+        Family::V6 => RouteFlags::FibMatch,
+    };
     question.attributes = vec![
         RouteAttribute::Destination(dst.into()),
         RouteAttribute::Source(src.into()),
@@ -160,12 +182,13 @@ fn answer(route: &RouteMessage) -> Answer {
     }
     let mut forward = Forward {
         prefix_len: route.header.destination_prefix_length,
+        table: route.header.table.into(),
         hops: Vec::new(),
         mtu: None,
         next_hop_id: None,
     };
     // The low eight bits of rtm_flags are those of the only next hop (`fib_dump_info`).
-    let dead = (RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown).bits();
+    let dead = RouteNextHopFlags::Dead.bits();
     let mut single = hop(&route.attributes);
     single.is_dead = route.header.flags.bits() & u32::from(dead) != 0;
     for attribute in &route.attributes {
@@ -180,6 +203,7 @@ fn answer(route: &RouteMessage) -> Answer {
                     })
                     .collect();
             }
+            RouteAttribute::Table(table) => forward.table = *table,
             RouteAttribute::NhId(id) => forward.next_hop_id = Some(*id),
             RouteAttribute::Metrics(metrics) => {
                 forward.mtu = metrics.iter().find_map(|metric| match metric {
@@ -193,6 +217,7 @@ fn answer(route: &RouteMessage) -> Answer {
     if forward.hops.is_empty() {
         forward.hops = vec![single];
     }
+    forward.hops.sort();
     Answer::Forward(forward)
 }
 

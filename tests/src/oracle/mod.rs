@@ -1,17 +1,24 @@
 //! The oracle: a guest's kernel says where a packet should go, the switch shows where it sends it.
 //!
-//! Owns the random tables ([`tables`]), the question to the kernel ([`kernel`]), the look into the switch
-//! ([`witness`]) and the verdict ([`verdict`]). Builds no topology: `scenarios/oracle.rs` does. Shares no code with the
-//! product: neither its netlink decoder nor its forwarding decision.
+//! Owns the random tables ([`tables`]), the question to the kernel ([`kernel`], [`dump`]), the look into the switch
+//! ([`witness`], [`actions`]) and the verdict ([`verdict`]), all of it on one [`bench`]; what makes the guest forward by
+//! itself ([`obstacles`]), and the comparison's own [`controls`]. Builds no topology: `scenarios/oracle.rs` does. Shares
+//! no code with the product: neither its netlink decoder nor its forwarding decision.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+pub mod actions;
+pub mod bench;
+pub mod controls;
+pub mod dump;
 pub mod kernel;
+pub mod obstacles;
 pub mod plan;
 pub mod questions;
 pub mod random;
 pub mod tables;
+pub mod tally;
 pub mod verdict;
 pub mod witness;
 

@@ -5,20 +5,58 @@ use std::net::IpAddr;
 use super::{Family, Prefix, bits};
 
 /// Segments, and vifs of the router.
-pub const LINKS: usize = 4;
+pub const LINKS: usize = 7;
+/// This link goes down before anything is asked, and stays down: its next hops are dead.
+pub const DOWN: usize = 4;
+/// This link goes down and up again while the tables are filled.
+pub const FLAPS: usize = 3;
+/// These links belong to the VRF.
+pub const RED: [usize; 2] = [5, 6];
+/// The VRF's device.
+pub const VRF: &str = "vrf-red";
+/// Where packets are looked up that come in by other links.
+pub const TABLE_MAIN: u32 = 254;
+/// The VRF's routing table.
+pub const TABLE_RED: u32 = 10;
+/// Links that take no full Ethernet frames: bytes of an IP packet.
+pub const MTUS: [(usize, u32); 2] = [(2, 1400), (6, 1420)];
+/// Links on which IPv6 is content with less than IPv4.
+pub const IPV6_MTUS: [(usize, u32); 1] = [(1, 1380)];
 /// A device of the guest that is no vif: what leaves by it, the host cannot forward.
 pub const STUB: &str = "stub";
 
 /// The router's own addresses, by link: of different sizes, so that the connected prefixes are.
 const ADDRESSES: [(Family, [&str; LINKS]); 2] = [
-    (Family::V4, ["10.10.0.1/24", "10.11.0.1/16", "172.16.0.1/20", "192.0.2.1/29"]),
+    (
+        Family::V4,
+        [
+            "10.10.0.1/24",
+            "10.11.0.1/16",
+            "172.16.0.1/20",
+            "192.0.2.1/29",
+            "10.12.0.1/24",
+            // The prefix of the first link, and neighbors with the same addresses: another network.
+            "10.10.0.65/24",
+            "10.13.0.1/22",
+        ],
+    ),
     (
         Family::V6,
-        ["2001:db8:0:10::1/64", "2001:db8:0:11::1/64", "2001:db8:0:12::1/80", "2001:db8:0:13::1/120"],
+        [
+            "2001:db8:0:10::1/64",
+            "2001:db8:0:11::1/64",
+            "2001:db8:0:12::1/80",
+            "2001:db8:0:13::1/120",
+            "2001:db8:0:14::1/64",
+            "2001:db8:0:10::65/64",
+            "2001:db8:0:15::1/96",
+        ],
     ),
 ];
 /// Neighbors outside of every connected prefix: gateways by `onlink` (IPv4) and by link-local address (IPv6).
 const OUTSIDE: [(Family, &str); 2] = [(Family::V4, "198.51.100.0/24"), (Family::V6, "fe80::4e:0/112")];
+/// Bytes of the largest packet that anybody sends.
+pub const ETHERNET_MTU: u32 = 1500;
 /// Neighbors on a link, in its prefix.
 const INSIDE: u8 = 12;
 
@@ -132,9 +170,49 @@ impl Plan {
         self.neighbors.iter().find(|it| it.link == link && it.addr == addr)?.mac.as_deref()
     }
 
-    /// Whether this is an address of the router.
+    /// Whether this is an address of the router. The kernel takes IPv6 addresses away with their link.
     pub fn is_own(&self, addr: IpAddr) -> bool {
-        self.own.iter().any(|(_, own, _)| *own == addr)
+        self.own.iter().any(|(link, own, _)| *own == addr && (addr.is_ipv4() || *link != DOWN))
+    }
+
+    /// The routing table for packets that come in by a link.
+    pub fn table(link: usize) -> u32 {
+        if RED.contains(&link) { TABLE_RED } else { TABLE_MAIN }
+    }
+
+    /// Links that look into a table.
+    pub fn links_of(table: u32) -> Vec<usize> {
+        (0..LINKS).filter(|link| Self::table(*link) == table).collect()
+    }
+
+    /// Lines for `ip -batch`: the VRF and what belongs to it, the MTUs, a device that is no vif.
+    pub fn link_lines(&self) -> String {
+        let mut lines = format!(
+            "link add {VRF} type vrf table {TABLE_RED}\nlink set {VRF} up\nlink add {STUB} type dummy\nlink set {STUB} up\n"
+        );
+        for link in RED {
+            lines.push_str(&format!("link set {} master {VRF}\n", self.links[link].name));
+        }
+        for (link, mtu) in MTUS {
+            lines.push_str(&format!("link set {} mtu {mtu}\n", self.links[link].name));
+        }
+        lines
+    }
+
+    /// Settings that no `ip` command makes.
+    pub fn sysctls(&self) -> Vec<(String, String)> {
+        let setting = |(link, mtu): (usize, u32)| {
+            (format!("net.ipv6.conf.{}.mtu", self.links[link].name), mtu.to_string())
+        };
+        IPV6_MTUS.into_iter().map(setting).collect()
+    }
+
+    /// Bytes of the largest packet of a family that leaves by a link.
+    pub fn mtu(link: usize, family: Family) -> u32 {
+        let of = |table: &[(usize, u32)]| table.iter().find(|it| it.0 == link).map(|it| it.1);
+        let mtu = of(&MTUS).unwrap_or(ETHERNET_MTU);
+        let ipv6 = of(&IPV6_MTUS).filter(|_| family == Family::V6);
+        mtu.min(ipv6.unwrap_or(mtu))
     }
 
     /// An address on a link that sends packets: a neighbor, or one that will never be resolved.

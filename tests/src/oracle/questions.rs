@@ -2,13 +2,29 @@
 
 use std::net::IpAddr;
 
-use super::plan::{LINKS, Plan};
+use super::plan::{DOWN, LINKS, Plan, TABLE_MAIN};
 use super::random::Random;
 use super::witness::Packet;
 use super::{Family, Prefix};
 
 /// MAC address of whoever sends.
 pub const SENDER: &str = "02:5c:00:00:00:01";
+
+/// Destinations worth asking about: prefixes of routes, by table.
+#[derive(Debug, Clone, Default)]
+pub struct Destinations(Vec<(u32, Prefix)>);
+
+impl Destinations {
+    /// Adds prefixes of a table.
+    pub fn extend(&mut self, table: u32, prefixes: &[Prefix]) {
+        self.0.extend(prefixes.iter().map(|prefix| (table, *prefix)));
+    }
+
+    /// Of one table alone.
+    pub fn of(&self, table: u32) -> Self {
+        Self(self.0.iter().filter(|it| it.0 == table).copied().collect())
+    }
+}
 
 /// A packet for the router.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,8 +60,8 @@ impl<'a> Asker<'a> {
     }
 
     /// One of everything: prefixes at random, and what is special.
-    pub fn any(&mut self, prefixes: &[Prefix]) -> Question {
-        let prefix = *self.random.pick(prefixes);
+    pub fn any(&mut self, destinations: &Destinations) -> Question {
+        let (table, prefix) = *self.random.pick(&destinations.0);
         let family = prefix.family;
         let dst = match self.random.below(100) {
             0..82 => self.around(prefix),
@@ -68,7 +84,15 @@ impl<'a> Asker<'a> {
             94..97 => self.special(family),
             _ => family.address(self.random.wide()),
         };
-        let mut question = self.about(dst);
+        let mut question = match self.random.below(100) {
+            // By a link that looks elsewhere, and by one that the guest has switched off.
+            0..10 => {
+                let link = self.random.below(LINKS);
+                self.about(link, dst)
+            }
+            10 => self.about(DOWN, dst),
+            _ => self.in_table(table, dst),
+        };
         question.packet.ttl = self.random.weighted(&[(94, 64), (2, 2), (2, 1), (1, 0), (1, 255)]);
         if self.random.percent(2) {
             question.packet.src = self.special(family);
@@ -80,11 +104,31 @@ impl<'a> Asker<'a> {
     pub fn inside(&mut self, prefix: Prefix) -> Question {
         let dst =
             prefix.family.address(prefix.first() | self.random.wide() & (prefix.first() ^ prefix.last()));
-        self.about(dst)
+        self.in_table(TABLE_MAIN, dst)
     }
 
-    fn about(&mut self, dst: IpAddr) -> Question {
-        let link = self.random.below(LINKS);
+    /// The same packet of somebody else: where next hops share packets, it may take another one.
+    pub fn of_another(&mut self, question: &Question) -> Question {
+        let net = match question.family() {
+            Family::V4 => "198.18.0.0/15",
+            Family::V6 => "2001:db8:5ca1::/48",
+        };
+        let mut question = question.clone();
+        if let Some(net) = Prefix::parse(net) {
+            let host = self.random.wide() & (net.first() ^ net.last());
+            question.packet.src = net.family.address(net.first() | host);
+        }
+        question.packet.port = self.random.between(0, u8::MAX).into();
+        question
+    }
+
+    fn in_table(&mut self, table: u32, dst: IpAddr) -> Question {
+        let links: Vec<usize> = Plan::links_of(table).into_iter().filter(|link| *link != DOWN).collect();
+        let link = *self.random.pick(&links);
+        self.about(link, dst)
+    }
+
+    fn about(&mut self, link: usize, dst: IpAddr) -> Question {
         let is_from_uplink = self.random.percent(30);
         let packet = Packet {
             eth_src: SENDER.to_owned(),

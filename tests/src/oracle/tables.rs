@@ -5,22 +5,26 @@
 
 use std::net::IpAddr;
 
-use super::plan::{LINKS, Neighbor, Plan, STUB};
+use super::plan::{Neighbor, Plan, STUB, TABLE_MAIN, VRF};
 use super::random::Random;
 use super::{Family, Prefix, bits};
 
 /// The table that nothing refers to.
 const OTHER_TABLE: u32 = 100;
-/// Next-hop objects of a family, numbered from 1 (IPv6: from 10,001).
+/// Next-hop objects of a family and table, numbered from 1 (IPv6: from 10,001; of the VRF: 5,000 more).
 const OBJECTS: u32 = 24;
 const BLACKHOLE_OBJECT: u32 = 500;
 const FIRST_GROUP: u32 = 1000;
 const GROUPS: u32 = 8;
 const FAMILY_STEP: u32 = 10_000;
+const TABLE_STEP: u32 = 5000;
 
 /// What is done to the kernel's tables.
 #[derive(Debug, Clone, Default)]
 pub struct Tables {
+    /// Goes first, with the family as an option: without it, `ip` makes IPv4 objects of what has no address. With it,
+    /// `ip` makes no groups.
+    pub of_family: Vec<String>,
     /// Next-hop objects and routes, in random order.
     pub first: Vec<String>,
     /// Later replacements, additions and deletions.
@@ -37,6 +41,8 @@ enum Kind {
     Gateway,
     OnLink,
     Multipath,
+    Appended,
+    Encapsulated,
     Object,
     Group,
     BlackholeObject,
@@ -49,34 +55,33 @@ enum Kind {
     Tos,
     ForeignGateway,
     Stub,
+    Vrf,
 }
 
 const KINDS: &[(usize, Kind)] = &[
     (640, Kind::Gateway),
     (40, Kind::OnLink),
-    (60, Kind::Multipath),
+    (80, Kind::Multipath),
+    (40, Kind::Appended),
+    (5, Kind::Encapsulated),
     (70, Kind::Object),
-    (40, Kind::Group),
+    (60, Kind::Group),
     (10, Kind::BlackholeObject),
     (50, Kind::Blackhole),
     (20, Kind::Unreachable),
     (20, Kind::Prohibit),
     (30, Kind::Throw),
-    (20, Kind::Mtu),
+    (40, Kind::Mtu),
     (30, Kind::OtherTable),
     (10, Kind::Tos),
     (10, Kind::ForeignGateway),
     (10, Kind::Stub),
+    (10, Kind::Vrf),
 ];
 
-/// Whether this is the id of a group of next hops.
-pub fn is_group(id: u32) -> bool {
-    id % FAMILY_STEP >= FIRST_GROUP
-}
-
-/// Tables of `count` routes.
-pub fn generate(plan: &Plan, family: Family, count: usize, random: &mut Random) -> Tables {
-    let mut make = Maker { plan, family, random, prefixes: vec![Prefix::new(family, 0, 0)] };
+/// `count` routes of a table.
+pub fn generate(plan: &Plan, family: Family, table: u32, count: usize, random: &mut Random) -> Tables {
+    let mut make = Maker { plan, family, table, random, prefixes: vec![Prefix::new(family, 0, 0)] };
     let mut first = Vec::new();
     for _ in 0..count {
         let prefix = make.prefix();
@@ -88,12 +93,13 @@ pub fn generate(plan: &Plan, family: Family, count: usize, random: &mut Random) 
     }
     make.random.shuffle(&mut first);
     first.splice(0..0, make.objects());
+    let of_family = vec![format!("nexthop replace id {} blackhole", make.id(BLACKHOLE_OBJECT))];
 
     let mut second = make.objects();
     for _ in 0..count / 4 {
         let prefix = *make.random.pick(&make.prefixes);
         let line = if make.random.percent(40) {
-            format!("route del {prefix}{}", make.metric())
+            format!("route del {prefix}{}{}", make.metric(), make.of_table())
         } else {
             make.route(prefix)
         };
@@ -101,22 +107,28 @@ pub fn generate(plan: &Plan, family: Family, count: usize, random: &mut Random) 
     }
     // The kernel drops the routes of an object with it, and tells nobody.
     second.push(format!("nexthop del id {}", make.id(7)));
-    Tables { first, second, prefixes: make.prefixes }
+    Tables { of_family, first, second, prefixes: make.prefixes }
 }
 
 struct Maker<'a> {
     plan: &'a Plan,
     family: Family,
+    table: u32,
     random: &'a mut Random,
     prefixes: Vec<Prefix>,
 }
 
 impl Maker<'_> {
     fn id(&self, number: u32) -> u32 {
+        let of_table = if self.table == TABLE_MAIN { number } else { TABLE_STEP + number };
         match self.family {
-            Family::V4 => number,
-            Family::V6 => FAMILY_STEP + number,
+            Family::V4 => of_table,
+            Family::V6 => FAMILY_STEP + of_table,
         }
+    }
+
+    fn of_table(&self) -> String {
+        if self.table == TABLE_MAIN { String::new() } else { format!(" table {}", self.table) }
     }
 
     fn prefix(&mut self) -> Prefix {
@@ -170,16 +182,22 @@ impl Maker<'_> {
 
     /// Longer than a connected prefix, and in it.
     fn connected(&mut self) -> Prefix {
-        let own: Vec<Prefix> =
-            self.plan.own.iter().map(|own| own.2).filter(|prefix| prefix.family == self.family).collect();
+        let is_ours =
+            |own: &&(usize, IpAddr, Prefix)| own.2.family == self.family && Plan::table(own.0) == self.table;
+        let own: Vec<Prefix> = self.plan.own.iter().filter(is_ours).map(|own| own.2).collect();
         let outer = *self.random.pick(&own);
         let bits = outer.first() | self.random.wide() & outer.last();
         Prefix::new(self.family, bits, self.random.between(outer.len + 1, self.family.width()))
     }
 
+    /// One on a link of the table; now and then, where a gateway needs no route, on another link: VRFs may leak.
     fn neighbor(&mut self, family: Family) -> Neighbor {
-        let of: Vec<&Neighbor> =
-            self.plan.neighbors.iter().filter(|it| Family::of(it.addr) == family).collect();
+        let leaks = self.random.percent(2);
+        let is_ours = |it: &&Neighbor| {
+            let is_on_own_link = Plan::table(it.link) == self.table;
+            Family::of(it.addr) == family && (is_on_own_link || leaks && it.is_outside)
+        };
+        let of: Vec<&Neighbor> = self.plan.neighbors.iter().filter(is_ours).collect();
         (*self.random.pick(&of)).clone()
     }
 
@@ -199,27 +217,23 @@ impl Maker<'_> {
         let family = self.family;
         let metric = self.metric();
         let mut kind = self.random.weighted(KINDS);
-        if family == Family::V6 {
-            // No next-hop objects: routes of IPv6 share what the kernel caches in an object, and a FIB match then
-            // answers with the prefix and the id of whichever of them was asked for first (Linux 6.1).
-            if matches!(kind, Kind::Tos | Kind::ForeignGateway | Kind::Object | Kind::Group) {
-                kind = Kind::Gateway;
-            }
-            // Without the option -6, which groups do not like, `ip` makes IPv4 objects of these.
-            if matches!(kind, Kind::BlackholeObject) {
-                kind = Kind::Blackhole;
-            }
+        if matches!((kind, family), (Kind::Tos | Kind::ForeignGateway, Family::V6))
+            || (matches!(kind, Kind::OtherTable | Kind::Vrf) && self.table != TABLE_MAIN)
+        {
+            kind = Kind::Gateway;
+        }
+        if matches!(kind, Kind::Appended) {
+            return self.appended(prefix, metric);
         }
         let (kind, target) = match kind {
             Kind::Gateway => ("", self.via(family)),
-            Kind::OnLink => ("", format!("dev if{}", self.random.below(LINKS))),
+            Kind::OnLink => ("", format!("dev {}", self.device())),
             Kind::Multipath => {
                 let hops = self.random.between(2, 4);
-                let hop = |make: &mut Self| {
-                    format!(" nexthop {} weight {}", make.via(family), make.random.between(1, 5))
-                };
-                ("", (0..hops).map(|_| hop(self)).collect())
+                ("", (0..hops).map(|_| self.share()).collect())
             }
+            Kind::Appended => ("", String::new()),
+            Kind::Encapsulated => ("", format!("encap mpls 100 {}", self.via(family))),
             Kind::Object => {
                 let number = 1 + self.random.below(OBJECTS as usize) as u32;
                 ("", format!("nhid {}", self.id(number)))
@@ -238,18 +252,46 @@ impl Maker<'_> {
             Kind::Tos => ("", format!("{} tos 0x10", self.via(family))),
             Kind::ForeignGateway => ("", self.via(Family::V6)),
             Kind::Stub => ("", format!("dev {STUB}")),
+            Kind::Vrf => ("", format!("dev {VRF}")),
         };
+        let table = self.of_table();
         // A metric after `nexthop …` is an error to `ip`.
-        format!("route replace {kind}{prefix}{metric} {target}")
+        format!("route replace {kind}{prefix}{metric}{table} {target}")
+    }
+
+    /// Of several routes that differ in the gateway alone IPv6 makes one with several next hops, IPv4 uses the first.
+    fn appended(&mut self, prefix: Prefix, metric: &str) -> String {
+        let table = self.of_table();
+        let hops = self.random.between(2, 4);
+        let line =
+            |make: &mut Self| format!("route append {prefix}{metric}{table} {}", make.via(make.family));
+        let lines: Vec<String> = (0..hops).map(|_| line(self)).collect();
+        lines.join("\n")
+    }
+
+    /// One hop of several.
+    fn share(&mut self) -> String {
+        let weight = self.random.between(1, 5);
+        let family = self.family;
+        match self.random.below(100) {
+            0..92 => format!(" nexthop {} weight {weight}", self.via(family)),
+            92..94 => format!(" nexthop dev {} weight {weight}", self.device()),
+            94..96 => format!(" nexthop encap mpls 200 {} weight {weight}", self.via(family)),
+            96..98 if family == Family::V4 => format!(" nexthop {} weight {weight}", self.via(Family::V6)),
+            _ => format!(" nexthop dev {STUB} weight {weight}"),
+        }
+    }
+
+    fn device(&mut self) -> String {
+        let links = Plan::links_of(self.table);
+        let link = *self.random.pick(&links);
+        self.plan.links[link].name.clone()
     }
 
     fn objects(&mut self) -> Vec<String> {
         let mut lines: Vec<String> = (1..=OBJECTS)
             .map(|number| format!("nexthop replace id {} {}", self.id(number), self.via(self.family)))
             .collect();
-        if self.family == Family::V4 {
-            lines.push(format!("nexthop replace id {BLACKHOLE_OBJECT} blackhole"));
-        }
         for group in 0..GROUPS {
             // Groups of one member are groups as well.
             let members = 1 + group % 4;
@@ -264,17 +306,6 @@ impl Maker<'_> {
     }
 }
 
-/// The prefixes that have a route for a TOS, from what `ip -j route show table main` prints.
-pub fn tos_prefixes(routes: &serde_json::Value) -> Vec<Prefix> {
-    let with_tos = routes.as_array().into_iter().flatten().filter(|route| route.get("tos").is_some());
-    with_tos
-        .filter_map(|route| match route.get("dst")?.as_str()? {
-            "default" => Prefix::parse("0.0.0.0/0"),
-            prefix => Prefix::parse(prefix),
-        })
-        .collect()
-}
-
 /// An address of the kernel's documentation range for a family, for what needs any address.
 pub fn sentinel(family: Family) -> (IpAddr, Prefix) {
     let text = match family {
@@ -287,19 +318,28 @@ pub fn sentinel(family: Family) -> (IpAddr, Prefix) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::plan::TABLE_RED;
     use super::*;
 
     #[test]
     fn the_same_seed_gives_the_same_tables() {
         let plan = Plan::new();
-        for family in Family::ALL {
-            let make = |seed| generate(&plan, family, 500, &mut Random::new(seed, 1));
+        let tables = [TABLE_MAIN, TABLE_RED];
+        for (family, table) in Family::ALL.into_iter().flat_map(|family| tables.map(|table| (family, table)))
+        {
+            let make = |seed| generate(&plan, family, table, 800, &mut Random::new(seed, 1));
             let (one, again, other) = (make(7), make(7), make(8));
             assert_eq!((&one.first, &one.second), (&again.first, &again.second));
             assert_ne!(one.first, other.first);
-            for word in ["blackhole", "throw", "weight", "table 100", "mtu", "metric", "dev stub"] {
+            let words =
+                ["blackhole", "throw", "weight", "mtu", "metric", "dev stub", "append", "encap", "nhid"];
+            for word in words {
                 assert!(one.first.iter().any(|line| line.contains(word)), "no {word} in {family:?}");
             }
+            let routes = one.first.iter().filter(|line| line.starts_with("route"));
+            let is_ours = |line: &&String| line.contains(&format!(" table {TABLE_RED} "));
+            let ours = routes.clone().filter(is_ours).count();
+            assert_eq!(ours, if table == TABLE_RED { routes.count() } else { 0 });
             let nested = |outer: &Prefix| {
                 one.prefixes
                     .iter()

@@ -3,13 +3,14 @@
 //! Right is the kernel's next hop, one of them where there are several, or the packet as it came at the guest's vif (a
 //! punt), if a rule explains why the host leaves it to the guest. A drop is right only where the kernel drops.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::LazyLock;
 
-use super::kernel::{Answer, Forward, Refusal};
-use super::plan::{LINKS, Plan};
+use super::dump::Opinion;
+use super::kernel::{Answer, Forward, KernelHop, Refusal};
+use super::plan::{DOWN, ETHERNET_MTU, LINKS, Plan};
 use super::questions::Question;
-use super::tables::is_group;
 use super::witness::{Emit, Packet};
 use super::{Family, Prefix};
 
@@ -33,19 +34,24 @@ pub struct Facts<'a> {
     pub macs: [String; LINKS],
     /// Ports by their datapath number.
     pub ports: BTreeMap<u32, Port>,
-    /// Links by the number that the guest's kernel gives its interfaces.
+    /// Links that are up, by the number that the guest's kernel gives its interfaces.
     pub links: BTreeMap<u32, usize>,
-    /// Prefixes with a route for a TOS.
-    pub tos: Vec<Prefix>,
-    /// Whether the host has opened its gates for IPv6.
-    pub forwards_v6: bool,
+    /// Prefixes with a route for a TOS, by table.
+    pub tos: Vec<(u32, Prefix)>,
+    /// Why the guest forwards by itself what comes in by a link, whatever its tables say.
+    pub closed: BTreeMap<(usize, Family), &'static str>,
+    /// Links with something in the guest that looks at what leaves by them.
+    pub watched: BTreeSet<usize>,
 }
+
+/// A neighbor that packets are handed to: its link and its address.
+pub type Member = (usize, IpAddr);
 
 /// The verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Sent on as the kernel would.
-    Forwarded,
+    /// Sent on as the kernel would, to this neighbor.
+    Forwarded(Member),
     /// Dropped as the kernel would.
     Dropped,
     /// Left to the guest, for this reason.
@@ -59,45 +65,96 @@ pub enum Verdict {
     },
 }
 
+/// A punt because a next hop has no known MAC address.
+pub const UNRESOLVED: &str = "unresolved";
+/// A punt because a packet is larger than its next hop takes.
+pub const TOO_BIG: &str = "mtu";
+
 /// Never forwarded by the host, as source or as destination. The kernel drops most of them.
-const MARTIANS: [&str; 9] = [
-    "0.0.0.0/8",
-    "127.0.0.0/8",
-    "224.0.0.0/4",
-    "240.0.0.0/4",
-    "::/128",
-    "::1/128",
-    "::ffff:0:0/96",
-    "fe80::/10",
-    "ff00::/8",
-];
+static MARTIANS: LazyLock<Vec<Prefix>> = LazyLock::new(|| {
+    let texts = [
+        "0.0.0.0/8",
+        "127.0.0.0/8",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+        "::/128",
+        "::1/128",
+        "::ffff:0:0/96",
+        "fe80::/10",
+        "ff00::/8",
+    ];
+    texts.into_iter().filter_map(Prefix::parse).collect()
+});
+
+/// Bytes of a packet that fits everywhere.
+const SMALL: u32 = 100;
 
 impl Facts<'_> {
-    /// Judges what the switch did with a packet.
-    pub fn judge(&self, question: &Question, answer: &Answer, emits: &[Emit]) -> Verdict {
+    /// Sizes of packets to look at, in bytes: small ones, the largest, and the two beside a limit.
+    pub fn sizes(&self, question: &Question, opinion: Option<&Opinion>) -> Vec<u32> {
+        let forward = opinion.and_then(|opinion| match &opinion.answer {
+            Answer::Forward(forward) => Some(forward),
+            Answer::Local | Answer::Blackhole | Answer::Refuse(_) => None,
+        });
+        let limit = forward.and_then(|forward| self.limit(question, forward)).unwrap_or(ETHERNET_MTU);
+        if limit < ETHERNET_MTU { vec![SMALL, limit, limit + 1, ETHERNET_MTU] } else { vec![SMALL, limit] }
+    }
+
+    /// Judges what the switch did with a packet of so many bytes. There is an opinion unless the link is closed.
+    pub fn judge(
+        &self,
+        question: &Question,
+        size: u32,
+        opinion: Option<&Opinion>,
+        emits: &[Emit],
+    ) -> Verdict {
+        let closed = self.closed(question);
         if self.is_punt(question, emits) {
-            return self.reason(question, answer).map_or(Verdict::PuntUnexplained, Verdict::Punted);
+            let reason = closed.or_else(|| self.reason(question, size, opinion?));
+            return reason.map_or(Verdict::PuntUnexplained, Verdict::Punted);
         }
-        let is_martian = self.is_martian(question);
-        if emits.is_empty() && *answer == Answer::Blackhole && !is_martian {
+        let answer = opinion.filter(|_| closed.is_none() && !self.is_martian(question)).map(|it| &it.answer);
+        if emits.is_empty() && answer == Some(&Answer::Blackhole) {
             return Verdict::Dropped;
         }
-        let forward = match answer {
-            Answer::Forward(forward) if !is_martian => Some(forward),
-            Answer::Forward(_) | Answer::Local | Answer::Blackhole | Answer::Refuse(_) => None,
+        let members: Vec<(Member, u32)> = match answer {
+            Some(Answer::Forward(forward)) => self.members(question, forward),
+            Some(Answer::Local | Answer::Blackhole | Answer::Refuse(_)) | None => Vec::new(),
         };
-        let hops: Vec<(usize, IpAddr)> =
-            forward.map(|forward| self.next_hops(forward, question.packet.dst)).unwrap_or_default();
-        let is_right = question.packet.ttl > 1
-            && hops.iter().any(|(link, addr)| self.is_via(question, emits, *link, *addr));
-        if is_right {
-            return Verdict::Forwarded;
+        let taken = members
+            .iter()
+            .filter(|(_, limit)| size <= *limit && question.packet.ttl > 1)
+            .find(|((link, addr), _)| self.is_via(question, emits, *link, *addr));
+        if let Some((member, _)) = taken {
+            return Verdict::Forwarded(*member);
         }
         let is_home = |emit: &Emit| match self.segment(emit) {
-            Some(segment) => segment == question.link || hops.iter().any(|(link, _)| *link == segment),
+            Some(segment) => segment == question.link || members.iter().any(|it| it.0.0 == segment),
             None => false,
         };
         Verdict::Wrong { is_leak: !emits.iter().all(is_home) }
+    }
+
+    /// Why the guest forwards by itself what comes in where this packet does.
+    pub fn closed(&self, question: &Question) -> Option<&'static str> {
+        self.closed.get(&(question.link, question.family())).copied()
+    }
+
+    /// Neighbors that share the packets of a route, if the host can hand packets to all of them once it knows where
+    /// they are: it should then use all that it knows. None where there is one alone.
+    pub fn shares(&self, question: &Question, opinion: &Opinion) -> Option<Shares> {
+        let Answer::Forward(forward) = &opinion.answer else { return None };
+        match self.reason(question, SMALL, opinion) {
+            None | Some(UNRESOLVED) => {}
+            Some(_) => return None,
+        }
+        let members: BTreeSet<Member> =
+            self.members(question, forward).into_iter().map(|(member, _)| member).collect();
+        let (known, unknown) = members
+            .into_iter()
+            .partition::<BTreeSet<_>, _>(|(link, addr)| self.plan.mac_of(*link, *addr).is_some());
+        let is_shared = known.len() + unknown.len() > 1;
+        is_shared.then_some(Shares { family: question.family(), known, unknown })
     }
 
     /// Untouched, at the vif that it was for, and nowhere else.
@@ -135,32 +192,43 @@ impl Facts<'_> {
         }
     }
 
-    /// Next hops that count, on vifs.
-    fn next_hops(&self, forward: &Forward, dst: IpAddr) -> Vec<(usize, IpAddr)> {
-        let alive = forward.hops.iter().filter(|hop| !hop.is_dead && !hop.is_encap);
-        alive.filter_map(|hop| Some((*self.links.get(&hop.oif?)?, hop.gateway.unwrap_or(dst)))).collect()
+    /// Neighbors that the kernel may hand the packet to, on links that are up, each with the bytes that fit.
+    fn members(&self, question: &Question, forward: &Forward) -> Vec<(Member, u32)> {
+        let usable = forward.hops.iter().filter(|hop| !hop.is_dead && !hop.is_encap);
+        let member = |hop: &KernelHop| {
+            let link = *self.links.get(&hop.oif?)?;
+            let limit = Plan::mtu(link, question.family());
+            Some((
+                (link, hop.gateway.unwrap_or(question.packet.dst)),
+                forward.mtu.unwrap_or(limit).min(limit),
+            ))
+        };
+        usable.filter_map(member).collect()
     }
 
-    fn is_martian(&self, question: &Question) -> bool {
+    /// Bytes that fit wherever the kernel hands the packet to.
+    fn limit(&self, question: &Question, forward: &Forward) -> Option<u32> {
+        self.members(question, forward).into_iter().map(|(_, limit)| limit).min()
+    }
+
+    /// Whether no router forwards it, whatever its tables say.
+    pub fn is_martian(&self, question: &Question) -> bool {
         let Packet { src, dst, .. } = question.packet;
-        let never = |addr: IpAddr| {
-            MARTIANS.iter().filter_map(|text| Prefix::parse(text)).any(|prefix| prefix.contains(addr))
-        };
+        let never = |addr: IpAddr| MARTIANS.iter().any(|prefix| prefix.contains(addr));
         never(src) || never(dst) || self.is_local(src)
     }
 
     /// An own address, or the broadcast address of a connected prefix.
     fn is_local(&self, addr: IpAddr) -> bool {
-        let is_broadcast =
-            |own: &Prefix| own.family == Family::V4 && own.contains(addr) && super::bits(addr) == own.last();
-        self.plan.is_own(addr) || self.plan.own.iter().any(|own| is_broadcast(&own.2))
+        let is_broadcast = |(link, _, own): &(usize, IpAddr, Prefix)| {
+            let is_last = own.contains(addr) && super::bits(addr) == own.last();
+            *link != DOWN && own.family == Family::V4 && is_last
+        };
+        self.plan.is_own(addr) || self.plan.own.iter().any(is_broadcast)
     }
 
     /// The rule by which the host leaves a packet to the guest.
-    fn reason(&self, question: &Question, answer: &Answer) -> Option<&'static str> {
-        if question.family() == Family::V6 && !self.forwards_v6 {
-            return Some("family");
-        }
+    fn reason(&self, question: &Question, size: u32, opinion: &Opinion) -> Option<&'static str> {
         if question.packet.ttl <= 1 {
             return Some("ttl");
         }
@@ -168,41 +236,58 @@ impl Facts<'_> {
             return Some("martian");
         }
         let dst = question.packet.dst;
-        let forward = match answer {
+        let own = Plan::table(question.link);
+        let forward = match &opinion.answer {
             Answer::Local => return Some("local"),
+            // A VRF that does not know a destination, a throw: the guest looks on by itself.
+            _ if opinion.table.is_some_and(|table| table != own) => return Some("another table"),
             Answer::Refuse(Refusal::NoRoute) => return Some("no route"),
             Answer::Refuse(Refusal::Unreachable) => return Some("unreachable"),
             Answer::Refuse(Refusal::Prohibit) => return Some("prohibit"),
-            Answer::Blackhole => return self.has_tos(dst, 0).then_some("tos"),
+            Answer::Blackhole => return self.has_tos(own, dst, 0).then_some("tos"),
             Answer::Forward(forward) => forward,
         };
-        if self.has_tos(dst, forward.prefix_len) {
+        if self.has_tos(own, dst, forward.prefix_len) {
             return Some("tos");
         }
-        let [hop] = forward.hops.as_slice() else { return Some("multipath") };
-        let Some(link) = hop.oif.and_then(|oif| self.links.get(&oif)) else { return Some("no vif") };
-        let next = hop.gateway.unwrap_or(dst);
-        if forward.next_hop_id.is_some_and(is_group) {
-            Some("multipath")
-        } else if forward.mtu.is_some() {
-            Some("mtu")
-        } else if hop.is_dead {
-            Some("dead")
-        } else if hop.is_encap {
+        let alive: Vec<&KernelHop> = forward.hops.iter().filter(|hop| !hop.is_dead).collect();
+        let link = |hop: &KernelHop| hop.oif.and_then(|oif| self.links.get(&oif)).copied();
+        let is_host = forward.prefix_len == question.family().width();
+        // One that the host cannot use leaves all packets of the route to the guest.
+        if alive.iter().any(|hop| link(hop).is_none()) {
+            Some("no vif")
+        } else if alive.iter().any(|hop| hop.is_encap) {
             Some("encapsulation")
-        } else if Family::of(next) != question.family() {
-            Some("gateway of the other family")
-        } else if self.plan.mac_of(*link, next).is_none() {
-            Some("unresolved")
+        } else if alive.iter().any(|hop| link(hop).is_some_and(|link| self.watched.contains(&link))) {
+            Some("obstacle on the way out")
+        } else if alive.len() > 1 && !is_host && alive.iter().any(|hop| hop.gateway.is_none()) {
+            Some("several next hops, one of them the destination itself")
+        } else if self.limit(question, forward).is_some_and(|limit| size > limit) {
+            Some(TOO_BIG)
+        } else if self.members(question, forward).iter().any(|(it, _)| self.plan.mac_of(it.0, it.1).is_none())
+        {
+            // Of several next hops the packet may have met that one.
+            Some(UNRESOLVED)
         } else {
             None
         }
     }
 
     /// A route for a TOS at least as long as this stands in the way: the host does not look at the TOS.
-    fn has_tos(&self, dst: IpAddr, len: u8) -> bool {
-        self.tos.iter().any(|prefix| prefix.len >= len && prefix.contains(dst))
+    fn has_tos(&self, table: u32, dst: IpAddr, len: u8) -> bool {
+        self.tos.iter().any(|(of, prefix)| *of == table && prefix.len >= len && prefix.contains(dst))
     }
+}
+
+/// Neighbors that share the packets of a route.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Shares {
+    /// Of the packets.
+    pub family: Family,
+    /// With known MAC addresses.
+    pub known: BTreeSet<Member>,
+    /// The others: their share is the guest's.
+    pub unknown: BTreeSet<Member>,
 }
 
 #[cfg(test)]
@@ -222,11 +307,12 @@ mod tests {
         ];
         Facts {
             plan,
-            macs: [0, 1, 2, 3].map(|link| format!("02:52:00:00:01:0{link}")),
+            macs: std::array::from_fn(|link| format!("02:52:00:00:01:0{link}")),
             ports: ports.into(),
             links: [(11, 0), (12, 1)].into(),
             tos: Vec::new(),
-            forwards_v6: false,
+            closed: BTreeMap::new(),
+            watched: BTreeSet::new(),
         }
     }
 
@@ -243,9 +329,20 @@ mod tests {
         Question { link: 0, is_from_uplink: false, packet }
     }
 
-    fn answer() -> Answer {
-        let hop = KernelHop { oif: Some(12), gateway: GATEWAY.parse().ok(), is_dead: false, is_encap: false };
-        Answer::Forward(Forward { prefix_len: 24, hops: vec![hop], mtu: None, next_hop_id: None })
+    fn hop(oif: u32, gateway: &str) -> KernelHop {
+        KernelHop { oif: Some(oif), gateway: gateway.parse().ok(), is_dead: false, is_encap: false }
+    }
+
+    fn of(answer: Answer) -> Opinion {
+        Opinion { answer, table: Some(254) }
+    }
+
+    fn via(hops: &[KernelHop]) -> Forward {
+        Forward { prefix_len: 24, table: 254, hops: hops.to_vec(), mtu: None, next_hop_id: None }
+    }
+
+    fn answer() -> Opinion {
+        of(Answer::Forward(via(&[hop(12, GATEWAY)])))
     }
 
     fn routed(plan: &Plan) -> Vec<Emit> {
@@ -264,9 +361,9 @@ mod tests {
     fn the_kernels_next_hop_is_right_and_nothing_else() {
         let plan = Plan::new();
         let facts = facts(&plan);
-        let judge = |emits: &[Emit]| facts.judge(&question(), &answer(), emits);
+        let judge = |emits: &[Emit]| facts.judge(&question(), 100, Some(&answer()), emits);
         let good = routed(&plan);
-        assert_eq!(judge(&good), Verdict::Forwarded);
+        assert_eq!(judge(&good), Verdict::Forwarded((1, GATEWAY.parse().unwrap())));
         assert_eq!(judge(&[]), Verdict::Wrong { is_leak: false });
         assert_eq!(judge(&good[..1]), Verdict::Wrong { is_leak: false });
         let spoils: [fn(&mut Packet); 4] = [
@@ -290,18 +387,74 @@ mod tests {
         let plan = Plan::new();
         let facts = facts(&plan);
         let punt = [Emit { port: 1, packet: question().packet }];
-        assert_eq!(facts.judge(&question(), &answer(), &punt), Verdict::PuntUnexplained);
+        let judge = |answer: &Opinion, emits: &[Emit]| facts.judge(&question(), 100, Some(answer), emits);
+        assert_eq!(judge(&answer(), &punt), Verdict::PuntUnexplained);
         let mut dying = question();
         dying.packet.ttl = 1;
         let punt_of_dying = [Emit { port: 1, packet: dying.packet.clone() }];
-        assert_eq!(facts.judge(&dying, &answer(), &punt_of_dying), Verdict::Punted("ttl"));
-        let refused = Answer::Refuse(Refusal::NoRoute);
-        assert_eq!(facts.judge(&question(), &refused, &punt), Verdict::Punted("no route"));
-        assert_eq!(facts.judge(&question(), &refused, &[]), Verdict::Wrong { is_leak: false });
-        assert_eq!(facts.judge(&question(), &Answer::Blackhole, &[]), Verdict::Dropped);
-        assert_eq!(facts.judge(&question(), &Answer::Blackhole, &punt), Verdict::PuntUnexplained);
+        assert_eq!(facts.judge(&dying, 100, Some(&answer()), &punt_of_dying), Verdict::Punted("ttl"));
+        let refused = of(Answer::Refuse(Refusal::NoRoute));
+        assert_eq!(judge(&refused, &punt), Verdict::Punted("no route"));
+        assert_eq!(judge(&refused, &[]), Verdict::Wrong { is_leak: false });
+        assert_eq!(judge(&of(Answer::Blackhole), &[]), Verdict::Dropped);
+        assert_eq!(judge(&of(Answer::Blackhole), &punt), Verdict::PuntUnexplained);
+        let of_another = Opinion { answer: Answer::Blackhole, table: Some(10) };
+        assert_eq!(judge(&of_another, &punt), Verdict::Punted("another table"));
         // At another vif it is no punt, and where that vif is, it has no business.
         let elsewhere = [Emit { port: 2, packet: question().packet }];
-        assert_eq!(facts.judge(&question(), &refused, &elsewhere), Verdict::Wrong { is_leak: true });
+        assert_eq!(judge(&refused, &elsewhere), Verdict::Wrong { is_leak: true });
+    }
+
+    #[test]
+    fn a_closed_link_punts_and_does_nothing_else() {
+        let plan = Plan::new();
+        let mut facts = facts(&plan);
+        facts.closed.insert((0, Family::V4), "obstacle");
+        let punt = [Emit { port: 1, packet: question().packet }];
+        assert_eq!(facts.judge(&question(), 100, None, &punt), Verdict::Punted("obstacle"));
+        assert_eq!(facts.judge(&question(), 100, None, &[]), Verdict::Wrong { is_leak: false });
+        let judge = facts.judge(&question(), 100, Some(&answer()), &routed(&plan));
+        assert_eq!(judge, Verdict::Wrong { is_leak: true });
+    }
+
+    #[test]
+    fn what_is_larger_than_its_next_hop_takes_is_the_guests() {
+        let plan = Plan::new();
+        let facts = facts(&plan);
+        let limited = of(Answer::Forward(Forward { mtu: Some(1300), ..via(&[hop(12, GATEWAY)]) }));
+        assert_eq!(facts.sizes(&question(), Some(&limited)), [100, 1300, 1301, 1500]);
+        let judge = |size, emits: &[Emit]| facts.judge(&question(), size, Some(&limited), emits);
+        let punt = [Emit { port: 1, packet: question().packet }];
+        assert_eq!(judge(1300, &routed(&plan)), Verdict::Forwarded((1, GATEWAY.parse().unwrap())));
+        assert_eq!(judge(1300, &punt), Verdict::PuntUnexplained);
+        assert_eq!(judge(1301, &routed(&plan)), Verdict::Wrong { is_leak: false });
+        assert_eq!(judge(1301, &punt), Verdict::Punted(TOO_BIG));
+    }
+
+    #[test]
+    fn each_of_several_next_hops_is_right_and_one_unusable_explains_a_punt() {
+        let plan = Plan::new();
+        let facts = facts(&plan);
+        let punt = [Emit { port: 1, packet: question().packet }];
+        let judge = |hops: &[KernelHop], emits: &[Emit]| {
+            facts.judge(&question(), 100, Some(&of(Answer::Forward(via(hops)))), emits)
+        };
+        let (good, other) = (hop(12, GATEWAY), hop(11, "10.10.0.3"));
+        let forwarded = Verdict::Forwarded((1, GATEWAY.parse().unwrap()));
+        assert_eq!(judge(&[good.clone(), other.clone()], &routed(&plan)), forwarded);
+        assert_eq!(judge(&[good.clone(), other.clone()], &punt), Verdict::PuntUnexplained);
+        assert_eq!(
+            judge(&[other.clone(), hop(11, "10.10.0.4")], &routed(&plan)),
+            Verdict::Wrong { is_leak: true }
+        );
+        // The fifth neighbor of a link is unknown, 13 is no vif.
+        assert_eq!(judge(&[good.clone(), hop(11, "10.10.0.6")], &punt), Verdict::Punted(UNRESOLVED));
+        assert_eq!(judge(&[good.clone(), hop(13, "10.10.0.3")], &punt), Verdict::Punted("no vif"));
+        let dead = KernelHop { is_dead: true, ..hop(13, "10.10.0.3") };
+        assert_eq!(judge(&[good.clone(), dead], &punt), Verdict::PuntUnexplained);
+        let shares = |hops: &[KernelHop]| facts.shares(&question(), &of(Answer::Forward(via(hops))));
+        let shared = shares(&[good.clone(), other, hop(11, "10.10.0.6")]).unwrap();
+        assert_eq!((shared.known.len(), shared.unknown.len()), (2, 1));
+        assert_eq!(shares(&[good.clone(), good]), None);
     }
 }

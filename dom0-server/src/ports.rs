@@ -21,6 +21,8 @@ pub struct SwitchPort {
     pub attached_mac: Option<MacAddr>,
     /// It has a link.
     pub is_up: bool,
+    /// Bytes of the largest IP packet that comes in by it; 0 where Open vSwitch does not say.
+    pub mtu: u32,
 }
 
 /// The host's port on the control network.
@@ -71,6 +73,7 @@ pub fn bind(node: &Name, desired: &Desired, ports: &SwitchPorts) -> (Topology, B
         control_port: ports.control.map(|control| control.number),
         segments: desired.segments.values().map(|segment| segment.vlan).collect(),
         policies: desired.routers.values().map(policy).collect(),
+        max_mtu: ports.ports.iter().map(|port| port.mtu).max().unwrap_or(0),
         ..Topology::default()
     };
 

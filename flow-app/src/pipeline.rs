@@ -33,6 +33,9 @@ pub const FLOOD: u8 = 7;
 pub const EGRESS: u8 = 8;
 /// Classify: why a guest gets the packet, where the tables before have not said it. Asked on the way to a vif's port.
 pub const CLASSIFY: u8 = 9;
+/// Source: addresses that no packet may come from to be forwarded. Asked on the way from [`LOCAL`] to [`ROUTE`]; a table
+/// of its own, because Open vSwitch keeps at most three tries for the prefixes of a table.
+pub const SOURCE: u8 = 10;
 
 /// A table, and which ones a packet may go on to.
 #[derive(Debug, Clone, Copy)]
@@ -50,10 +53,10 @@ pub struct Stage {
 }
 
 /// All tables, in the order of their numbers.
-pub const STAGES: [Stage; 10] = [
+pub const STAGES: [Stage; 11] = [
     Stage { table: ADMISSION, name: "admission", next: &[ROUTER], outputs: true, miss: "counted, dropped" },
     Stage { table: ROUTER, name: "router", next: &[LOCAL, L2], outputs: false, miss: "to l2" },
-    Stage { table: LOCAL, name: "local", next: &[ROUTE, L2], outputs: false, miss: "to route" },
+    Stage { table: LOCAL, name: "local", next: &[ROUTE, L2, SOURCE], outputs: false, miss: "to route" },
     Stage { table: ROUTE, name: "route", next: &[NEXT_HOP, L2], outputs: false, miss: "punt" },
     Stage { table: NEXT_HOP, name: "next hop", next: &[L2], outputs: false, miss: "punt (glean)" },
     Stage {
@@ -67,6 +70,7 @@ pub const STAGES: [Stage; 10] = [
     Stage { table: FLOOD, name: "flood", next: &[EGRESS, CLASSIFY], outputs: false, miss: "drop" },
     Stage { table: EGRESS, name: "egress", next: &[], outputs: true, miss: "drop" },
     Stage { table: CLASSIFY, name: "classify", next: &[], outputs: false, miss: "host" },
+    Stage { table: SOURCE, name: "source", next: &[], outputs: false, miss: "nothing" },
 ];
 
 /// Register 0: [`ROUTED`], [`FROM_UPLINK`], [`TOO_BIG`], [`PUNT_CLASS`].

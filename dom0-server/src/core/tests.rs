@@ -63,6 +63,7 @@ fn ports(routers: &[u8]) -> SwitchPorts {
         iface_id: None,
         attached_mac: Some(mac(router, vif)),
         is_up: vif == 1,
+        mtu: 1500,
     };
     SwitchPorts {
         ports: routers.iter().flat_map(|router| [1, 2].map(|vif| port(*router, vif))).collect(),

@@ -50,6 +50,7 @@ fn names() -> (Names, Vec<Flow>) {
         iface_id: iface_id.map(str::to_owned),
         attached_mac: None,
         is_up: true,
+        mtu: 1500,
     };
     let ports = vec![
         port("p1", 1, Some("v1")),

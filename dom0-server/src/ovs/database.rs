@@ -24,9 +24,12 @@ const PROTOCOLS: [&str; 4] = ["OpenFlow10", "OpenFlow13", "OpenFlow14", "OpenFlo
 /// Tables that look addresses up, and the fields that Open vSwitch keeps tries for there, at most three and in the
 /// order of their names (`Flow_Table.prefixes`, ovs-vswitchd.conf.db(5)). A packet that finds a prefix then makes a
 /// megaflow of that prefix; without its trie every address makes one of its own, since other flows of the table match
-/// whole addresses. Local addresses are looked up as sources too.
-const TRIES: [(u8, &[&str]); 2] =
-    [(pipeline::ROUTE, &["ip_dst", "ipv6_dst"]), (pipeline::LOCAL, &["ip_dst", "ip_src", "ipv6_dst"])];
+/// whole addresses.
+const TRIES: [(u8, &[&str]); 3] = [
+    (pipeline::ROUTE, &["ip_dst", "ipv6_dst"]),
+    (pipeline::LOCAL, &["ip_dst", "ipv6_dst"]),
+    (pipeline::SOURCE, &["ip_src", "ipv6_src"]),
+];
 /// In the `external_ids` of rows that are XenFlow's.
 const OWNER: (&str, &str) = ("created-by", "xenflow");
 
@@ -83,7 +86,10 @@ pub async fn ports(
         .table("Bridge", &["name", "ports", "fail_mode", "protocols", "flow_tables"])
         .table("Flow_Table", &["prefixes", "external_ids"])
         .table("Port", &["name", "interfaces"])
-        .table("Interface", &["name", "ofport", "ifindex", "external_ids", "type", "mac", "link_state"]);
+        .table(
+            "Interface",
+            &["name", "ofport", "ifindex", "external_ids", "type", "mac", "link_state", "mtu"],
+        );
     let mut session = Session::start(SessionConfig::new(remotes).monitor(monitor));
     let handle = session.handle();
     let mut rows = Tables::default();
@@ -327,6 +333,7 @@ impl Tables {
                 iface_id: id("iface-id").map(str::to_owned),
                 attached_mac: id("attached-mac").and_then(|mac| mac.to_ascii_lowercase().parse().ok()),
                 is_up: interface.opt_str("link_state") == Ok(Some("up")),
+                mtu: interface.opt_int("mtu").ok().flatten().and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
             });
         }
         all.ports.sort_by(|a, b| a.name.cmp(&b.name));

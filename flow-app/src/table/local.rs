@@ -1,14 +1,15 @@
-//! Local: what only the guest's IP stack can answer goes to its vif: its own and broadcast addresses, of whatever
-//! class their packets are, and as exceptions packets at the end of their life, and addresses that a router must not forward (RFC 1812 5.3.7, `ip_route_input_slow`;
-//! RFC 4291 2.5 and 2.7, `ip6_rcv_core`, `ip6_forward`).
+//! Local and source: what only the guest's IP stack can answer goes to its vif: its own and broadcast addresses, of
+//! whatever class their packets are, and as exceptions packets at the end of their life, and addresses to or from which
+//! a router must not forward (RFC 1812 5.3.7, `ip_route_input_slow`; RFC 4291 2.5 and 2.7, `ip6_rcv_core`,
+//! `ip6_forward`). What a packet comes from only marks it; the route table hands it over.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use openflow::{Flow, Match, MatchBuilder};
+use openflow::{Action, Flow, Match, MatchBuilder};
 
 use super::{Side, address};
-use crate::pipeline::{ETH_IP, L2, LOCAL, ROUTE, ROUTER_ID, cookie, priority, punt};
+use crate::pipeline::{ETH_IP, L2, LOCAL, ROUTE, ROUTER_ID, SOURCE, cookie, priority, punt};
 use crate::punt::PuntClass;
 use crate::topology::RouterId;
 
@@ -40,28 +41,30 @@ pub(crate) fn is_martian(prefix: IpNet) -> bool {
 }
 
 pub(super) fn flows(flows: &mut Vec<Flow>) {
-    let mut punt = |matching: MatchBuilder| {
-        let flow = Flow::new(LOCAL, priority::EXCEPTION, cookie::TOPOLOGY, matching.build());
-        flows.push(flow.apply([punt(PuntClass::Exception)]).goto(L2));
+    let exception = |table, matching: MatchBuilder| {
+        let flow = Flow::new(table, priority::EXCEPTION, cookie::TOPOLOGY, matching.build());
+        flow.apply([punt(PuntClass::Exception)])
     };
     for eth_type in ETH_IP {
-        punt(Match::builder().eth_type(eth_type).ip_ttl(0));
-        punt(Match::builder().eth_type(eth_type).ip_ttl(1));
+        for ttl in [0, 1] {
+            flows.push(exception(LOCAL, Match::builder().eth_type(eth_type).ip_ttl(ttl)).goto(L2));
+        }
     }
     for martian in MARTIANS {
-        punt(address(Side::Destination, martian));
-        punt(address(Side::Source, martian));
+        flows.push(exception(LOCAL, address(Side::Destination, martian)).goto(L2));
+        flows.push(exception(SOURCE, address(Side::Source, martian)));
     }
-    flows.push(Flow::new(LOCAL, priority::FALLBACK, cookie::TOPOLOGY, Match::any()).goto(ROUTE));
+    let ask = [Action::resubmit(SOURCE)];
+    flows.push(Flow::new(LOCAL, priority::FALLBACK, cookie::TOPOLOGY, Match::any()).apply(ask).goto(ROUTE));
 }
 
 /// Packets to an address of the guest's local table, or *from* one: somebody else uses it, and the guest sees to it.
 pub(crate) fn local(router: RouterId, side: Side, prefix: IpNet) -> Flow {
     let matching = address(side, prefix).reg(ROUTER_ID, router.0.into());
-    let flow = |priority| Flow::new(LOCAL, priority, cookie::router(router), matching.build());
+    let flow = |table, priority| Flow::new(table, priority, cookie::router(router), matching.build());
     match side {
         // Hellos and eBGP come with a TTL of 1 and must not drown among those that are to be answered.
-        Side::Destination => flow(priority::FIRST).goto(L2),
-        Side::Source => flow(priority::NORMAL).apply([punt(PuntClass::Exception)]).goto(L2),
+        Side::Destination => flow(LOCAL, priority::FIRST).goto(L2),
+        Side::Source => flow(SOURCE, priority::NORMAL).apply([punt(PuntClass::Exception)]),
     }
 }

@@ -7,7 +7,8 @@ use super::{Side, address};
 use crate::fib::{Adjacency, Verdict};
 use crate::limit::Prefix;
 use crate::pipeline::{
-    self, ETH_HEADER, FLAGS, L2, NEXT_HOP, ROUTE, ROUTER_ID, TABLE_ID, TOO_BIG_BIT, cookie, priority, punt,
+    self, ETH_HEADER, FLAGS, L2, NEXT_HOP, PUNT_CLASS_BIT, ROUTE, ROUTER_ID, TABLE_ID, TOO_BIG_BIT, cookie,
+    priority, punt,
 };
 use crate::punt::PuntClass;
 use crate::topology::RouterId;
@@ -15,6 +16,12 @@ use crate::topology::RouterId;
 pub(super) fn flows(flows: &mut Vec<Flow>) {
     let miss = Flow::new(ROUTE, priority::FALLBACK, cookie::TOPOLOGY, Match::any());
     flows.push(miss.apply([punt(PuntClass::Exception)]).goto(L2));
+    // Its source has said already that the guest gets it.
+    for bit in 0..3 {
+        let set = 1 << (PUNT_CLASS_BIT + bit);
+        let marked = Match::builder().reg_masked(FLAGS, set, set).build();
+        flows.push(Flow::new(ROUTE, priority::FIRST, cookie::TOPOLOGY, marked).goto(L2));
+    }
 }
 
 /// The flow of one prefix; `group` is that of its next hops, where it has several.

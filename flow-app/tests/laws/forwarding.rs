@@ -286,14 +286,11 @@ fn a_lost_part_of_a_next_hop_is_noticed() {
 #[test]
 fn a_missing_exception_is_noticed() {
     for eth_type in pipeline::ETH_IP {
-        for priority in [pipeline::priority::EXCEPTION, pipeline::priority::PREFIX + 32] {
+        for table in [pipeline::LOCAL, pipeline::SOURCE] {
             finds(30, cases(), |(world, packets)| {
-                let is_lost = |f: &Flow| {
-                    let ip = f.matching.field(Field::EthType).is_some_and(|f| f.value == eth_type.into());
-                    let host = f.priority > pipeline::priority::NORMAL;
-                    let exception = priority > pipeline::priority::NORMAL;
-                    f.table == pipeline::LOCAL && ip && host == exception
-                };
+                let ip =
+                    |f: &Flow| f.matching.field(Field::EthType).is_some_and(|f| f.value == eth_type.into());
+                let is_lost = |f: &Flow| f.table == table && ip(f);
                 let switch = switch(&world.app(), |flow| (!is_lost(&flow)).then_some(flow));
                 check(&world, &switch, &packets, &Counts::default())
             });

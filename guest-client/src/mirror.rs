@@ -15,13 +15,13 @@ use std::time::Duration;
 
 use xenflow_proto::table::{
     Hop, HopFlags, IfIndex, Link, NextHopKind, Obstacle, ObstacleKey, ObstacleKind, Route, RouteKey,
-    RouteTarget,
+    RouteKind, RouteTarget,
 };
 use xenflow_proto::{Change, Key, Object};
 
 use crate::gateways::Gateways;
 use crate::obstacles::Survey;
-use crate::translate::{Event, Place};
+use crate::translate::{Event, Place, UNDESCRIBED};
 
 /// A key with its rank in a snapshot: what a route refers to comes before it, and what stands in the way of
 /// forwarding before everything that it concerns.
@@ -206,7 +206,9 @@ impl Mirror {
         match (self.route(key), place) {
             (None, _) | (Some(_), Place::Replaced) => {}
             (Some(_), Place::Only) => {
-                self.duplicated.remove(&key);
+                if self.duplicated.remove(&key).is_some() {
+                    self.tell_again(key, now);
+                }
             }
             // Routes may differ in what is not looked at, such as the preferred source.
             (Some(_), Place::First) => {
@@ -215,12 +217,30 @@ impl Mirror {
             // An IPv6 route that got one more hop is told whole; anything else stands behind the first.
             (Some(first), Place::Last) => {
                 if !extends(&route, first) {
-                    self.duplicated.insert(key, self.dump);
+                    self.duplicate(key, now);
                     return;
                 }
             }
         }
         self.put(Object::Route(route), now, Source::Event);
+    }
+
+    /// The kernel has, or may have, several routes under a key.
+    fn duplicate(&mut self, key: RouteKey, now: Duration) {
+        if self.duplicated.insert(key, self.dump).is_none() {
+            self.tell_again(key, now);
+        }
+    }
+
+    /// Whether an IPv6 key has several routes has changed, and with it what the host is to know.
+    fn tell_again(&mut self, key: RouteKey, now: Duration) {
+        let slot = Slot::from(Key::Route(key));
+        if key.dst.addr().is_ipv6()
+            && let Some(entry) = self.entries.get(&slot)
+        {
+            let known = entry.told == self.stream;
+            self.mark(slot, now, known);
+        }
     }
 
     fn route_gone(&mut self, route: &Route, now: Duration) -> bool {
@@ -265,7 +285,7 @@ impl Mirror {
                         self.put(Object::Route(route), now, Source::Dump);
                     }
                     Some(_) => {
-                        self.duplicated.insert(route.key, self.dump);
+                        self.duplicate(route.key, now);
                     }
                 }
             }
@@ -291,7 +311,12 @@ impl Mirror {
         for slot in gone {
             self.delete(&slot, now);
         }
-        self.duplicated.retain(|_, seen| *seen == dump);
+        let alone: Vec<RouteKey> =
+            self.duplicated.iter().filter(|(_, seen)| **seen != dump).map(|(key, _)| *key).collect();
+        for key in alone {
+            self.duplicated.remove(&key);
+            self.tell_again(key, now);
+        }
         self.dumping = false;
         self.removed.clear();
         self.trusted = true;
@@ -486,7 +511,7 @@ impl Mirror {
         while batch.changes.len() < limits.changes {
             let Some((_, slot)) = self.order.first_key_value() else { break };
             let change = match self.entries.get(slot) {
-                Some(entry) => Change::Upsert(entry.object.clone()),
+                Some(entry) => Change::Upsert(told(&entry.object, &self.duplicated)),
                 None => Change::Remove(slot.1.clone()),
             };
             bytes += encoded_bound(&change);
@@ -515,7 +540,7 @@ impl Mirror {
             if entry.told == self.stream {
                 continue;
             }
-            let change = Change::Upsert(entry.object.clone());
+            let change = Change::Upsert(told(&entry.object, &self.duplicated));
             bytes += encoded_bound(&change);
             if changes.len() == limits.changes || (bytes > limits.bytes && !changes.is_empty()) {
                 break;
@@ -548,6 +573,19 @@ fn is_dumped(key: &Key) -> bool {
 fn not_surveyed(ifindex: IfIndex) -> Obstacle {
     let key = ObstacleKey { ifindex: Some(ifindex), family: None, kind: ObstacleKind::Unreadable };
     Obstacle { key, detail: "the link is new, and not looked at yet".into() }
+}
+
+/// What the host is told of an object. Of several IPv6 routes with one metric the kernel prefers that through the
+/// interface by which a packet came (`rt6_score_route`, which `ip6_pol_route_input` gives that one): no destination
+/// decides, so the guest does.
+fn told(object: &Object, duplicated: &BTreeMap<RouteKey, u32>) -> Object {
+    match object {
+        Object::Route(route) if route.key.dst.addr().is_ipv6() && duplicated.contains_key(&route.key) => {
+            let target = RouteTarget::Hops(vec![UNDESCRIBED]);
+            Object::Route(Route { kind: RouteKind::Unicast, target, mtu: None, ..route.clone() })
+        }
+        object => object.clone(),
+    }
 }
 
 /// The same route, whatever the state of its hops.

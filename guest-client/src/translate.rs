@@ -257,7 +257,8 @@ fn route(payload: &[u8]) -> Result<Option<Route>, NetlinkError> {
 }
 
 /// A hop that only the guest's kernel knows how to take.
-const UNDESCRIBED: Hop = Hop { gateway: None, oif: None, weight: 1, flags: HopFlags(0), encap: true };
+pub(crate) const UNDESCRIBED: Hop =
+    Hop { gateway: None, oif: None, weight: 1, flags: HopFlags(0), encap: true };
 
 fn hop_attribute(hop: &mut Hop, attribute: &Attribute<'_>) -> Result<(), NetlinkError> {
     match attribute.kind {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use proptest::prelude::*;
-use xenflow_guest_client::mirror::Mirror;
+use xenflow_guest_client::mirror::{Limits, Mirror};
 use xenflow_guest_client::obstacles::Survey;
 use xenflow_guest_client::session::{MIN_FRAME, Session};
 use xenflow_guest_client::translate::{Event, Place};
@@ -488,4 +488,36 @@ fn frames_stay_within_what_the_host_takes() {
         changes += if let GuestMessage::Changes { changes, .. } = message { changes.len() } else { 0 };
     }
     assert_eq!(changes, 21, "with the settings");
+}
+
+#[test]
+fn of_several_ipv6_routes_with_one_key_the_guest_itself_chooses() {
+    let limits = Limits { changes: 10, bytes: 10_000 };
+    let ipv6 = |hop: u32| {
+        let key = RouteKey { dst: "2001:db8::/32".parse().unwrap(), ..route(1, 1).key };
+        Route { key, ..route(1, hop) }
+    };
+    let mut mirror = Mirror::new();
+    mirror.start_stream();
+    let told = |mirror: &mut Mirror| mirror.take_changes(limits).map(|batch| batch.changes);
+    assert!(!mirror.apply(Event::Route(ipv6(1), Place::Only), NOW));
+    assert_eq!(told(&mut mirror), Some(vec![Change::Upsert(Object::Route(ipv6(1)))]));
+
+    // The interface that a packet comes by decides from now on.
+    assert!(!mirror.apply(Event::Route(ipv6(2), Place::Last), NOW));
+    let changes = told(&mut mirror).unwrap();
+    let [Change::Upsert(Object::Route(several))] = changes.as_slice() else { panic!("{changes:?}") };
+    let RouteTarget::Hops(hops) = &several.target else { panic!("{several:?}") };
+    assert!(several.key == ipv6(1).key && hops.iter().all(|hop| hop.encap), "{several:?}");
+
+    // As before, as far as dumps tell.
+    for routes in [&[1, 2][..], &[1]] {
+        mirror.begin_dump();
+        for hop in routes {
+            mirror.apply_dumped(Event::Route(ipv6(*hop), Place::Only), NOW);
+        }
+        assert!(mirror.end_dump(NOW));
+        let alone = (routes.len() == 1).then(|| vec![Change::Upsert(Object::Route(ipv6(1)))]);
+        assert_eq!(told(&mut mirror), alone);
+    }
 }

@@ -156,16 +156,16 @@ impl<'a> Bench<'a> {
         let (iif, src, dst) = (self.indices[question.link], question.packet.src, question.packet.dst);
         let matched = self.kernel.ask(iif, src, dst)?;
         if self.facts.is_martian(question) {
-            return Ok(Opinion { answer: matched, table: None });
+            return Ok(Opinion { answer: matched, table: None, is_by_interface: false });
         }
-        let mut opinion = self.dump.look_up(Plan::table(question.link), dst);
+        let mut opinion = self.dump.look_up(Plan::table(question.link), iif, dst);
         let mut contradiction = None;
         let has_object = matches!(&opinion.answer, Answer::Forward(forward) if forward.next_hop_id.is_some());
         if matched != opinion.answer {
             if question.family() == Family::V6 && has_object {
                 tally.misled += 1;
             } else {
-                contradiction = Some(format!("a match says {matched:?}"));
+                contradiction = Some(format!("listed is {opinion:?}"));
                 opinion.answer = matched;
             }
         }
@@ -184,7 +184,7 @@ impl<'a> Bench<'a> {
         }
         if let Some(contradiction) = contradiction {
             tally.contradictions += 1;
-            tally.find(format!("{contradiction}, listed is {opinion:?}: {question:?}"));
+            tally.find(format!("{contradiction}, but {opinion:?}: {question:?}"));
         }
         Ok(opinion)
     }

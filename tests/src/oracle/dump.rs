@@ -26,6 +26,9 @@ pub struct Opinion {
     pub answer: Answer,
     /// The table that decides; none: no table knows the destination.
     pub table: Option<u32>,
+    /// Several IPv6 routes have the prefix and the metric, and the kernel prefers that through the interface by which
+    /// the packet came (`rt6_score_route` in `find_rr_leaf`, of what `ip6_pol_route_input` passes on).
+    pub is_by_interface: bool,
 }
 
 /// The routes of a kernel.
@@ -102,18 +105,18 @@ impl Dump {
         Ok(())
     }
 
-    /// What becomes of a packet that is looked up in `own`, its link's table.
-    pub fn look_up(&self, own: u32, dst: IpAddr) -> Opinion {
+    /// What becomes of a packet that comes in by the interface `iif` and is looked up in `own`, its link's table.
+    pub fn look_up(&self, own: u32, iif: u32, dst: IpAddr) -> Opinion {
         let family = Family::of(dst);
         let mut order = vec![TABLE_LOCAL, own];
         order.extend([TABLE_MAIN, TABLE_DEFAULT].into_iter().filter(|table| *table != own));
         for table in order {
-            let found = self.tables.get(&(family, table)).and_then(|table| table.look_up(dst));
-            if let Some(Some(answer)) = found {
-                return Opinion { answer: answer.clone(), table: Some(table) };
+            let found = self.tables.get(&(family, table)).and_then(|table| table.look_up(iif, dst));
+            if let Some((Some(answer), is_by_interface)) = found {
+                return Opinion { answer: answer.clone(), table: Some(table), is_by_interface };
             }
         }
-        Opinion { answer: Answer::Refuse(Refusal::NoRoute), table: None }
+        Opinion { answer: Answer::Refuse(Refusal::NoRoute), table: None, is_by_interface: false }
     }
 
     /// How many routes a table has.
@@ -123,15 +126,38 @@ impl Dump {
 }
 
 impl Table {
-    /// The best route; within, none: a throw.
-    fn look_up(&self, dst: IpAddr) -> Option<&Option<Answer>> {
+    /// The best route, and whether the interface had a say; within, none: a throw.
+    fn look_up(&self, iif: u32, dst: IpAddr) -> Option<(&Option<Answer>, bool)> {
+        let family = Family::of(dst);
         self.lengths.iter().rev().find_map(|len| {
-            let entries = self.routes.get(&Prefix::new(Family::of(dst), bits(dst), *len))?;
-            entries.iter().map(|entry| &entry.answer).find(|answer| match answer {
-                Some(Answer::Forward(forward)) => forward.hops.iter().any(|hop| !hop.is_dead),
-                Some(Answer::Local | Answer::Blackhole | Answer::Refuse(_)) | None => true,
-            })
+            let entries = self.routes.get(&Prefix::new(family, bits(dst), *len))?;
+            let mut alive = entries.iter().filter(|entry| !entry.is_dead());
+            let first = alive.next()?;
+            let same: Vec<&Entry> = match family {
+                Family::V4 => Vec::new(),
+                Family::V6 => alive.take_while(|entry| entry.metric == first.metric).collect(),
+            };
+            // Of several through that interface the first.
+            let through = [first].into_iter().chain(same.iter().copied()).find(|entry| entry.is_through(iif));
+            Some((&through.unwrap_or(first).answer, !same.is_empty()))
         })
+    }
+}
+
+impl Entry {
+    fn hops(&self) -> &[KernelHop] {
+        match &self.answer {
+            Some(Answer::Forward(forward)) => &forward.hops,
+            Some(Answer::Local | Answer::Blackhole | Answer::Refuse(_)) | None => &[],
+        }
+    }
+
+    fn is_dead(&self) -> bool {
+        !self.hops().is_empty() && self.hops().iter().all(|hop| hop.is_dead)
+    }
+
+    fn is_through(&self, iif: u32) -> bool {
+        self.hops().iter().any(|hop| !hop.is_dead && hop.oif == Some(iif))
     }
 }
 
@@ -169,12 +195,12 @@ fn hop(of: &Value, indices: &BTreeMap<String, u32>) -> Result<KernelHop> {
 mod tests {
     use super::*;
 
-    fn dump(routes: &[&str]) -> Dump {
+    fn dump(family: Family, routes: &[&str]) -> Dump {
         let mut dump = Dump::default();
         let indices = BTreeMap::from([("if0".to_owned(), 2), ("if1".to_owned(), 3)]);
         for text in routes {
             let route: Value = serde_json::from_str(text).unwrap();
-            dump.add(Family::V4, &route, &indices).unwrap();
+            dump.add(family, &route, &indices).unwrap();
         }
         for table in dump.tables.values_mut() {
             table.lengths = table.routes.keys().map(|prefix| prefix.len).collect();
@@ -201,17 +227,33 @@ mod tests {
 
     #[test]
     fn the_kernels_order_decides() {
-        let dump = dump(&ROUTES);
-        let look_up = |table, dst: &str| dump.look_up(table, dst.parse().unwrap());
+        let dump = dump(Family::V4, &ROUTES);
+        let look_up = |table, dst: &str| dump.look_up(table, 9, dst.parse().unwrap());
         assert_eq!(hops(&look_up(254, "9.0.0.1")), [2]);
         // The lower metric is dead.
         assert_eq!(hops(&look_up(254, "20.0.0.1")), [3]);
         assert_eq!(hops(&look_up(254, "20.1.0.1")), [3]);
-        assert_eq!(look_up(254, "10.0.0.9"), Opinion { answer: Answer::Local, table: Some(255) });
-        let blackhole = Opinion { answer: Answer::Blackhole, table: Some(10) };
+        assert_eq!(
+            look_up(254, "10.0.0.9"),
+            Opinion { answer: Answer::Local, table: Some(255), is_by_interface: false }
+        );
+        let blackhole = Opinion { answer: Answer::Blackhole, table: Some(10), is_by_interface: false };
         assert_eq!(look_up(10, "20.0.0.1"), blackhole);
         // Thrown out of the VRF, and unknown to it.
         assert_eq!(look_up(10, "20.1.0.1").table, Some(254));
         assert_eq!(look_up(10, "9.0.0.1").table, Some(254));
+    }
+
+    #[test]
+    fn of_one_metric_ipv6_takes_the_interface_that_a_packet_came_by() {
+        let routes = [
+            r#"{"dst":"2600::/16","gateway":"fe80::1","dev":"if0","metric":1024,"flags":[]}"#,
+            r#"{"dst":"2600::/16","dev":"if1","metric":1024,"flags":[]}"#,
+            r#"{"dst":"2600::/16","gateway":"fe80::3","dev":"if1","metric":2000,"flags":[]}"#,
+        ];
+        let dump = dump(Family::V6, &routes);
+        let look_up = |iif| dump.look_up(254, iif, "2600::9".parse().unwrap());
+        assert_eq!([2, 3, 9].map(|iif| hops(&look_up(iif))), [[2], [3], [2]]);
+        assert!(look_up(9).is_by_interface);
     }
 }

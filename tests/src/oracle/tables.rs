@@ -215,12 +215,16 @@ impl Maker<'_> {
 
     fn route(&mut self, prefix: Prefix) -> String {
         let family = self.family;
-        let metric = self.metric();
+        let mut metric = self.metric();
         let mut kind = self.random.weighted(KINDS);
         if matches!((kind, family), (Kind::Tos | Kind::ForeignGateway, Family::V6))
             || (matches!(kind, Kind::OtherTable | Kind::Vrf) && self.table != TABLE_MAIN)
         {
             kind = Kind::Gateway;
+        }
+        if matches!((kind, family), (Kind::Mtu, Family::V6)) {
+            // Alone: appended IPv6 routes keep an MTU each, of which the kernel tells one.
+            metric = " metric 7";
         }
         if matches!(kind, Kind::Appended) {
             return self.appended(prefix, metric);

@@ -241,6 +241,7 @@ impl Facts<'_> {
             Answer::Local => return Some("local"),
             // A VRF that does not know a destination, a throw: the guest looks on by itself.
             _ if opinion.table.is_some_and(|table| table != own) => return Some("another table"),
+            _ if opinion.is_by_interface => return Some("several routes with one metric"),
             Answer::Refuse(Refusal::NoRoute) => return Some("no route"),
             Answer::Refuse(Refusal::Unreachable) => return Some("unreachable"),
             Answer::Refuse(Refusal::Prohibit) => return Some("prohibit"),
@@ -334,7 +335,7 @@ mod tests {
     }
 
     fn of(answer: Answer) -> Opinion {
-        Opinion { answer, table: Some(254) }
+        Opinion { answer, table: Some(254), is_by_interface: false }
     }
 
     fn via(hops: &[KernelHop]) -> Forward {
@@ -398,7 +399,7 @@ mod tests {
         assert_eq!(judge(&refused, &[]), Verdict::Wrong { is_leak: false });
         assert_eq!(judge(&of(Answer::Blackhole), &[]), Verdict::Dropped);
         assert_eq!(judge(&of(Answer::Blackhole), &punt), Verdict::PuntUnexplained);
-        let of_another = Opinion { answer: Answer::Blackhole, table: Some(10) };
+        let of_another = Opinion { table: Some(10), ..of(Answer::Blackhole) };
         assert_eq!(judge(&of_another, &punt), Verdict::Punted("another table"));
         // At another vif it is no punt, and where that vif is, it has no business.
         let elsewhere = [Emit { port: 2, packet: question().packet }];

@@ -11,6 +11,7 @@ mod hostile;
 mod kernel;
 mod oracle;
 mod plain;
+mod plane;
 mod restart;
 mod twin;
 
@@ -23,6 +24,7 @@ pub const ALL: &[Scenario] = &[
     chain::SCENARIO,
     kernel::SCENARIO,
     oracle::SCENARIO,
+    plane::SCENARIO,
     restart::SCENARIO,
     broken::SCENARIO,
 ];

@@ -1,0 +1,151 @@
+//! `plane`: what the forwarding plane promises, shown with packets: several next hops, sizes, policing, what the
+//! guest alone decides, neighbors, limits, the tagger, VRFs. One topology (`plane/site.rs`), one file for each part.
+//!
+//! Arguments name the parts to run; without any, all run.
+
+mod adjacency;
+mod ecmp;
+mod fail_safe;
+mod limits;
+mod mtu;
+mod packet;
+mod policing;
+mod site;
+mod tagger;
+mod vrf;
+mod wire;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Map, Value, json};
+
+use self::site::Site;
+use crate::scenario::{Lab, Scenario};
+
+/// The registry's entry.
+pub(super) const SCENARIO: Scenario = Scenario {
+    name: "plane",
+    about: "the forwarding plane with packets: ECMP, MTU, policing, fail safe, neighbors, limits, tagger, VRF",
+    memory_mib: 1536,
+    limit: Duration::from_secs(180),
+    needs_product: true,
+    in_suite: true,
+    targets: &[
+        ("ecmp_share_error_max", "at most 0.05"),
+        ("ecmp_moved", "0"),
+        ("ecmp_not_rehomed", "0"),
+        ("ecmp_lost", "0"),
+        ("ecmp_reordered", "0"),
+        ("mtu_wrong", "0"),
+        ("mtu_transit_fitting", "0"),
+        ("mtu_discovered", "yes"),
+        ("mtu_tcp_gbit_s", "at least 0.2"),
+        ("mtu_tcp_transit", "0"),
+        ("police_hellos_lost", "0"),
+        ("police_over_rate_max", "at most 1.2"),
+        ("police_flood_lost_by_others", "0"),
+        ("fail_safe_lost", "0"),
+        ("fail_safe_transit_while_fast", "0"),
+        ("fail_safe_delivered_while_off", "0"),
+        ("fail_safe_unnamed", "0"),
+        ("glean_lost", "0"),
+        // Those that the VM still has are overtaken when the host takes over.
+        ("glean_reordered", "at most 100"),
+        ("fresh_lost", "0"),
+        ("fresh_transit", "0"),
+        ("moved_announced_ms", "at most 2000"),
+        ("moved_unannounced_ms", "at most 15000"),
+        ("dead_unreachable_ms", "at most 20000"),
+        ("limit_lost", "0"),
+        ("limit_transit_when_raised", "0"),
+        ("limit_unalarmed", "0"),
+        ("tagger_leaked", "0"),
+        ("tagger_miscounted", "0"),
+        ("vrf", "yes"),
+        ("vrf_lost", "0"),
+        ("vrf_leaked", "0"),
+        ("vrf_transit", "0"),
+    ],
+    run,
+};
+
+/// A part adds its figures.
+type Part = fn(&Lab, &mut Site, &mut Map<String, Value>) -> Result<()>;
+
+const PARTS: [(&str, Part); 8] = [
+    ("ecmp", |lab, site, figures| ecmp::run(lab, site, figures)),
+    ("mtu", |lab, site, figures| mtu::run(lab, site, figures)),
+    ("policing", |lab, site, figures| policing::run(lab, site, figures)),
+    ("fail-safe", |lab, site, figures| fail_safe::run(lab, site, figures)),
+    ("adjacency", adjacency::run),
+    ("limits", |lab, site, figures| limits::run(lab, site, figures)),
+    ("tagger", |lab, site, figures| tagger::run(lab, site, figures)),
+    ("vrf", |lab, site, figures| vrf::run(lab, site, figures)),
+];
+
+fn run(lab: &mut Lab) -> Result<Value> {
+    let wanted = lab.args().to_vec();
+    for name in &wanted {
+        ensure!(PARTS.iter().any(|(part, _)| part == name), "there is no part {name:?}");
+    }
+    let mut site = Site::build(lab)?;
+    lab.ready()?;
+    let mut figures = Map::new();
+    let mut seconds = Map::new();
+    for (name, part) in PARTS {
+        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+            let start = Instant::now();
+            part(lab, &mut site, &mut figures).context(name)?;
+            seconds.insert(name.into(), json!((start.elapsed().as_secs_f64() * 10.0).round() / 10.0));
+        }
+    }
+    figures.insert("seconds".into(), seconds.into());
+    let missed: Vec<&str> = SCENARIO
+        .targets
+        .iter()
+        .filter(|(name, must)| figures.get(*name).is_some_and(|figure| !holds(figure, must)))
+        .map(|(name, _)| *name)
+        .collect();
+    if !missed.is_empty() {
+        bail!("{} missed: {}", missed.join(", "), Value::from(figures));
+    }
+    Ok(figures.into())
+}
+
+/// Whether a figure is what a target says: a number, or "at most" or "at least" one.
+fn holds(figure: &Value, must: &str) -> bool {
+    let number = |text: &str| text.parse::<f64>().ok();
+    let Some(figure) = figure.as_f64() else { return figure.as_str() == Some(must) };
+    if let Some(most) = must.strip_prefix("at most ").and_then(number) {
+        figure <= most
+    } else if let Some(least) = must.strip_prefix("at least ").and_then(number) {
+        figure >= least
+    } else {
+        Some(figure) == number(must)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_read() {
+        for (figure, must, expected) in [
+            (json!(0), "0", true),
+            (json!(1), "0", false),
+            (json!(0.05), "at most 0.05", true),
+            (json!(0.06), "at most 0.05", false),
+            (json!(1), "at least 1", true),
+            (json!("yes"), "yes", true),
+            (json!("no"), "yes", false),
+        ] {
+            assert_eq!(holds(&figure, must), expected, "{figure} {must}");
+        }
+        for (name, must) in SCENARIO.targets {
+            let number = must.split(' ').next_back().unwrap_or_default();
+            assert!(number.parse::<f64>().is_ok() || *must == "yes", "{name}: {must}");
+        }
+    }
+}

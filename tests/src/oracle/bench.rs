@@ -158,7 +158,11 @@ impl<'a> Bench<'a> {
         if self.facts.is_martian(question) {
             return Ok(Opinion { answer: matched, table: None, is_by_interface: false });
         }
-        let mut opinion = self.dump.look_up(Plan::table(question.link), iif, dst);
+        let mut opinion = self.dump.look_up(Plan::table(question.link), dst);
+        if opinion.is_by_interface {
+            opinion.answer = self.kernel.choose(iif, src, dst)?;
+            return Ok(opinion);
+        }
         let mut contradiction = None;
         let has_object = matches!(&opinion.answer, Answer::Forward(forward) if forward.next_hop_id.is_some());
         if matched != opinion.answer {

@@ -27,7 +27,8 @@ pub struct Opinion {
     /// The table that decides; none: no table knows the destination.
     pub table: Option<u32>,
     /// Several IPv6 routes have the prefix and the metric, and the kernel prefers that through the interface by which
-    /// the packet came (`rt6_score_route` in `find_rr_leaf`, of what `ip6_pol_route_input` passes on).
+    /// the packet came (`rt6_score_route` in `find_rr_leaf`, of what `ip6_pol_route_input` passes on). The answer is
+    /// the first, and the kernel's choice for the very packet counts.
     pub is_by_interface: bool,
 }
 
@@ -105,16 +106,21 @@ impl Dump {
         Ok(())
     }
 
-    /// What becomes of a packet that comes in by the interface `iif` and is looked up in `own`, its link's table.
-    pub fn look_up(&self, own: u32, iif: u32, dst: IpAddr) -> Opinion {
+    /// What becomes of a packet that is looked up in `own`, its link's table.
+    pub fn look_up(&self, own: u32, dst: IpAddr) -> Opinion {
         let family = Family::of(dst);
         let mut order = vec![TABLE_LOCAL, own];
         order.extend([TABLE_MAIN, TABLE_DEFAULT].into_iter().filter(|table| *table != own));
         for table in order {
-            let found = self.tables.get(&(family, table)).and_then(|table| table.look_up(iif, dst));
-            if let Some((Some(answer), is_by_interface)) = found {
-                return Opinion { answer: answer.clone(), table: Some(table), is_by_interface };
-            }
+            let found = self.tables.get(&(family, table)).and_then(|table| table.look_up(dst));
+            let answer = match found {
+                Some((Some(answer), _)) => answer.clone(),
+                // Thrown on, unless the interface decides otherwise.
+                Some((None, true)) => Answer::Refuse(Refusal::NoRoute),
+                Some((None, false)) | None => continue,
+            };
+            let is_by_interface = found.is_some_and(|(_, several)| several);
+            return Opinion { answer, table: Some(table), is_by_interface };
         }
         Opinion { answer: Answer::Refuse(Refusal::NoRoute), table: None, is_by_interface: false }
     }
@@ -126,20 +132,15 @@ impl Dump {
 }
 
 impl Table {
-    /// The best route, and whether the interface had a say; within, none: a throw.
-    fn look_up(&self, iif: u32, dst: IpAddr) -> Option<(&Option<Answer>, bool)> {
+    /// The best route, and whether there are several; within, none: a throw.
+    fn look_up(&self, dst: IpAddr) -> Option<(&Option<Answer>, bool)> {
         let family = Family::of(dst);
         self.lengths.iter().rev().find_map(|len| {
             let entries = self.routes.get(&Prefix::new(family, bits(dst), *len))?;
             let mut alive = entries.iter().filter(|entry| !entry.is_dead());
             let first = alive.next()?;
-            let same: Vec<&Entry> = match family {
-                Family::V4 => Vec::new(),
-                Family::V6 => alive.take_while(|entry| entry.metric == first.metric).collect(),
-            };
-            // Of several through that interface the first.
-            let through = [first].into_iter().chain(same.iter().copied()).find(|entry| entry.is_through(iif));
-            Some((&through.unwrap_or(first).answer, !same.is_empty()))
+            let are_several = family == Family::V6 && alive.any(|entry| entry.metric == first.metric);
+            Some((&first.answer, are_several))
         })
     }
 }
@@ -154,10 +155,6 @@ impl Entry {
 
     fn is_dead(&self) -> bool {
         !self.hops().is_empty() && self.hops().iter().all(|hop| hop.is_dead)
-    }
-
-    fn is_through(&self, iif: u32) -> bool {
-        self.hops().iter().any(|hop| !hop.is_dead && hop.oif == Some(iif))
     }
 }
 
@@ -228,7 +225,7 @@ mod tests {
     #[test]
     fn the_kernels_order_decides() {
         let dump = dump(Family::V4, &ROUTES);
-        let look_up = |table, dst: &str| dump.look_up(table, 9, dst.parse().unwrap());
+        let look_up = |table, dst: &str| dump.look_up(table, dst.parse().unwrap());
         assert_eq!(hops(&look_up(254, "9.0.0.1")), [2]);
         // The lower metric is dead.
         assert_eq!(hops(&look_up(254, "20.0.0.1")), [3]);
@@ -245,15 +242,15 @@ mod tests {
     }
 
     #[test]
-    fn of_one_metric_ipv6_takes_the_interface_that_a_packet_came_by() {
+    fn of_one_metric_ipv6_may_take_any() {
         let routes = [
             r#"{"dst":"2600::/16","gateway":"fe80::1","dev":"if0","metric":1024,"flags":[]}"#,
             r#"{"dst":"2600::/16","dev":"if1","metric":1024,"flags":[]}"#,
-            r#"{"dst":"2600::/16","gateway":"fe80::3","dev":"if1","metric":2000,"flags":[]}"#,
+            r#"{"dst":"2601::/16","gateway":"fe80::1","dev":"if0","metric":1024,"flags":[]}"#,
+            r#"{"dst":"2601::/16","gateway":"fe80::3","dev":"if1","metric":2000,"flags":[]}"#,
         ];
         let dump = dump(Family::V6, &routes);
-        let look_up = |iif| dump.look_up(254, iif, "2600::9".parse().unwrap());
-        assert_eq!([2, 3, 9].map(|iif| hops(&look_up(iif))), [[2], [3], [2]]);
-        assert!(look_up(9).is_by_interface);
+        let is_by_interface = |dst: &str| dump.look_up(254, dst.parse().unwrap()).is_by_interface;
+        assert!(is_by_interface("2600::9") && !is_by_interface("2601::9"));
     }
 }

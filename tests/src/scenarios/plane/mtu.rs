@@ -182,7 +182,7 @@ fn cases(site: &Site) -> Vec<Case<'_>> {
 
 /// An answer of a router: at the end host nobody listens, which it may say.
 fn is_about(error: &IcmpError, number: u32) -> bool {
-    error.number == number && (error.kind, error.code) != (3, 3)
+    error.number == number && !matches!((error.kind, error.code), (3, 3) | (1, 4))
 }
 
 /// What is wrong with what became of a packet.
@@ -227,7 +227,14 @@ fn ipv6(lab: &Lab, site: &Site) -> Result<Vec<String>> {
         Ok(())
     })?;
     let came: Vec<u32> = site.n[0].wire.take()?.iter().filter_map(|f| numbers(f)).map(|(of, _)| of).collect();
-    let errors: Vec<IcmpError> = site.h.wire.take()?.iter().filter_map(|frame| icmp_error(frame)).collect();
+    let errors: Vec<IcmpError> = site
+        .h
+        .wire
+        .take()?
+        .iter()
+        .filter_map(|f| icmp_error(f))
+        .filter(|it| is_about(it, it.number))
+        .collect();
     let router: Ipv6Addr = "fd01::1".parse()?;
     let right = IcmpError { from: router.into(), kind: 2, code: 0, mtu: LINK as u32, number: 3 };
     let mut wrong = Vec::new();

@@ -579,13 +579,12 @@ fn not_surveyed(ifindex: IfIndex) -> Obstacle {
 /// interface by which a packet came (`rt6_score_route`, which `ip6_pol_route_input` gives that one): no destination
 /// decides, so the guest does.
 fn told(object: &Object, duplicated: &BTreeMap<RouteKey, u32>) -> Object {
-    match object {
-        Object::Route(route) if route.key.dst.addr().is_ipv6() && duplicated.contains_key(&route.key) => {
-            let target = RouteTarget::Hops(vec![UNDESCRIBED]);
-            Object::Route(Route { kind: RouteKind::Unicast, target, mtu: None, ..route.clone() })
-        }
-        object => object.clone(),
+    let Object::Route(route) = object else { return object.clone() };
+    if !route.key.dst.addr().is_ipv6() || !duplicated.contains_key(&route.key) {
+        return object.clone();
     }
+    let target = RouteTarget::Hops(vec![UNDESCRIBED]);
+    Object::Route(Route { kind: RouteKind::Unicast, target, mtu: None, ..route.clone() })
 }
 
 /// The same route, whatever the state of its hops.

@@ -385,10 +385,12 @@ impl Driver {
             return;
         }
         debug!(?control, "control interface changed");
-        self.control = control;
+        let was_there = std::mem::replace(&mut self.control, control).is_some();
         self.backoff.reset();
         match &mut self.phase {
             Phase::Waiting { until } => *until = time,
+            // An attempt that is under way has found the interface before the mirror did.
+            Phase::Connecting(_) if !was_there => {}
             Phase::Connecting(task) => {
                 task.abort();
                 self.phase = Phase::Waiting { until: time };

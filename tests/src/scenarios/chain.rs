@@ -261,6 +261,8 @@ fn narrow(lab: &Lab, topology: &Topology) -> Result<u64> {
         Ok((ask(from, &target, &["-M", "do", "-s", "1450"])? == wanted).then_some(()))
     })?;
 
+    // What h learned of the path would have it send what fits.
+    from.netns().ip(&["route", "flush", "cache"])?;
     let before = router.guest().forwarded()?;
     // At the switch's end of h2's wire: what leaves h2 is not fragmented and has another destination.
     let port = line.port(2);

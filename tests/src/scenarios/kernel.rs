@@ -291,7 +291,9 @@ impl Site {
                 continue;
             }
             let prefix = after(flow, "nw_dst=").unwrap_or("0.0.0.0/0");
-            let gateway = match after(flow, "set_field:0x") {
+            // A punt sets another register: its class.
+            let hop = flow.split_once("->xreg3").and_then(|(before, _)| before.rsplit_once("set_field:0x"));
+            let gateway = match hop.map(|(_, hex)| hex) {
                 Some(hex) => {
                     let value = hex.split("->").next().unwrap_or_default();
                     // The lower half is the address.

@@ -370,7 +370,7 @@ fn kernel(ns: &Netns) -> Result<Table> {
             Some(hops) => hops.iter().map(|hop| text(hop, "gateway")).collect(),
             None => BTreeSet::from([text(&route, "gateway")]),
         };
-        // The host leaves these to the guest.
+        // Groups are not looked into here: the oracle does.
         if route["nexthops"].is_array() || route["nhid"].as_u64().is_some_and(|id| groups.contains(&id)) {
             gateways.insert(String::new());
         }

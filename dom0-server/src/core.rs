@@ -435,7 +435,8 @@ impl Core {
         // A mark that was asked for again may come after a later one.
         if let Some(session) = self.sessions.get_mut(&id).filter(|session| seq > session.acked) {
             session.acked = seq;
-            self.effects.push(Effect::Tell(id, HostMessage::Ack { seq, rejected: Vec::new() }));
+            self.effects
+                .push(Effect::Tell(id, HostMessage::Ack { seq, rejected: Vec::new(), accepted: Vec::new() }));
         }
     }
 

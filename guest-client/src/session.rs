@@ -174,19 +174,19 @@ impl Session {
             }
             HostMessage::Welcome(_) => Err(SessionError::Unexpected("Welcome")),
             HostMessage::Ack { .. } if greeting => Err(SessionError::Unexpected("Ack")),
-            HostMessage::Ack { seq, rejected } => self.ack(seq, rejected).map(Some),
+            HostMessage::Ack { seq, rejected, accepted: _ } => self.ack(seq, rejected).map(Some),
             HostMessage::Ping(token) => {
                 if self.replies.len() < MAX_REPLIES {
                     self.replies.push_back(token);
                 }
                 Ok(None)
             }
-            HostMessage::Pong(_) => Ok(None),
+            HostMessage::Pong(_) | HostMessage::InUse(_) | HostMessage::Renewed(_) => Ok(None),
         }
     }
 
     fn welcome(&mut self, welcome: Welcome) -> Result<Event, SessionError> {
-        let Welcome { version, node, max_frame_bytes, max_changes, window } = welcome;
+        let Welcome { version, node, max_frame_bytes, max_changes, window, held: _ } = welcome;
         if version != VERSION {
             return Err(SessionError::Version(version));
         }

@@ -239,7 +239,10 @@ impl Host {
                 self.ended = true;
                 *seq
             }
-            other @ (GuestMessage::Ping(_) | GuestMessage::Pong(_)) => panic!("{other:?}"),
+            other @ (GuestMessage::Ping(_)
+            | GuestMessage::Pong(_)
+            | GuestMessage::Resume(_)
+            | GuestMessage::Renew) => panic!("{other:?}"),
         };
         self.heard += 1;
         assert_eq!(seq, Seq(self.heard));
@@ -323,6 +326,7 @@ impl World {
             max_frame_bytes: u32::try_from(MIN_FRAME).unwrap(),
             max_changes: 2,
             window,
+            held: None,
         };
         session.handle_message(NOW, HostMessage::Welcome(welcome), &mut self.mirror).unwrap();
         self.session = Some(session);
@@ -364,7 +368,7 @@ impl World {
     fn acknowledge(&mut self, messages: u64) {
         let Some(session) = &mut self.session else { return };
         self.host.acked = (self.host.acked + messages).min(self.host.heard);
-        let ack = HostMessage::Ack { seq: Seq(self.host.acked), rejected: Vec::new() };
+        let ack = HostMessage::Ack { seq: Seq(self.host.acked), rejected: Vec::new(), accepted: Vec::new() };
         session.handle_message(NOW, ack, &mut self.mirror).unwrap();
     }
 

@@ -153,7 +153,9 @@ impl Client {
             other @ (HostMessage::Ack { .. }
             | HostMessage::Refusal { .. }
             | HostMessage::Ping(_)
-            | HostMessage::Pong(_)) => bail!("no welcome but {other:?}"),
+            | HostMessage::Pong(_)
+            | HostMessage::InUse(_)
+            | HostMessage::Renewed(_)) => bail!("no welcome but {other:?}"),
         }
     }
 

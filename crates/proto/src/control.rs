@@ -11,6 +11,13 @@ use crate::types::MacAddr;
 /// TCP port of the host daemon on the control network.
 pub const PORT: u16 = 6641;
 
+/// UDP port on which a guest hears nudges, on its control interface.
+pub const NUDGE_PORT: u16 = PORT;
+
+/// What a nudge says: look now whether this host is the one you speak with. It carries nothing else, so forging one
+/// costs a guest a ping.
+pub const NUDGE: &[u8] = b"xenflow nudge 1";
+
 /// Name of the host's port on the control network.
 pub const HOST_PORT_NAME: &str = "xf-ctl";
 

@@ -2,11 +2,12 @@
 //!
 //! Owns the vocabulary of a router's tables ([`table`]), the messages ([`message`]) with their frozen wire
 //! schema (`schema/xenflow-v1.proto`), the frames around them ([`frame`]), the names and identities both ends
-//! check ([`identity`]) and the constants of the control network ([`control`]).
+//! check ([`identity`]), the digests that both ends compare ([`digest`]) and the constants of the control network ([`control`]).
 //!
 //! Does no I/O and keeps no state: bytes become values here, once, or are refused here.
 
 pub mod control;
+pub mod digest;
 pub mod frame;
 pub mod fuzz;
 pub mod identity;
@@ -15,6 +16,7 @@ pub mod table;
 pub mod types;
 mod wire;
 
+pub use digest::Digest;
 pub use frame::{FrameDecoder, FrameError};
 pub use identity::{Identity, Name};
 pub use message::{DecodeError, GuestMessage, HostMessage};

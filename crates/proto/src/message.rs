@@ -1,16 +1,17 @@
 //! The messages of a session, version 1, as closed types; [`crate::wire`] converts them.
 //!
 //! A session: the guest sends `Hello`, the host answers `Welcome` or `Refusal`. Then the guest sends sequenced
-//! messages: a snapshot (`SnapshotBegin`, `Changes` …, `SnapshotEnd`), then `Changes` as they happen. The host
-//! answers `Ack` with the highest sequence number that its switch has confirmed; the guest keeps no more than
+//! messages: a snapshot (`SnapshotBegin`, `Changes` …, `SnapshotEnd`), or, where it knows what the host holds already,
+//! what changed since (`Resume`, `Changes` …, `SnapshotEnd`); then `Changes` as they happen. The host answers `Ack` with the highest sequence number that its switch has confirmed; the guest keeps no more than
 //! `Welcome::window` sequenced messages unacknowledged. Either end may `Ping` at any time.
 
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
 
+use crate::digest::Digest;
 use crate::frame::put_frame;
 use crate::identity::Name;
-use crate::table::{Change, Key};
+use crate::table::{Change, Key, NeighborKey};
 use crate::types::Seq;
 use crate::wire::{self, pb};
 
@@ -20,8 +21,14 @@ pub use crate::wire::DecodeError;
 pub const VERSION: u32 = 1;
 /// Most changes in one message.
 pub const MAX_CHANGES: usize = 4096;
-/// Most rejected keys in one acknowledgement.
+/// Most rejected keys in one acknowledgement, and as many accepted ones.
 pub const MAX_REJECTED: usize = 4096;
+/// Most neighbors that a host asks its guest to keep fresh.
+pub const MAX_IN_USE: usize = 1024;
+/// Most certificates of a chain, and most authorities.
+pub const MAX_CERTIFICATES: usize = 8;
+/// Longest certificate, in bytes of DER.
+pub const MAX_CERTIFICATE: usize = 8 << 10;
 /// Most bytes of a text for people (agent, reason); longer ones are cut.
 pub const MAX_TEXT: usize = 256;
 
@@ -39,8 +46,12 @@ pub enum GuestMessage {
         /// At most [`MAX_CHANGES`].
         changes: Vec<Change>,
     },
-    /// End-of-RIB: what was not upserted since the beginning of the snapshot is gone.
+    /// What [`Welcome::held`] says stands; what changed since follows.
+    Resume(Seq),
+    /// End-of-RIB: what was not upserted since the beginning of the snapshot is gone. Behind a `Resume`, nothing is.
     SnapshotEnd(Seq),
+    /// Asks for a certificate in place of the one that ends soon, for the same key.
+    Renew,
     /// Asks for a [`HostMessage::Pong`].
     Ping(u64),
     /// Answers a [`HostMessage::Ping`].
@@ -58,7 +69,13 @@ pub enum HostMessage {
         seq: Seq,
         /// What cannot be forwarded by the host and stays with the guest. At most [`MAX_REJECTED`].
         rejected: Vec<(Key, String)>,
+        /// What was rejected earlier and is forwarded by the host from now on. At most [`MAX_REJECTED`].
+        accepted: Vec<Key>,
     },
+    /// Neighbors that the host sends to, for the guest to keep fresh; all of them. At most [`MAX_IN_USE`].
+    InUse(Vec<NeighborKey>),
+    /// Answers a [`GuestMessage::Renew`].
+    Renewed(Renewed),
     /// The session ends.
     Refusal {
         /// For programs.
@@ -98,6 +115,17 @@ pub struct Welcome {
     pub max_changes: u32,
     /// Most sequenced messages it leaves unacknowledged.
     pub window: u32,
+    /// Of the tables that it holds of this boot of the guest, if it holds any.
+    pub held: Option<Digest>,
+}
+
+/// A certificate for the key that the guest has, and whom to trust, each in DER of at most [`MAX_CERTIFICATE`] bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Renewed {
+    /// The certificate, then those between it and an authority. 1 to [`MAX_CERTIFICATES`].
+    pub chain: Vec<Vec<u8>>,
+    /// The authorities. 1 to [`MAX_CERTIFICATES`].
+    pub anchors: Vec<Vec<u8>>,
 }
 
 /// Why a session ends.

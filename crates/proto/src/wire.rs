@@ -7,9 +7,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
+use crate::digest::Digest;
 use crate::identity::{Name, NameError};
 use crate::message::{
-    GuestMessage, Hello, HostMessage, MAX_CHANGES, MAX_REJECTED, MAX_TEXT, RefusalReason, Welcome,
+    GuestMessage, Hello, HostMessage, MAX_CERTIFICATE, MAX_CERTIFICATES, MAX_CHANGES, MAX_IN_USE,
+    MAX_REJECTED, MAX_TEXT, RefusalReason, Renewed, Welcome,
 };
 use crate::table::{
     AddressKey, Change, Family, Hop, HopFlags, Key, Link, MAX_HOPS, MAX_LINK_NAME, Neighbor, NeighborKey,
@@ -161,6 +163,8 @@ pub(crate) fn guest_message(message: pb::GuestMessage) -> Decoded<GuestMessage> 
                 .collect::<Decoded<_>>()?,
         },
         Body::SnapshotEnd(pb::SnapshotEnd { seq }) => GuestMessage::SnapshotEnd(Seq(seq)),
+        Body::Resume(pb::Resume { seq }) => GuestMessage::Resume(Seq(seq)),
+        Body::Renew(pb::Renew {}) => GuestMessage::Renew,
         Body::Ping(pb::Ping { token }) => GuestMessage::Ping(token),
         Body::Pong(pb::Pong { token }) => GuestMessage::Pong(token),
     })
@@ -180,6 +184,8 @@ pub(crate) fn guest_message_to_wire(message: &GuestMessage) -> pb::GuestMessage 
             Body::Changes(pb::Changes { seq: seq.0, changes: changes.iter().map(change_to_wire).collect() })
         }
         GuestMessage::SnapshotEnd(seq) => Body::SnapshotEnd(pb::SnapshotEnd { seq: seq.0 }),
+        GuestMessage::Resume(seq) => Body::Resume(pb::Resume { seq: seq.0 }),
+        GuestMessage::Renew => Body::Renew(pb::Renew {}),
         GuestMessage::Ping(token) => Body::Ping(pb::Ping { token: *token }),
         GuestMessage::Pong(token) => Body::Pong(pb::Pong { token: *token }),
     };
@@ -189,16 +195,17 @@ pub(crate) fn guest_message_to_wire(message: &GuestMessage) -> pb::GuestMessage 
 pub(crate) fn host_message(message: pb::HostMessage) -> Decoded<HostMessage> {
     use pb::host_message::Body;
     Ok(match need(message.body, "body of the message")? {
-        Body::Welcome(pb::Welcome { version, node, max_frame_bytes, max_changes, window }) => {
+        Body::Welcome(pb::Welcome { version, node, max_frame_bytes, max_changes, window, held }) => {
             HostMessage::Welcome(Welcome {
                 version,
                 node: node.parse::<Name>()?,
                 max_frame_bytes: nonzero(max_frame_bytes, "max_frame_bytes")?,
                 max_changes: nonzero(max_changes, "max_changes")?,
                 window: nonzero(window, "window")?,
+                held: held.map(|pb::Digest { objects, sum }| Digest { objects, sum }),
             })
         }
-        Body::Ack(pb::Ack { seq, rejected }) => HostMessage::Ack {
+        Body::Ack(pb::Ack { seq, rejected, accepted }) => HostMessage::Ack {
             seq: Seq(seq),
             rejected: at_most(rejected, MAX_REJECTED, "rejected keys")?
                 .into_iter()
@@ -206,7 +213,18 @@ pub(crate) fn host_message(message: pb::HostMessage) -> Decoded<HostMessage> {
                     Ok((key(need(rejected, "key")?)?, text(&reason)))
                 })
                 .collect::<Decoded<_>>()?,
+            accepted: at_most(accepted, MAX_REJECTED, "accepted keys")?
+                .into_iter()
+                .map(key)
+                .collect::<Decoded<_>>()?,
         },
+        Body::InUse(pb::InUse { neighbors }) => HostMessage::InUse(
+            at_most(neighbors, MAX_IN_USE, "neighbors")?.iter().map(neighbor_key).collect::<Decoded<_>>()?,
+        ),
+        Body::Renewed(pb::Renewed { chain, anchors }) => HostMessage::Renewed(Renewed {
+            chain: certificates(chain, "chain")?,
+            anchors: certificates(anchors, "anchors")?,
+        }),
         Body::Refusal(pb::Refusal { reason, detail }) => {
             HostMessage::Refusal { reason: refusal_reason(reason), detail: text(&detail) }
         }
@@ -218,22 +236,30 @@ pub(crate) fn host_message(message: pb::HostMessage) -> Decoded<HostMessage> {
 pub(crate) fn host_message_to_wire(message: &HostMessage) -> pb::HostMessage {
     use pb::host_message::Body;
     let body = match message {
-        HostMessage::Welcome(Welcome { version, node, max_frame_bytes, max_changes, window }) => {
+        HostMessage::Welcome(Welcome { version, node, max_frame_bytes, max_changes, window, held }) => {
             Body::Welcome(pb::Welcome {
                 version: *version,
                 node: node.to_string(),
                 max_frame_bytes: *max_frame_bytes,
                 max_changes: *max_changes,
                 window: *window,
+                held: held.map(|Digest { objects, sum }| pb::Digest { objects, sum }),
             })
         }
-        HostMessage::Ack { seq, rejected } => Body::Ack(pb::Ack {
+        HostMessage::Ack { seq, rejected, accepted } => Body::Ack(pb::Ack {
             seq: seq.0,
             rejected: rejected
                 .iter()
                 .map(|(key, reason)| pb::Rejected { key: Some(key_to_wire(key)), reason: text(reason) })
                 .collect(),
+            accepted: accepted.iter().map(key_to_wire).collect(),
         }),
+        HostMessage::InUse(neighbors) => {
+            Body::InUse(pb::InUse { neighbors: neighbors.iter().map(neighbor_key_to_wire).collect() })
+        }
+        HostMessage::Renewed(Renewed { chain, anchors }) => {
+            Body::Renewed(pb::Renewed { chain: chain.clone(), anchors: anchors.clone() })
+        }
         HostMessage::Refusal { reason, detail } => Body::Refusal(pb::Refusal {
             reason: refusal_reason_to_wire(*reason).into(),
             detail: text(detail),
@@ -242,6 +268,16 @@ pub(crate) fn host_message_to_wire(message: &HostMessage) -> pb::HostMessage {
         HostMessage::Pong(token) => Body::Pong(pb::Pong { token: *token }),
     };
     pb::HostMessage { body: Some(body) }
+}
+
+fn certificates(list: Vec<Vec<u8>>, field: &'static str) -> Decoded<Vec<Vec<u8>>> {
+    if list.is_empty() {
+        return Err(DecodeError::Missing(field));
+    }
+    if let Some(long) = list.iter().find(|der| !(1..=MAX_CERTIFICATE).contains(&der.len())) {
+        return Err(DecodeError::Length { field, len: long.len(), want: "1 to 8192" });
+    }
+    at_most(list, MAX_CERTIFICATES, field)
 }
 
 fn refusal_reason(reason: i32) -> RefusalReason {
@@ -309,7 +345,7 @@ fn object(object: pb::Object) -> Decoded<Object> {
     })
 }
 
-fn object_to_wire(object: &Object) -> pb::Object {
+pub(crate) fn object_to_wire(object: &Object) -> pb::Object {
     use pb::object::Kind;
     let kind = match object {
         Object::Link(link) => Kind::Link(link_to_wire(link)),

@@ -5,9 +5,9 @@ use bytes::BytesMut;
 use proptest::prelude::*;
 use xenflow_proto::frame::FrameDecoder;
 use xenflow_proto::fuzz;
-use xenflow_proto::message::{GuestMessage, Hello, HostMessage, RefusalReason, Welcome};
+use xenflow_proto::message::{GuestMessage, Hello, HostMessage, RefusalReason, Renewed, Welcome};
 use xenflow_proto::table::*;
-use xenflow_proto::{Change, Key, MacAddr, Object, Seq};
+use xenflow_proto::{Change, Digest, Key, MacAddr, Object, Seq};
 
 fn samples() -> Vec<(&'static str, GuestMessage)> {
     let hop = |gateway: Option<&str>, oif, weight| Hop {
@@ -98,6 +98,8 @@ fn samples() -> Vec<(&'static str, GuestMessage)> {
         ),
         ("removals", GuestMessage::Changes { seq: Seq(3), changes: removals }),
         ("facts", GuestMessage::Changes { seq: Seq(4), changes: fact_changes }),
+        ("resume", GuestMessage::Resume(Seq(1))),
+        ("renew", GuestMessage::Renew),
         ("snapshot-end", GuestMessage::SnapshotEnd(Seq(4))),
         ("ping", GuestMessage::Ping(u64::MAX)),
         ("pong", GuestMessage::Pong(0)),
@@ -114,6 +116,18 @@ fn host_samples() -> Vec<(&'static str, HostMessage)> {
                 max_frame_bytes: 1 << 20,
                 max_changes: 4096,
                 window: 64,
+                held: None,
+            }),
+        ),
+        (
+            "welcome-back",
+            HostMessage::Welcome(Welcome {
+                version: 1,
+                node: "b".parse().unwrap(),
+                max_frame_bytes: 1 << 20,
+                max_changes: 4096,
+                window: 64,
+                held: Some(Digest { objects: 1_000_000, sum: u64::MAX - 1 }),
             }),
         ),
         (
@@ -121,7 +135,21 @@ fn host_samples() -> Vec<(&'static str, HostMessage)> {
             HostMessage::Ack {
                 seq: Seq(300),
                 rejected: vec![(Key::NextHop(5), "over the limit of 10 routes".into())],
+                accepted: vec![],
             },
+        ),
+        (
+            "ack-accepted",
+            HostMessage::Ack {
+                seq: Seq(301),
+                rejected: vec![],
+                accepted: vec![Key::NextHop(5), Key::Settings],
+            },
+        ),
+        ("in-use", HostMessage::InUse(vec![NeighborKey { ifindex: 3, addr: "fe80::7".parse().unwrap() }])),
+        (
+            "renewed",
+            HostMessage::Renewed(Renewed { chain: vec![vec![0x30, 1, 0]], anchors: vec![vec![0x30, 0]; 2] }),
         ),
         ("refusal", HostMessage::Refusal { reason: RefusalReason::Identity, detail: "r2 is not r1".into() }),
         ("host-ping", HostMessage::Ping(1)),
@@ -217,7 +245,7 @@ proptest! {
 
     /// Damaged messages get further into the decoder than noise does.
     #[test]
-    fn no_damage_panics(which in 0usize..8, at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>()) {
+    fn no_damage_panics(which in 0usize..10, at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>()) {
         let mut out = BytesMut::new();
         samples()[which].1.encode(&mut out);
         let index = at.index(out.len());

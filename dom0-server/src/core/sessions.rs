@@ -37,6 +37,7 @@ impl Core {
             max_frame_bytes: MAX_FRAME as u32,
             max_changes: MAX_CHANGES as u32,
             window: WINDOW,
+            held: None,
         };
         self.effects.push(Effect::Tell(id, HostMessage::Welcome(welcome)));
     }
@@ -100,7 +101,8 @@ impl Core {
                 self.effects.push(Effect::Tell(id, HostMessage::Pong(*token)));
                 return Ok(());
             }
-            GuestMessage::Pong(_) => return Ok(()),
+            GuestMessage::Pong(_) | GuestMessage::Renew => return Ok(()),
+            GuestMessage::Resume(_) => return broken("nothing is held that could be resumed".into()),
             GuestMessage::SnapshotBegin(seq) => (*seq, Stage::Welcomed),
             GuestMessage::Changes { seq, .. } if session.stage == Stage::Live => (*seq, Stage::Live),
             GuestMessage::Changes { seq, .. } | GuestMessage::SnapshotEnd(seq) => (*seq, Stage::Snapshot),
@@ -134,7 +136,11 @@ impl Core {
                     }
                 }
             }
-            GuestMessage::Hello(_) | GuestMessage::Ping(_) | GuestMessage::Pong(_) => {}
+            GuestMessage::Hello(_)
+            | GuestMessage::Resume(_)
+            | GuestMessage::Renew
+            | GuestMessage::Ping(_)
+            | GuestMessage::Pong(_) => {}
         }
         if self.sessions.get(&id).is_some_and(|session| session.stage == Stage::Snapshot) {
             // Within a snapshot there is nothing to confirm but that it was taken.

@@ -142,11 +142,14 @@ fn changes(seq: u64, thirds: impl IntoIterator<Item = u8>) -> GuestMessage {
 }
 
 fn ack(id: u64, seq: u64) -> Effect {
-    Effect::Tell(SessionId(id), HostMessage::Ack { seq: Seq(seq), rejected: Vec::new() })
+    Effect::Tell(
+        SessionId(id),
+        HostMessage::Ack { seq: Seq(seq), rejected: Vec::new(), accepted: Vec::new() },
+    )
 }
 
 fn told_ack(id: u64, seq: u64) -> (SessionId, HostMessage) {
-    (SessionId(id), HostMessage::Ack { seq: Seq(seq), rejected: Vec::new() })
+    (SessionId(id), HostMessage::Ack { seq: Seq(seq), rejected: Vec::new(), accepted: Vec::new() })
 }
 
 /// A session of r1, past end-of-RIB with sequence number 2.

@@ -553,8 +553,14 @@ fn serve(
                     assert_eq!(hello.router.as_str(), "r1");
                     table.sessions += 1;
                     let node = "a".parse().unwrap();
-                    let welcome =
-                        Welcome { version: 1, node, max_frame_bytes: 1 << 20, max_changes: 100, window };
+                    let welcome = Welcome {
+                        version: 1,
+                        node,
+                        max_frame_bytes: 1 << 20,
+                        max_changes: 100,
+                        window,
+                        held: None,
+                    };
                     say(&mut tls, &HostMessage::Welcome(welcome))?;
                 }
                 GuestMessage::SnapshotBegin(seq) => {
@@ -573,7 +579,7 @@ fn serve(
                     table.snapshots += 1;
                 }
                 GuestMessage::Ping(token) => say(&mut tls, &HostMessage::Pong(token))?,
-                GuestMessage::Pong(_) => {}
+                GuestMessage::Pong(_) | GuestMessage::Resume(_) | GuestMessage::Renew => {}
             }
             table.messages = expected.0 - 1;
             table.unacked = usize::try_from(expected.0 - 1 - acked.0).unwrap();
@@ -582,7 +588,7 @@ fn serve(
         if acked.next() < expected && !hold.load(Ordering::Relaxed) {
             acked = Seq(expected.0 - 1);
             table.lock().unwrap().unacked = 0;
-            say(&mut tls, &HostMessage::Ack { seq: acked, rejected: Vec::new() })?;
+            say(&mut tls, &HostMessage::Ack { seq: acked, rejected: Vec::new(), accepted: Vec::new() })?;
         }
     }
 }

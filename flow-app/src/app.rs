@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use openflow::{Flow, FlowFilter, Group, Meter};
 use xenflow_proto::Change;
+use xenflow_proto::digest::Digest;
 
 use crate::fast_path::Slow;
 use crate::flow::{FlowChange, FlowKey, MeterChange};
@@ -173,11 +174,29 @@ impl App {
         }
     }
 
-    /// A snapshot of a router begins.
+    /// A snapshot of a router begins, by a guest of which nobody knows when it booted.
     pub fn begin_snapshot(&mut self, id: RouterId) {
+        self.begin_snapshot_of(id, [0; 16]);
+    }
+
+    /// A snapshot of a router begins, by this boot of its guest.
+    pub fn begin_snapshot_of(&mut self, id: RouterId, boot_id: [u8; 16]) {
         if let Some(scoped) = self.routers.get_mut(&id) {
-            scoped.router.rib.snapshot_begin();
+            scoped.router.rib.snapshot_begin(boot_id);
         }
+    }
+
+    /// A router's tables go on from what they are; [`App::end_snapshot`] will sweep nothing.
+    pub fn resume(&mut self, id: RouterId) {
+        if let Some(scoped) = self.routers.get_mut(&id) {
+            scoped.router.rib.resume();
+        }
+    }
+
+    /// The digest of a router's tables, if this boot of its guest has said all that is in them.
+    #[must_use]
+    pub fn held(&self, id: RouterId, boot_id: &[u8; 16]) -> Option<Digest> {
+        self.routers.get(&id)?.router.rib.held(boot_id)
     }
 
     /// A change of a router's tables.

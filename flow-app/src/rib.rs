@@ -1,15 +1,17 @@
 //! What one guest says: the mirror of its kernel's tables, IPv4 and IPv6, every routing table.
 //!
-//! Owns the objects and the marking of a snapshot; decides nothing about forwarding ([`crate::fib`] does).
+//! Owns the objects, the marking of a snapshot and the digest of what a boot of the guest has said; decides nothing
+//! about forwarding ([`crate::fib`] does).
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use xenflow_proto::digest::{Digest, Keyed};
 use xenflow_proto::table::{
-    AddressKey, IfIndex, Link, NeighborKey, NextHop, NextHopKind, ObstacleKey, Route, RouteKey, RouteTarget,
-    Settings,
+    AddressKey, IfIndex, Link, Neighbor, NeighborKey, NextHop, NextHopKind, Obstacle, ObstacleKey, Route,
+    RouteKey, RouteTarget, Settings,
 };
 use xenflow_proto::{Change, Key, MacAddr, Object};
 
@@ -30,13 +32,47 @@ pub struct Rib {
     routes: BTreeMap<RouteKey, Stamped<Route>>,
     next_hops: BTreeMap<u32, Stamped<NextHop>>,
     neighbors: BTreeMap<NeighborKey, Stamped<MacAddr>>,
-    settings: Option<Stamped<Settings>>,
+    /// At most one.
+    settings: BTreeMap<(), Stamped<Settings>>,
     /// With their details.
     obstacles: BTreeMap<ObstacleKey, Stamped<String>>,
     /// How many routes refer to a next-hop object.
     users: BTreeMap<u32, usize>,
     epoch: u32,
     in_snapshot: bool,
+    tally: Option<Tally>,
+}
+
+/// The digest of the objects that one boot of the guest has said. What an earlier boot said stays until the end of
+/// the snapshot, and is not in it.
+#[derive(Debug, Clone)]
+struct Tally {
+    boot_id: [u8; 16],
+    /// The first of this boot.
+    since: u32,
+    keyed: Keyed,
+    digest: Digest,
+}
+
+impl Tally {
+    fn new(boot_id: [u8; 16], since: u32) -> Self {
+        Self { boot_id, since, keyed: Keyed::new(&boot_id), digest: Digest::default() }
+    }
+
+    fn add(&mut self, object: &Object) {
+        let hash = self.keyed.hash(object);
+        self.digest.add(hash);
+    }
+
+    fn remove(&mut self, object: &Object) {
+        let hash = self.keyed.hash(object);
+        self.digest.remove(hash);
+    }
+
+    /// An object of this epoch is in the digest. Epochs wrap.
+    fn has(&self, epoch: u32, now: u32) -> bool {
+        now.wrapping_sub(epoch) <= now.wrapping_sub(self.since)
+    }
 }
 
 /// A guest said more than its host will remember.
@@ -61,10 +97,26 @@ pub struct RibCounts {
 }
 
 impl Rib {
-    /// A snapshot begins: what it does not confirm until its end is swept.
-    pub fn snapshot_begin(&mut self) {
+    /// A snapshot by this boot of the guest begins: what it does not confirm until its end is swept.
+    pub fn snapshot_begin(&mut self, boot_id: [u8; 16]) {
         self.epoch = self.epoch.wrapping_add(1);
         self.in_snapshot = true;
+        if self.tally.as_ref().is_none_or(|tally| tally.boot_id != boot_id) {
+            self.tally = Some(Tally::new(boot_id, self.epoch));
+        }
+    }
+
+    /// The tables go on from what they are: a snapshot that was broken off sweeps nothing any more.
+    pub fn resume(&mut self) {
+        self.in_snapshot = false;
+    }
+
+    /// The digest of the tables, if this boot of the guest has said all that is in them.
+    #[must_use]
+    pub fn held(&self, boot_id: &[u8; 16]) -> Option<Digest> {
+        let tally = self.tally.as_ref().filter(|tally| tally.boot_id == *boot_id)?;
+        let objects = self.len() + self.settings.len();
+        (tally.digest.objects == objects as u64).then_some(tally.digest)
     }
 
     /// End-of-RIB: the keys that the snapshot did not confirm, in an order in which they can be removed. None
@@ -82,7 +134,7 @@ impl Rib {
         let next_hops = old(&self.next_hops, epoch).map(Key::NextHop);
         let addresses = old(&self.addresses, epoch).map(Key::Address);
         let links = old(&self.links, epoch).map(Key::Link);
-        let settings = self.settings.iter().filter(|entry| entry.epoch != epoch).map(|_| Key::Settings);
+        let settings = old(&self.settings, epoch).map(|()| Key::Settings);
         let obstacles = old(&self.obstacles, epoch).map(Key::Obstacle);
         let links = links.chain(settings).chain(obstacles);
         routes.chain(neighbors).chain(next_hops).chain(addresses).chain(links).collect()
@@ -112,6 +164,7 @@ impl Rib {
             users: _,
             epoch: _,
             in_snapshot: _,
+            tally: _,
         } = self;
         links.len() + addresses.len() + routes.len() + next_hops.len() + neighbors.len() + obstacles.len()
     }
@@ -129,33 +182,41 @@ impl Rib {
     }
 
     fn apply_within_limit(&mut self, change: Change) -> bool {
-        let epoch = self.epoch;
         match change {
-            Change::Upsert(Object::Link(link)) => put(&mut self.links, link.ifindex, link, epoch),
-            Change::Upsert(Object::Address(key)) => {
-                let is_new = put(&mut self.addresses, key, (), epoch);
+            Change::Upsert(object) => self.upsert(object),
+            Change::Remove(key) => self.remove(key),
+        }
+    }
+
+    fn upsert(&mut self, object: Object) -> bool {
+        let (epoch, tally) = (self.epoch, &mut self.tally);
+        match object {
+            Object::Link(link) => put(&mut self.links, link.ifindex, link, epoch, tally, link_of),
+            Object::Address(key) => {
+                let is_new = put(&mut self.addresses, key, (), epoch, tally, address_of);
                 *self.own.entry(key.address.addr()).or_default() += usize::from(is_new);
                 is_new
             }
-            Change::Upsert(Object::NextHop(next_hop)) => {
-                put(&mut self.next_hops, next_hop.id, next_hop, epoch)
-            }
-            Change::Upsert(Object::Neighbor(it)) => put(&mut self.neighbors, it.key, it.mac, epoch),
-            Change::Upsert(Object::Settings(settings)) => {
-                let before = self.settings.replace(Stamped { value: settings, epoch });
-                before.map(|entry| entry.value) != Some(settings)
-            }
-            Change::Upsert(Object::Obstacle(it)) => put(&mut self.obstacles, it.key, it.detail, epoch),
-            Change::Upsert(Object::Route(route)) => {
-                self.count_user(route.key, -1);
+            Object::NextHop(it) => put(&mut self.next_hops, it.id, it, epoch, tally, next_hop_of),
+            Object::Neighbor(it) => put(&mut self.neighbors, it.key, it.mac, epoch, tally, neighbor_of),
+            Object::Settings(it) => put(&mut self.settings, (), it, epoch, tally, settings_of),
+            Object::Obstacle(it) => put(&mut self.obstacles, it.key, it.detail, epoch, tally, obstacle_of),
+            Object::Route(route) => {
                 let key = route.key;
-                let changed = put(&mut self.routes, key, route, epoch);
+                self.count_user(key, -1);
+                let changed = put(&mut self.routes, key, route, epoch, &mut self.tally, route_of);
                 self.count_user(key, 1);
                 changed
             }
-            Change::Remove(Key::Link(ifindex)) => self.links.remove(&ifindex).is_some(),
-            Change::Remove(Key::Address(key)) => {
-                let was_there = self.addresses.remove(&key).is_some();
+        }
+    }
+
+    fn remove(&mut self, key: Key) -> bool {
+        let (epoch, tally) = (self.epoch, &mut self.tally);
+        match key {
+            Key::Link(ifindex) => take(&mut self.links, ifindex, epoch, tally, link_of),
+            Key::Address(key) => {
+                let was_there = take(&mut self.addresses, key, epoch, tally, address_of);
                 if let Entry::Occupied(mut links) = self.own.entry(key.address.addr()) {
                     *links.get_mut() -= usize::from(was_there);
                     if *links.get() == 0 {
@@ -164,13 +225,13 @@ impl Rib {
                 }
                 was_there
             }
-            Change::Remove(Key::NextHop(id)) => self.next_hops.remove(&id).is_some(),
-            Change::Remove(Key::Neighbor(key)) => self.neighbors.remove(&key).is_some(),
-            Change::Remove(Key::Settings) => self.settings.take().is_some(),
-            Change::Remove(Key::Obstacle(key)) => self.obstacles.remove(&key).is_some(),
-            Change::Remove(Key::Route(key)) => {
+            Key::NextHop(id) => take(&mut self.next_hops, id, epoch, tally, next_hop_of),
+            Key::Neighbor(key) => take(&mut self.neighbors, key, epoch, tally, neighbor_of),
+            Key::Settings => take(&mut self.settings, (), epoch, tally, settings_of),
+            Key::Obstacle(key) => take(&mut self.obstacles, key, epoch, tally, obstacle_of),
+            Key::Route(key) => {
                 self.count_user(key, -1);
-                self.routes.remove(&key).is_some()
+                take(&mut self.routes, key, epoch, &mut self.tally, route_of)
             }
         }
     }
@@ -264,7 +325,7 @@ impl Rib {
     /// Settings of the whole kernel, once the guest has said them.
     #[must_use]
     pub fn settings(&self) -> Option<Settings> {
-        self.settings.as_ref().map(|entry| entry.value)
+        self.settings.get(&()).map(|entry| entry.value)
     }
 
     /// What destination-only forwarding would overlook, with details for people.
@@ -285,16 +346,82 @@ impl Rib {
 }
 
 /// Inserts or replaces; true if the value is another one now.
-fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Stamped<V>>, key: K, value: V, epoch: u32) -> bool {
+fn put<K: Ord + Copy, V: PartialEq + Clone>(
+    map: &mut BTreeMap<K, Stamped<V>>,
+    key: K,
+    value: V,
+    epoch: u32,
+    tally: &mut Option<Tally>,
+    object: impl Fn(K, V) -> Object,
+) -> bool {
     match map.entry(key) {
         Entry::Vacant(entry) => {
+            if let Some(tally) = tally {
+                tally.add(&object(key, value.clone()));
+            }
             entry.insert(Stamped { value, epoch });
             true
         }
         Entry::Occupied(mut entry) => {
-            let changed = entry.get().value != value;
-            entry.insert(Stamped { value, epoch });
+            let before = entry.insert(Stamped { value, epoch });
+            let value = &entry.get().value;
+            let changed = before.value != *value;
+            if let Some(tally) = tally {
+                let was_in = tally.has(before.epoch, epoch);
+                if changed || !was_in {
+                    tally.add(&object(key, value.clone()));
+                }
+                if changed && was_in {
+                    tally.remove(&object(key, before.value));
+                }
+            }
             changed
         }
     }
 }
+
+/// Removes; true if it was there.
+fn take<K: Ord + Copy, V>(
+    map: &mut BTreeMap<K, Stamped<V>>,
+    key: K,
+    epoch: u32,
+    tally: &mut Option<Tally>,
+    object: impl Fn(K, V) -> Object,
+) -> bool {
+    let Some(before) = map.remove(&key) else { return false };
+    if let Some(tally) = tally.as_mut().filter(|tally| tally.has(before.epoch, epoch)) {
+        tally.remove(&object(key, before.value));
+    }
+    true
+}
+
+fn link_of(_: IfIndex, link: Link) -> Object {
+    Object::Link(link)
+}
+
+fn address_of(key: AddressKey, (): ()) -> Object {
+    Object::Address(key)
+}
+
+fn route_of(_: RouteKey, route: Route) -> Object {
+    Object::Route(route)
+}
+
+fn next_hop_of(_: u32, next_hop: NextHop) -> Object {
+    Object::NextHop(next_hop)
+}
+
+fn neighbor_of(key: NeighborKey, mac: MacAddr) -> Object {
+    Object::Neighbor(Neighbor { key, mac })
+}
+
+fn settings_of((): (), settings: Settings) -> Object {
+    Object::Settings(settings)
+}
+
+fn obstacle_of(key: ObstacleKey, detail: String) -> Object {
+    Object::Obstacle(Obstacle { key, detail })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,212 @@
+//! The digest is that of the tables, whatever was said, swept and broken off before.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use xenflow_proto::table::{Hop, HopFlags, ObstacleKind, RouteKind, TABLE_MAIN};
+
+use super::*;
+
+const BOOTS: [[u8; 16]; 2] = [*b"first boot......", *b"second boot....."];
+
+impl Rib {
+    /// All objects.
+    fn objects(&self) -> Vec<Object> {
+        fn all<K: Copy, V: Clone>(
+            map: &BTreeMap<K, Stamped<V>>,
+            object: fn(K, V) -> Object,
+        ) -> impl Iterator<Item = Object> {
+            map.iter().map(move |(key, entry)| object(*key, entry.value.clone()))
+        }
+        let links = all(&self.links, link_of).chain(all(&self.addresses, address_of));
+        let routes = all(&self.routes, route_of).chain(all(&self.next_hops, next_hop_of));
+        let rest = all(&self.settings, settings_of).chain(all(&self.obstacles, obstacle_of));
+        links.chain(routes).chain(all(&self.neighbors, neighbor_of)).chain(rest).collect()
+    }
+}
+
+/// The digest of the objects under this boot id, from scratch.
+fn digest(objects: &[Object], boot_id: [u8; 16]) -> Digest {
+    let mut tally = Tally::new(boot_id, 0);
+    objects.iter().for_each(|object| tally.add(object));
+    tally.digest
+}
+
+fn object() -> impl Strategy<Value = Object> {
+    let small = 1..4_u32;
+    let addr = (1..4_u8).prop_map(|last| IpAddr::from([10, 0, 0, last]));
+    let link = (small.clone(), any::<bool>()).prop_map(|(ifindex, up)| {
+        let (name, kind) = (format!("eth{ifindex}"), String::new());
+        let (mac, master, vrf_table, ipv6_mtu) = (None, None, None, None);
+        Object::Link(Link {
+            ifindex,
+            name,
+            mac,
+            mtu: 1500,
+            up,
+            running: up,
+            kind,
+            master,
+            vrf_table,
+            ipv6_mtu,
+        })
+    });
+    let address = (small.clone(), addr.clone()).prop_map(|(ifindex, addr)| {
+        Object::Address(AddressKey { ifindex, address: IpNet::new(addr, 24).unwrap() })
+    });
+    let hop =
+        |oif| Hop { gateway: None, oif: Some(oif), weight: 1, flags: HopFlags::default(), encap: false };
+    let target = prop_oneof![
+        small.clone().prop_map(RouteTarget::NextHop),
+        small.clone().prop_map(move |oif| RouteTarget::Hops(vec![hop(oif)])),
+    ];
+    let route = (1..5_u8, 0..2_u32, target).prop_map(|(third, metric, target)| {
+        let dst = IpNet::new([10, 9, third, 0].into(), 24).unwrap();
+        let key = RouteKey { table: TABLE_MAIN, dst, tos: 0, metric };
+        Object::Route(Route { key, kind: RouteKind::Unicast, protocol: 4, scope: 0, target, mtu: None })
+    });
+    let next_hop = (small.clone(), small.clone(), any::<bool>()).prop_map(move |(id, oif, drops)| {
+        let kind = if drops { NextHopKind::Blackhole } else { NextHopKind::Single(hop(oif)) };
+        Object::NextHop(NextHop { id, kind })
+    });
+    let neighbor = (small.clone(), addr, 1..3_u8).prop_map(|(ifindex, addr, mac)| {
+        Object::Neighbor(Neighbor { key: NeighborKey { ifindex, addr }, mac: MacAddr([2, 0, 0, 0, 0, mac]) })
+    });
+    let settings = (0..3_u8, 0..3_u8).prop_map(|(ipv4_hash_policy, ipv6_hash_policy)| {
+        Object::Settings(Settings { ipv4_hash_policy, ipv6_hash_policy })
+    });
+    let obstacle = (small, "[ab]").prop_map(|(ifindex, detail)| {
+        let key = ObstacleKey { ifindex: Some(ifindex), family: None, kind: ObstacleKind::Netfilter };
+        Object::Obstacle(Obstacle { key, detail })
+    });
+    prop_oneof![2 => link, 2 => address, 6 => route, 2 => next_hop, 2 => neighbor, 1 => settings, 1 => obstacle]
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Upsert(Object),
+    Remove(Object),
+    Begin(usize),
+    /// Of the snapshot, if there is one.
+    End,
+    Resume,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        12 => object().prop_map(Step::Upsert),
+        4 => object().prop_map(Step::Remove),
+        1 => (0..BOOTS.len()).prop_map(Step::Begin),
+        1 => Just(Step::End),
+        1 => Just(Step::Resume),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn the_digest_is_that_of_the_tables_of_one_boot(steps in vec(step(), 0..120)) {
+        let mut rib = Rib::default();
+        let mut boot = None;
+        // Keys of another boot than the last that began, which nothing has swept or replaced yet.
+        let mut foreign: BTreeSet<Key> = BTreeSet::new();
+        for step in steps {
+            match step {
+                Step::Upsert(object) => {
+                    foreign.remove(&object.key());
+                    rib.apply(Change::Upsert(object), usize::MAX).unwrap();
+                }
+                Step::Remove(object) => {
+                    foreign.remove(&object.key());
+                    rib.apply(Change::Remove(object.key()), usize::MAX).unwrap();
+                }
+                Step::Begin(which) => {
+                    if boot != Some(BOOTS[which]) {
+                        foreign = rib.objects().iter().map(Object::key).collect();
+                    }
+                    boot = Some(BOOTS[which]);
+                    rib.snapshot_begin(BOOTS[which]);
+                }
+                Step::End => {
+                    for key in rib.unconfirmed() {
+                        foreign.remove(&key);
+                        rib.apply(Change::Remove(key), usize::MAX).unwrap();
+                    }
+                }
+                Step::Resume => rib.resume(),
+            }
+            let objects = rib.objects();
+            for candidate in BOOTS {
+                let is_whole = boot == Some(candidate) && foreign.is_empty();
+                let expected = is_whole.then(|| digest(&objects, candidate));
+                prop_assert_eq!(rib.held(&candidate), expected, "{:?} of {:?}", candidate, boot);
+            }
+        }
+    }
+}
+
+fn route(third: u8) -> Object {
+    let dst = IpNet::new([10, 9, third, 0].into(), 24).unwrap();
+    let key = RouteKey { table: TABLE_MAIN, dst, tos: 0, metric: 0 };
+    let target = RouteTarget::Hops(Vec::new());
+    Object::Route(Route { key, kind: RouteKind::Blackhole, protocol: 4, scope: 0, target, mtu: None })
+}
+
+fn say(rib: &mut Rib, thirds: impl IntoIterator<Item = u8>) {
+    for third in thirds {
+        rib.apply(Change::Upsert(route(third)), usize::MAX).unwrap();
+    }
+}
+
+fn sweep(rib: &mut Rib) -> usize {
+    let keys = rib.unconfirmed();
+    let swept = keys.len();
+    for key in keys {
+        rib.apply(Change::Remove(key), usize::MAX).unwrap();
+    }
+    swept
+}
+
+#[test]
+fn tables_of_two_boots_are_not_offered_to_either() {
+    let [old, new] = BOOTS;
+    let mut rib = Rib::default();
+    rib.snapshot_begin(old);
+    say(&mut rib, 0..10);
+    sweep(&mut rib);
+    let whole = rib.held(&old).unwrap();
+    assert_eq!(whole.objects, 10);
+    // The same boot breaks off: what there is stays offered.
+    rib.snapshot_begin(old);
+    say(&mut rib, 0..3);
+    assert_eq!(rib.held(&old), Some(whole));
+    // Another one breaks off, twice.
+    for _ in 0..2 {
+        rib.snapshot_begin(new);
+        say(&mut rib, 0..3);
+        assert_eq!((rib.held(&old), rib.held(&new)), (None, None));
+    }
+    assert_eq!(sweep(&mut rib), 7);
+    assert_eq!((rib.held(&old), rib.held(&new).map(|digest| digest.objects)), (None, Some(3)));
+}
+
+#[test]
+fn a_resumed_boot_sweeps_nothing_even_after_a_broken_snapshot() {
+    let mut rib = Rib::default();
+    rib.snapshot_begin(BOOTS[0]);
+    say(&mut rib, 0..10);
+    sweep(&mut rib);
+    rib.snapshot_begin(BOOTS[0]);
+    say(&mut rib, 0..3);
+    rib.resume();
+    assert_eq!(sweep(&mut rib), 0);
+    assert_eq!(rib.held(&BOOTS[0]).map(|digest| digest.objects), Some(10));
+}
+
+#[test]
+fn epochs_wrap() {
+    let mut rib = Rib { epoch: u32::MAX - 1, ..Rib::default() };
+    rib.snapshot_begin(BOOTS[0]);
+    say(&mut rib, 0..3);
+    rib.snapshot_begin(BOOTS[0]);
+    say(&mut rib, 2..4);
+    assert_eq!(rib.held(&BOOTS[0]), Some(digest(&rib.objects(), BOOTS[0])));
+}

@@ -89,6 +89,21 @@ pub fn certificate_identity(cert: &CertificateDer<'_>) -> Result<Identity, Certi
     }
 }
 
+/// Whether a certificate speaks for this router.
+pub(crate) fn router_identity(
+    cert: &CertificateDer<'_>,
+    router: &str,
+) -> Result<(), CertificateIdentityError> {
+    let found = certificate_identity(cert)?;
+    match &found {
+        Identity::Router(name) if name.as_str() == router => Ok(()),
+        Identity::Router(_) | Identity::Node(_) | Identity::Operator(_) => {
+            let wanted = format!("xenflow://router/{router}");
+            Err(CertificateIdentityError::Other { found, wanted })
+        }
+    }
+}
+
 /// What is needed to connect as `router`.
 ///
 /// # Errors
@@ -100,14 +115,11 @@ pub fn client_config(ca: &Path, cert: &Path, key: &Path, router: &str) -> Result
     }
     let chain = certificates(cert)?;
     let own = chain.first().ok_or_else(|| TlsError::Empty(cert.into()))?;
-    let identity = certificate_identity(own).and_then(|found| match &found {
-        Identity::Router(name) if name.as_str() == router => Ok(()),
-        Identity::Router(_) | Identity::Node(_) | Identity::Operator(_) => {
-            let wanted = format!("xenflow://router/{router}");
-            Err(CertificateIdentityError::Other { found, wanted })
-        }
-    });
-    identity.map_err(|source| TlsError::Own { path: cert.into(), router: router.into(), source })?;
+    router_identity(own, router).map_err(|source| TlsError::Own {
+        path: cert.into(),
+        router: router.into(),
+        source,
+    })?;
     let key =
         PrivateKeyDer::from_pem_file(key).map_err(|source| TlsError::Pem { path: key.into(), source })?;
 
@@ -125,7 +137,8 @@ pub fn client_config(ca: &Path, cert: &Path, key: &Path, router: &str) -> Result
     Ok(config)
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// All in a file; at least one.
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem = |source| TlsError::Pem { path: path.into(), source };
     let list: Vec<_> =
         CertificateDer::pem_file_iter(path).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)?;

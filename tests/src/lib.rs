@@ -29,6 +29,7 @@ pub mod oracle;
 pub mod probe;
 pub mod process;
 pub mod progress;
+pub mod routes;
 pub mod scenario;
 pub mod scenarios;
 pub mod scratch;

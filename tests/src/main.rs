@@ -10,7 +10,7 @@ use xenflow_tests::job::{Job, Mode};
 use xenflow_tests::progress::{print, say};
 use xenflow_tests::scenario::Scenario;
 use xenflow_tests::uml::Logs;
-use xenflow_tests::{benches, figures, flood, fresh, init, inject, probe, scenarios, setup, suite, uml};
+use xenflow_tests::{benches, figures, flood, fresh, init, inject, probe, routes, scenarios, setup, suite, uml};
 
 /// Runs XenFlow in a lab: a real Linux kernel with a real Open vSwitch, booted as an ordinary process.
 ///
@@ -85,6 +85,9 @@ enum Command {
     /// Sends first packets to one address after the other (runs inside the lab)
     #[command(hide = true)]
     Fresh(fresh::FreshArgs),
+    /// Changes routes as `ip -batch` does, faster (runs inside the lab)
+    #[command(hide = true)]
+    Routes,
     /// Kills a lab's process group when standard input ends
     #[command(hide = true)]
     Guard {
@@ -170,6 +173,7 @@ fn run(command: Command, binary: &Path) -> Result<u8> {
         Command::Inject(args) => inject::main(&args).map(|()| 0),
         Command::Flood(args) => flood::main(&args).map(|()| 0),
         Command::Fresh(args) => fresh::main(&args).map(|()| 0),
+        Command::Routes => routes::main().map(|()| 0),
         Command::Guard { group } => uml::guard(group).map(|()| 0),
         Command::Inside => init::inside().map(|()| 0),
     }

@@ -205,7 +205,7 @@ fn measure(
     outages: bool,
 ) -> Result<Run> {
     let acks = acknowledgements(&site.r1)?;
-    let (mut ip, mut stdin) = ip_batch(lab, site)?;
+    let (mut routes, mut stdin) = writer(lab, site)?;
     let to = format!("{TARGET}:7000").parse()?;
     let mut probe = Probe::start(lab, site.h[0].netns(), site.h[1].netns(), to, rate)?;
     probe.wait_first(LIMIT)?;
@@ -214,7 +214,7 @@ fn measure(
         ("xenflow-guest", site.r1.client()?.id()),
         ("xenflow-dom0", site.node.daemon()?.id()),
         ("ovs-vswitchd", site.node.host_mut().vswitchd()?.id()),
-        ("ip", ip.id()),
+        ("routes", routes.id()),
         ("lab", std::process::id()),
     ])?;
     let start = Instant::now();
@@ -255,7 +255,7 @@ fn measure(
         while acked + window < made {
             ensure!(take(&mut acked, LIMIT)?, "no acknowledgement; {acked} of {made} changes confirmed");
         }
-        ip.check()?;
+        routes.check()?;
     }
     // There may be more: a neighbor that the guest looks for is a change as well.
     while acked < made {
@@ -264,22 +264,23 @@ fn measure(
     let seconds = start.elapsed().as_secs_f64();
     let cpu = meter.percent()?;
     drop(stdin);
-    let status = ip.wait(LIMIT)?;
-    ensure!(status.success(), "ip ended with {status}: {}", ip.log());
+    let status = routes.wait(LIMIT)?;
+    ensure!(status.success(), "lab routes ended with {status}: {}", routes.log());
     let probe = probe.stop()?;
     let punted = site.r1.guest().forwarded()? - punted;
     ack_ms.sort_by(f64::total_cmp);
     Ok(Run { changes: made, seconds, ack_ms, probe, punted, cpu })
 }
 
-/// One `ip` for all changes: to start one takes longer than hundreds of changes.
-fn ip_batch(lab: &Lab, site: &Site) -> Result<(Process, ChildStdin)> {
-    let mut command = site.r1.guest().netns().command("ip");
-    command.args(["-batch", "-"]).stdin(Stdio::piped());
-    let log = lab.results().join(format!("ip-batch-{}.log", lab.next_id()));
-    let mut ip = Process::spawn_with_stdin("ip -batch", &mut command, &log)?;
-    let stdin = ip.child().stdin.take().context("no pipe to ip")?;
-    Ok((ip, stdin))
+/// What changes the routes: one program for all changes, and cheap, as it shares the lab's one processor with what is
+/// measured.
+fn writer(lab: &Lab, site: &Site) -> Result<(Process, ChildStdin)> {
+    let mut command = site.r1.guest().netns().command(lab.binary());
+    command.arg("routes").stdin(Stdio::piped());
+    let log = lab.results().join(format!("routes-{}.log", lab.next_id()));
+    let mut routes = Process::spawn_with_stdin("lab routes", &mut command, &log)?;
+    let stdin = routes.child().stdin.take().context("no pipe to the writer")?;
+    Ok((routes, stdin))
 }
 
 /// Takes back what the control has left.

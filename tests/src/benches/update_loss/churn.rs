@@ -1,4 +1,4 @@
-//! The plan of changes: keys of the guest's kernel that come and go, and the `ip` lines that make them.
+//! The plan of changes: keys of the guest's kernel that come and go, and the lines for `lab routes` that make them.
 //!
 //! None of them changes what is right for the probe's packets. No key is touched twice in a short time, so that
 //! every change is one that the host is told of.
@@ -51,7 +51,7 @@ pub(super) struct Churn {
     objects: Vec<Toggle>,
 }
 
-/// Lines for `ip -batch`.
+/// Lines for `lab routes`.
 #[derive(Debug)]
 pub(super) struct Lines {
     pub(super) text: String,

@@ -1,0 +1,288 @@
+//! Changes of routes and next-hop objects, as fast as a kernel takes them.
+//!
+//! `lab routes` is the program that runs inside a namespace. It reads lines as `ip -batch` does and understands the few
+//! that benches and scenarios write; many of them share one system call, where `ip` makes several for each.
+
+use std::collections::HashMap;
+use std::io::BufRead as _;
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, bail, ensure};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::net::if_::if_nametoindex;
+
+/// Messages in one system call.
+const TOGETHER: usize = 64;
+/// `linux/netlink.h`: the header, and flags of requests.
+const HEADER: usize = 16;
+const REQUEST: u16 = 0x1;
+const ACK: u16 = 0x4;
+const REPLACE: u16 = 0x100;
+const EXCL: u16 = 0x200;
+const CREATE: u16 = 0x400;
+const NLMSG_ERROR: u16 = 2;
+/// `linux/rtnetlink.h`.
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
+const RTM_NEWNEXTHOP: u16 = 104;
+const RTM_DELNEXTHOP: u16 = 105;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_NH_ID: u16 = 30;
+/// `linux/nexthop.h`.
+const NHA_ID: u16 = 1;
+const NHA_OIF: u16 = 5;
+const NHA_GATEWAY: u16 = 6;
+const TABLE_MAIN: u8 = 254;
+const PROTOCOL_BOOT: u8 = 3;
+const SCOPE_UNIVERSE: u8 = 0;
+const SCOPE_LINK: u8 = 253;
+const SCOPE_NOWHERE: u8 = 255;
+
+/// The program `lab routes`.
+///
+/// # Errors
+/// A line that is not understood, or that the kernel refuses.
+pub fn main() -> Result<()> {
+    let socket = Socket::new(NETLINK_ROUTE).context("cannot open a netlink socket")?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut stdin = std::io::stdin().lock();
+    let mut links = HashMap::new();
+    let (mut rest, mut seq) = (String::new(), 0_u32);
+    loop {
+        let chunk = stdin.fill_buf()?;
+        let taken = chunk.len();
+        rest.push_str(std::str::from_utf8(chunk)?);
+        stdin.consume(taken);
+        let end = if taken == 0 { rest.len() } else { rest.rfind('\n').map_or(0, |at| at + 1) };
+        let lines: Vec<&str> = rest[..end].lines().filter(|line| !line.trim().is_empty()).collect();
+        for lines in lines.chunks(TOGETHER) {
+            send(&socket, lines, &mut seq, &mut links)?;
+        }
+        rest.drain(..end);
+        if taken == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// Sends the messages of these lines at once and waits until the kernel has taken the last.
+fn send(socket: &Socket, lines: &[&str], seq: &mut u32, links: &mut HashMap<String, u32>) -> Result<()> {
+    let mut out = Vec::new();
+    let first = seq.wrapping_add(1);
+    for (index, line) in lines.iter().enumerate() {
+        *seq = seq.wrapping_add(1);
+        // Errors come whatever is asked for.
+        let ack = if index + 1 == lines.len() { ACK } else { 0 };
+        message(line, *seq, ack, links, &mut out).with_context(|| format!("line \"{line}\""))?;
+    }
+    socket.send(&out, 0)?;
+    loop {
+        let (answer, _) = socket.recv_from_full()?;
+        let mut rest = answer.as_slice();
+        while rest.len() >= HEADER + 4 {
+            let size = u32::from_ne_bytes(rest[..4].try_into()?) as usize;
+            ensure!((HEADER + 4..=rest.len()).contains(&size), "an answer of {size} bytes from the kernel");
+            let of = u32::from_ne_bytes(rest[8..12].try_into()?);
+            if u16::from_ne_bytes(rest[4..6].try_into()?) == NLMSG_ERROR {
+                let code = i32::from_ne_bytes(rest[HEADER..HEADER + 4].try_into()?);
+                let line = lines.get(of.wrapping_sub(first) as usize);
+                if code != 0 {
+                    let error = std::io::Error::from_raw_os_error(-code);
+                    return Err(error).with_context(|| format!("line {line:?} is refused"));
+                }
+                if of == *seq {
+                    return Ok(());
+                }
+            }
+            rest = &rest[size.next_multiple_of(4).min(rest.len())..];
+        }
+    }
+}
+
+/// Appends the message of a line.
+fn message(
+    line: &str,
+    seq: u32,
+    flags: u16,
+    links: &mut HashMap<String, u32>,
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    let mut words = line.split_whitespace();
+    let (object, verb) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let verb_flags = match verb {
+        "add" => CREATE | EXCL,
+        "replace" => CREATE | REPLACE,
+        "del" => 0,
+        _ => bail!("\"{verb}\" is none of add, replace and del"),
+    };
+    let start = out.len();
+    out.extend([0; HEADER]);
+    let kind = match (object, verb) {
+        ("route", "del") => RTM_DELROUTE,
+        ("route", _) => RTM_NEWROUTE,
+        ("nexthop", "del") => RTM_DELNEXTHOP,
+        ("nexthop", _) => RTM_NEWNEXTHOP,
+        _ => bail!("\"{object}\" is neither route nor nexthop"),
+    };
+    let words: Vec<&str> = words.collect();
+    if object == "route" {
+        route(&words, verb == "del", links, out)?
+    } else {
+        next_hop(&words, links, out)?
+    }
+    let size = u32::try_from(out.len() - start)?;
+    let header = &mut out[start..start + HEADER];
+    header[..4].copy_from_slice(&size.to_ne_bytes());
+    header[4..6].copy_from_slice(&kind.to_ne_bytes());
+    header[6..8].copy_from_slice(&(REQUEST | verb_flags | flags).to_ne_bytes());
+    header[8..12].copy_from_slice(&seq.to_ne_bytes());
+    Ok(())
+}
+
+/// `[KIND] PREFIX [via ADDRESS] [dev NAME] [nhid ID] [metric N]`: what `struct rtmsg` and its attributes say.
+fn route(
+    words: &[&str],
+    is_removal: bool,
+    links: &mut HashMap<String, u32>,
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    let number = |name: &str| match name {
+        "blackhole" => Some(6_u8),
+        "unreachable" => Some(7),
+        "prohibit" => Some(8),
+        _ => None,
+    };
+    let kind = words.first().and_then(|word| number(word));
+    let words = if kind.is_some() { &words[1..] } else { words };
+    let (prefix, options) = words.split_first().context("there is no prefix")?;
+    let (addr, len) = prefix.split_once('/').context("the prefix has no length")?;
+    let (addr, len): (IpAddr, u8) = (addr.parse()?, len.parse()?);
+    let mut attributes = Vec::new();
+    attribute(&mut attributes, RTA_DST, &octets(addr));
+    let mut is_direct = kind.is_none();
+    for pair in options.chunks(2) {
+        let [word, value] = pair else { bail!("\"{}\" has no value", pair.concat()) };
+        match *word {
+            "via" => attribute(&mut attributes, RTA_GATEWAY, &octets(value.parse()?)),
+            "dev" => attribute(&mut attributes, RTA_OIF, &link(value, links)?.to_ne_bytes()),
+            "nhid" => attribute(&mut attributes, RTA_NH_ID, &value.parse::<u32>()?.to_ne_bytes()),
+            "metric" => attribute(&mut attributes, RTA_PRIORITY, &value.parse::<u32>()?.to_ne_bytes()),
+            _ => bail!("\"{word}\" is none of via, dev, nhid and metric"),
+        }
+        is_direct &= !matches!(*word, "via" | "nhid");
+    }
+    let (protocol, scope, kind) = match (is_removal, kind) {
+        (true, kind) => (0, SCOPE_NOWHERE, kind.unwrap_or(0)),
+        (false, None) if is_direct => (PROTOCOL_BOOT, SCOPE_LINK, 1),
+        (false, kind) => (PROTOCOL_BOOT, SCOPE_UNIVERSE, kind.unwrap_or(1)),
+    };
+    out.extend([family(addr), len, 0, 0, TABLE_MAIN, protocol, scope, kind, 0, 0, 0, 0]);
+    out.extend(attributes);
+    Ok(())
+}
+
+/// `id ID [via ADDRESS dev NAME]`: what `struct nhmsg` and its attributes say.
+fn next_hop(words: &[&str], links: &mut HashMap<String, u32>, out: &mut Vec<u8>) -> Result<()> {
+    let mut attributes = Vec::new();
+    let mut of = 0;
+    for pair in words.chunks(2) {
+        let [word, value] = pair else { bail!("\"{}\" has no value", pair.concat()) };
+        match *word {
+            "id" => attribute(&mut attributes, NHA_ID, &value.parse::<u32>()?.to_ne_bytes()),
+            "via" => {
+                let gateway = value.parse()?;
+                of = family(gateway);
+                attribute(&mut attributes, NHA_GATEWAY, &octets(gateway));
+            }
+            "dev" => attribute(&mut attributes, NHA_OIF, &link(value, links)?.to_ne_bytes()),
+            _ => bail!("\"{word}\" is none of id, via and dev"),
+        }
+    }
+    out.extend([of, SCOPE_UNIVERSE, if of == 0 { 0 } else { PROTOCOL_BOOT }, 0, 0, 0, 0, 0]);
+    out.extend(attributes);
+    Ok(())
+}
+
+fn family(addr: IpAddr) -> u8 {
+    if addr.is_ipv4() { 2 } else { 10 }
+}
+
+fn octets(addr: IpAddr) -> Vec<u8> {
+    match addr {
+        IpAddr::V4(addr) => addr.octets().to_vec(),
+        IpAddr::V6(addr) => addr.octets().to_vec(),
+    }
+}
+
+fn link(name: &str, links: &mut HashMap<String, u32>) -> Result<u32> {
+    if let Some(index) = links.get(name) {
+        return Ok(*index);
+    }
+    let index = if_nametoindex(name).with_context(|| format!("there is no interface {name}"))?;
+    links.insert(name.to_owned(), index);
+    Ok(index)
+}
+
+fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    out.extend((4 + value.len() as u16).to_ne_bytes());
+    out.extend(kind.to_ne_bytes());
+    out.extend(value);
+    out.resize(out.len().next_multiple_of(4), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(line: &str) -> Vec<u8> {
+        let mut links = HashMap::from([("lan2".to_owned(), 3)]);
+        let mut out = Vec::new();
+        message(line, 9, 0, &mut links, &mut out).unwrap();
+        assert_eq!(u32::from_ne_bytes(out[..4].try_into().unwrap()) as usize, out.len());
+        out
+    }
+
+    /// Little endian, as `ip` sends them (`strace -e trace=sendmsg`).
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn messages_are_those_of_ip() {
+        let header = |kind: u8, flags: u16| {
+            let [low, high] = flags.to_le_bytes();
+            [kind, 0, low, high, 9, 0, 0, 0, 0, 0, 0, 0].to_vec()
+        };
+        let add = bytes("route add 10.9.0.0/16 via 10.2.0.20 dev lan2 metric 40");
+        assert_eq!(add[4..16], header(24, 0x601));
+        assert_eq!(add[16..28], [2, 16, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0]);
+        let attributes = [
+            [8, 0, 1, 0, 10, 9, 0, 0],
+            [8, 0, 5, 0, 10, 2, 0, 20],
+            [8, 0, 4, 0, 3, 0, 0, 0],
+            [8, 0, 6, 0, 40, 0, 0, 0],
+        ];
+        assert_eq!(add[28..], attributes.concat());
+        let del = bytes("route del blackhole 10.9.0.0/16");
+        assert_eq!(del[4..16], header(25, 1));
+        assert_eq!(del[16..28], [2, 16, 0, 0, 254, 0, 255, 6, 0, 0, 0, 0]);
+        let object = bytes("nexthop add id 7 via 10.2.0.20 dev lan2");
+        assert_eq!(object[4..16], header(104, 0x601));
+        assert_eq!(object[16..24], [2, 0, 3, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes("nexthop del id 7")[16..], [0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 1, 0, 7, 0, 0, 0]);
+        assert_eq!(bytes("route replace 10.9.0.0/16 nhid 2")[4..16], header(24, 0x501));
+    }
+
+    #[test]
+    fn other_lines_are_refused() {
+        for line in [
+            "",
+            "link add x",
+            "route add 10.0.0.0",
+            "route add 10.0.0.0/8 src 1.1.1.1",
+            "route get 10.0.0.0/8",
+        ] {
+            assert!(message(line, 1, 0, &mut HashMap::new(), &mut Vec::new()).is_err(), "{line}");
+        }
+    }
+}

@@ -34,6 +34,8 @@ pub(crate) enum LinkError {
     Decode(#[from] xenflow_proto::DecodeError),
     #[error("connection closed by the host")]
     Closed,
+    #[error("nudged by a host that does not know of the session")]
+    Nudged,
     #[error("connection")]
     Io(#[source] io::Error),
     #[error("connecting to {to}")]
@@ -56,7 +58,7 @@ impl LinkError {
     /// The other end went away from under a session, as it does when this guest was moved: the next host is
     /// there already.
     pub(crate) fn is_reset(&self) -> bool {
-        matches!(self, Self::Closed)
+        matches!(self, Self::Closed | Self::Nudged)
             || matches!(self, Self::Io(e) if matches!(e.kind(),
                 io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe))
     }

@@ -10,17 +10,20 @@ use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 use xenflow_proto::frame::MAX_FRAME;
 use xenflow_proto::message::{Hello, VERSION};
-use xenflow_proto::{HostMessage, Key, MacAddr, Object};
+use xenflow_proto::table::NeighborKey;
+use xenflow_proto::{GuestMessage, HostMessage, Key, MacAddr, Object};
 
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::connection::{Connection, LinkError, Stream, attempt, chain, write};
-use crate::mirror::Mirror;
+use crate::mirror::{Mirror, Start};
 use crate::neighbors::{Wanted, wanted};
 use crate::netlink::{Input, Netlink};
+use crate::nudge::Nudge;
 use crate::obstacles::{Survey, describe};
 use crate::refresh::Refresh;
-use crate::session::{Acked, Event};
+use crate::rejected::Rejected;
+use crate::session::{Acked, Event, Session};
 use crate::status::{AckLine, State, Status};
 use crate::tls;
 use crate::watch::{Heard, Watch};
@@ -35,6 +38,9 @@ const DUMP_STALLED: Duration = Duration::from_secs(5);
 const GOOD_SESSION: Duration = Duration::from_secs(1);
 /// The session's end may take this long when the client stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+/// After a nudge, an attempt to connect that takes longer than this is given up for a new one, and so is a session
+/// whose host has not answered for so long: what they are sent may wait for TCP to repeat it.
+const STUCK: Duration = Duration::from_millis(300);
 /// Datagrams read from the kernel before the host gets its turn.
 const BURST: usize = 64;
 
@@ -66,7 +72,7 @@ pub enum RunError {
 #[derive(Debug)]
 enum Phase {
     Waiting { until: Duration },
-    Connecting(JoinHandle<Result<Stream, LinkError>>),
+    Connecting { task: JoinHandle<Result<Stream, LinkError>>, since: Duration },
     Open(Box<Connection>),
 }
 
@@ -87,6 +93,7 @@ struct Driver {
     netlink: Netlink,
     watch: Watch,
     refresh: Refresh,
+    nudge: Nudge,
     status: Status,
     mirror: Mirror,
     /// What the last survey found, in words.
@@ -103,7 +110,9 @@ struct Driver {
     /// What of the control interface matters for reaching the host.
     control: Option<(u32, Option<MacAddr>, bool, bool)>,
     error: Option<String>,
-    rejected: u64,
+    rejected: Rejected,
+    /// What the host, or the one before, sends to.
+    in_use: Vec<NeighborKey>,
     dumps: u64,
     overflows: u64,
 }
@@ -127,12 +136,12 @@ pub async fn run(config: Config, seed: u64, stop: impl Future<Output = ()>) -> R
     let (min, max) = config.reconnect();
     let start = now();
     let mut driver = Driver {
-        hello,
         netlink,
         watch: Watch::new(config.survey_interval(), start),
         refresh: Refresh::new(start),
+        nudge: Nudge::new(config.host),
         status,
-        mirror: Mirror::new(),
+        mirror: Mirror::new(&hello.boot_id),
         obstacles: Arc::default(),
         phase: Phase::Waiting { until: start },
         backoff: Backoff::new(min, max, seed),
@@ -143,10 +152,12 @@ pub async fn run(config: Config, seed: u64, stop: impl Future<Output = ()>) -> R
         dump_took: Duration::ZERO,
         control: None,
         error: None,
-        rejected: 0,
+        rejected: Rejected::default(),
+        in_use: Vec::new(),
         dumps: 0,
         overflows: 0,
         config,
+        hello,
     };
     info!(router = driver.config.router, host = %driver.config.host,
         interface = driver.config.control_interface, "starting");
@@ -175,6 +186,7 @@ enum Wake {
     Kernel(io::Result<()>),
     Watch(Heard),
     Refreshed,
+    Nudged,
     Connected(Box<Result<Stream, LinkError>>),
     Read(io::Result<usize>),
     Written(io::Result<()>),
@@ -188,11 +200,13 @@ impl Driver {
         let deadline = self.deadline();
         let timer = tokio::time::sleep(deadline.saturating_sub(now()));
         let (netlink, watch, refresh) = (&self.netlink, &mut self.watch, &mut self.refresh);
+        let nudge = &mut self.nudge;
         let kernel = async {
             tokio::select! {
                 result = netlink.readable() => Wake::Kernel(result),
                 heard = watch.heard() => Wake::Watch(heard),
                 () = refresh.done() => Wake::Refreshed,
+                () = nudge.heard() => Wake::Nudged,
             }
         };
         let wake = match &mut self.phase {
@@ -200,7 +214,7 @@ impl Driver {
                 wake = kernel => wake,
                 () = timer => Wake::Timer,
             },
-            Phase::Connecting(task) => tokio::select! {
+            Phase::Connecting { task, .. } => tokio::select! {
                 wake = kernel => wake,
                 done = task => Wake::Connected(Box::new(
                     done.unwrap_or_else(|e| Err(LinkError::Io(io::Error::other(e)))))),
@@ -228,6 +242,7 @@ impl Driver {
                     self.surveyed(&survey, time);
                 }
             }
+            Wake::Nudged => self.nudged(time),
             Wake::Connected(result) => self.connected(*result, time),
             Wake::Read(result) => self.received(result, time),
             Wake::Written(Ok(())) | Wake::Refreshed | Wake::Timer => {}
@@ -246,7 +261,7 @@ impl Driver {
         let phase = match &self.phase {
             // Who and where to connect from is known after the first dump, what to say after the first survey.
             Phase::Waiting { until } => self.mirror.is_trusted().then_some(*until),
-            Phase::Connecting(_) => None,
+            Phase::Connecting { .. } => None,
             Phase::Open(connection) => Some(connection.session.poll_timeout().0),
         };
         dump.into_iter()
@@ -271,7 +286,7 @@ impl Driver {
         self.watch.start(time);
         if self.mirror.is_trusted() {
             self.refresh.start(time, || match self.config.keep_neighbors {
-                true => wanted(&self.mirror, &self.config.control_interface),
+                true => wanted(&self.mirror, &self.config.control_interface, &self.in_use),
                 // What an earlier run asked for is released.
                 false => Wanted::default(),
             });
@@ -283,7 +298,7 @@ impl Driver {
                     self.lost(error.into(), time);
                 }
             }
-            Phase::Waiting { .. } | Phase::Connecting(_) => {}
+            Phase::Waiting { .. } | Phase::Connecting { .. } => {}
         }
         Ok(())
     }
@@ -385,13 +400,17 @@ impl Driver {
             return;
         }
         debug!(?control, "control interface changed");
-        let was_there = std::mem::replace(&mut self.control, control).is_some();
+        let before = std::mem::replace(&mut self.control, control);
+        let index = |control: Option<(u32, _, _, _)>| control.map(|(ifindex, ..)| ifindex);
+        if index(before) != index(control) {
+            self.nudge.listen(control.map(|_| self.config.control_interface.as_str()));
+        }
         self.backoff.reset();
         match &mut self.phase {
             Phase::Waiting { until } => *until = time,
             // An attempt that is under way has found the interface before the mirror did.
-            Phase::Connecting(_) if !was_there => {}
-            Phase::Connecting(task) => {
+            Phase::Connecting { .. } if before.is_none() => {}
+            Phase::Connecting { task, .. } => {
                 task.abort();
                 self.phase = Phase::Waiting { until: time };
             }
@@ -399,10 +418,30 @@ impl Driver {
         }
     }
 
+    /// The host has no session of this guest, as far as it knew when it sent the nudge.
+    fn nudged(&mut self, time: Duration) {
+        let due = self.nudge.admit(time);
+        debug!(wait_ms = due.saturating_sub(time).as_millis(), "nudged");
+        match &mut self.phase {
+            Phase::Waiting { until } => *until = due.min(*until),
+            Phase::Connecting { task, since } if *since + STUCK <= time => {
+                task.abort();
+                self.phase = Phase::Waiting { until: due };
+            }
+            Phase::Connecting { .. } => {}
+            Phase::Open(connection) => match connection.session.asked() {
+                Some(asked) if asked + STUCK <= time => self.lost(LinkError::Nudged, time),
+                Some(_) => {}
+                None if due <= time => connection.session.probe(time),
+                None => {}
+            },
+        }
+    }
+
     fn connect(&mut self, time: Duration) {
         let link = self.mirror.link(&self.config.control_interface);
         match attempt(&self.config, link) {
-            Ok(task) => self.phase = Phase::Connecting(task),
+            Ok(task) => self.phase = Phase::Connecting { task, since: time },
             Err(error) => self.lost(error, time),
         }
     }
@@ -418,7 +457,7 @@ impl Driver {
 
     /// The session or the attempt is over; says why, once, and waits.
     fn lost(&mut self, error: LinkError, time: Duration) {
-        self.mirror.stop_stream();
+        self.mirror.hang_up();
         // One that ends as soon as it is up will do so again: somebody else may use the same certificate.
         let up_since = if let Phase::Open(connection) = &self.phase { connection.up_since } else { None };
         let good = up_since.is_some_and(|since| since + GOOD_SESSION <= time);
@@ -459,12 +498,14 @@ impl Driver {
                     connection.node = Some(node);
                     connection.up_since = Some(time);
                     self.error = None;
-                    self.rejected = 0;
+                    self.rejected.clear();
                 }
                 Some(Event::Acked(step)) => {
-                    self.rejected += step.rejected.len() as u64;
+                    self.rejected.step(&step);
                     acknowledged(&self.status, &step, time);
                 }
+                Some(Event::InUse(neighbors)) => self.in_use = neighbors,
+                Some(Event::Renewed(_)) => debug!("another certificate"),
             }
         }
         Ok(())
@@ -475,6 +516,10 @@ impl Driver {
         let Phase::Open(connection) = &mut self.phase else { return };
         while connection.out.len() < OUT_HIGH {
             let Some(message) = connection.session.poll_transmit(&mut self.mirror) else { break };
+            if matches!(message, GuestMessage::SnapshotBegin(_) | GuestMessage::Resume(_)) {
+                let (start, backlog) = (connection.session.start(), self.mirror.backlog());
+                info!(?start, backlog, "the host is brought up to date");
+            }
             message.encode(&mut connection.out);
         }
     }
@@ -498,31 +543,37 @@ impl Driver {
     }
 
     fn tell(&self) {
-        let (state, node, seq, acked) = match &self.phase {
-            Phase::Waiting { .. } if !self.mirror.is_trusted() => ("starting", None, 0, 0),
-            Phase::Waiting { .. } => ("down", None, 0, 0),
-            Phase::Connecting(_) => ("connecting", None, 0, 0),
+        let session = match &self.phase {
+            Phase::Open(connection) => Some(&connection.session),
+            Phase::Waiting { .. } | Phase::Connecting { .. } => None,
+        };
+        let (state, node) = match &self.phase {
+            Phase::Waiting { .. } if !self.mirror.is_trusted() => ("starting", None),
+            Phase::Waiting { .. } => ("down", None),
+            Phase::Connecting { .. } => ("connecting", None),
             Phase::Open(connection) => {
-                let session = &connection.session;
                 let node = connection.node.as_ref().map(ToString::to_string);
-                let state = match (&node, session.is_live()) {
+                let state = match (&node, connection.session.is_live()) {
                     (None, _) => "connecting",
                     (Some(_), false) => "syncing",
                     (Some(_), true) => "up",
                 };
-                (state, node, session.sent().0, session.acked().0)
+                (state, node)
             }
         };
         self.status.update(State {
             state,
             node,
             error: self.error.clone(),
-            seq,
-            acked,
+            seq: session.map_or(0, |session| session.sent().0),
+            acked: session.map_or(0, |session| session.acked().0),
             routes: self.mirror.routes(),
             neighbors: self.mirror.neighbors(),
             backlog: self.mirror.backlog(),
-            rejected: self.rejected,
+            resumed: session.is_some_and(|session| session.start() == Some(Start::Resume)),
+            changes: session.map_or(0, Session::changes),
+            rejected: self.rejected.len(),
+            rejections: self.rejected.shown(),
             dumps: self.dumps,
             overflows: self.overflows,
             obstacles: Arc::clone(&self.obstacles),

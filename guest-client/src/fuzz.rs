@@ -16,7 +16,7 @@ use crate::translate::{AF_INET, AF_INET6, Event, translate};
 
 /// A datagram of the kernel, as an event and as part of a dump. Returns how many messages were understood.
 pub fn datagram(data: &[u8]) -> usize {
-    let mut mirror = Mirror::new();
+    let mut mirror = Mirror::new(&[0; 16]);
     mirror.begin_dump();
     let mut understood = 0;
     for message in Messages::new(data).map_while(Result::ok) {

@@ -20,8 +20,8 @@ use crate::gateways::Gateways;
 use crate::obstacles::Survey;
 use crate::translate::{Event, Place};
 
-use told::Dirty;
-pub use told::{Batch, Limits};
+use told::Told;
+pub use told::{Batch, Confirmed, Limits, MAX_IN_FLIGHT, Start};
 
 /// A key with its rank in a snapshot: what a route refers to comes before it, and what stands in the way of
 /// forwarding before everything that it concerns.
@@ -53,8 +53,12 @@ struct Entry {
     dumped: u32,
     /// The dump during or before which an event told of it.
     event: u32,
-    /// The stream whose host was told of this key.
-    told: u32,
+    /// Hash of what the host is to be told of it.
+    hash: u64,
+    /// Hash of what the host was told last under this key.
+    told: Option<u64>,
+    /// Number of the message by which it was.
+    sent: u64,
 }
 
 /// Who tells of an object.
@@ -65,7 +69,7 @@ enum Source {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Mirror {
     entries: BTreeMap<Slot, Entry>,
     /// Keys under which the kernel has, or may have, several routes; `entries` has the first. With the dump
@@ -82,23 +86,32 @@ pub struct Mirror {
     surveyed: Option<BTreeSet<IfIndex>>,
     /// Others came since somebody asked.
     unsurveyed: bool,
-    stream: u32,
-    streaming: bool,
-    dirty: BTreeMap<Slot, Dirty>,
-    order: BTreeMap<i64, Slot>,
-    /// The lowest ticket is taken first. They count up, and down for what must overtake.
-    next_ticket: i64,
-    last_urgent: i64,
+    told: Told,
     routes: usize,
     neighbors: usize,
     gateways: Gateways,
 }
 
 impl Mirror {
-    /// An empty one, not to be trusted before the first dump and the first survey.
+    /// An empty one, not to be trusted before the first dump and the first survey. The kernel's boot id keys what
+    /// this guest and its host compare their tables by.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(boot_id: &[u8; 16]) -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            duplicated: BTreeMap::new(),
+            dump: 0,
+            dumping: false,
+            removed: BTreeSet::new(),
+            doubtful: false,
+            trusted: false,
+            surveyed: None,
+            unsurveyed: false,
+            told: Told::new(boot_id),
+            routes: 0,
+            neighbors: 0,
+            gateways: Gateways::default(),
+        }
     }
 
     /// A dump has ended, nothing was lost since, and a survey tells what the tables do not.
@@ -185,9 +198,7 @@ impl Mirror {
                 }
             }
             // Routes may differ in what is not looked at, such as the preferred source.
-            (Some(_), Place::First) => {
-                self.duplicated.insert(key, self.dump);
-            }
+            (Some(_), Place::First) => self.duplicate(key, now),
             // An IPv6 route that got one more hop is told whole; anything else stands behind the first.
             (Some(first), Place::Last) => {
                 if !extends(&route, first) {
@@ -347,10 +358,10 @@ impl Mirror {
             let unknown = Object::Obstacle(not_surveyed(*link));
             let of_unknown = Slot::from(unknown.key());
             if !self.put(unknown, now, Source::Event)
-                && self.entries.get(&of_unknown).is_some_and(|e| e.told != self.stream)
+                && let Some(told) = self.entries.get(&of_unknown).map(|entry| entry.told)
             {
-                // Left over from a link before, and still to come in the snapshot.
-                self.mark(of_unknown, now, false);
+                // It may be left over from a link before, and still to come in the snapshot.
+                self.review(&of_unknown, told, now);
             }
         }
         let dump = self.dump;
@@ -372,19 +383,21 @@ impl Mirror {
             }
             self.gateways.remove(&entry.object);
             self.gateways.add(&object);
+            entry.hash = self.told.replace(Some(entry.hash), &object, &self.duplicated);
             entry.object = object;
-            let known = entry.told == self.stream;
-            self.mark(slot, now, known);
+            let told = entry.told;
+            self.review(&slot, told, now);
             return true;
         }
         self.doubtful |= source == Source::Dump && self.removed.contains(&slot);
         self.count(&slot, 1);
         self.gateways.add(&object);
+        let hash = self.told.replace(None, &object, &self.duplicated);
         // A key that went and came back before the host was told stays one it knows.
-        let known = self.dirty.get(&slot).is_some_and(|dirty| dirty.known);
-        let told = if known { self.stream } else { self.stream.wrapping_sub(1) };
-        self.entries.insert(slot.clone(), Entry { object, seen: dump, dumped, event, told });
-        self.mark(slot, now, known);
+        let told = self.told.of_gone(&slot);
+        let entry = Entry { object, seen: dump, dumped, event, hash, told, sent: self.told.sent() };
+        self.entries.insert(slot.clone(), entry);
+        self.review(&slot, told, now);
         true
     }
 
@@ -398,11 +411,8 @@ impl Mirror {
             Key::Link(link) => drop(self.surveyed.as_mut().map(|links| links.remove(&link))),
             Key::Address(_) | Key::NextHop(_) | Key::Neighbor(_) | Key::Settings | Key::Obstacle(_) => {}
         }
-        if entry.told == self.stream {
-            self.mark(slot.clone(), now, true);
-        } else {
-            self.unmark(slot);
-        }
+        self.told.remove(entry.hash);
+        self.review(slot, entry.told, now);
         if let Key::Link(link) = slot.1 {
             self.delete(&Slot::from(Key::Obstacle(not_surveyed(link).key)), now);
         }

@@ -3,8 +3,9 @@
 //! What the host forwards does not pass this kernel, which therefore does not notice that it uses a neighbor: the
 //! entry goes stale, and nobody sees that the neighbor has another MAC now, or is dead. So this guest asks:
 //!
-//! * Gateways of routes become *managed* (`NTF_EXT_MANAGED`, Linux 5.16): the kernel resolves them and keeps them
-//!   resolved. An older kernel takes the same request as one to use the entry (`NTF_USE`), which resolves it.
+//! * Gateways of routes, and neighbors that the host says it sends to, become *managed* (`NTF_EXT_MANAGED`, Linux
+//!   5.16): the kernel resolves them and keeps them resolved. An older kernel takes the same request as one to use the
+//!   entry (`NTF_USE`), which resolves it.
 //! * Any other neighbor that has gone stale is probed. It answers and is reachable again, or it fails and is gone.
 //!
 //! Entries of others are left alone: permanent ones, those that need no resolving, those that a control plane put
@@ -140,16 +141,18 @@ impl Request {
 /// What a round goes by.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// Gateways of routes.
+    /// Gateways of routes, and what else the host sends to.
     pub gateways: BTreeSet<NeighborKey>,
     /// Links whose neighbors the host uses. No other link is touched.
     pub links: BTreeSet<IfIndex>,
 }
 
 /// What the tables say is wanted: the neighbors of links that the host may bind, which are plain, in use and belong
-/// to nothing but a VRF. The control network has no other neighbor than the host.
+/// to nothing but a VRF. The control network has no other neighbor than the host. Of the neighbors that the host says
+/// are `in_use`, those count that are there: one that is gone is resolved again by packets that the host hands to
+/// this guest, not by asking for ever.
 #[must_use]
-pub fn wanted(mirror: &Mirror, control_interface: &str) -> Wanted {
+pub fn wanted(mirror: &Mirror, control_interface: &str, in_use: &[NeighborKey]) -> Wanted {
     let is_vrf = |master| match mirror.object(Key::Link(master)) {
         Some(Object::Link(link)) => link.kind == "vrf",
         _ => false,
@@ -162,8 +165,9 @@ pub fn wanted(mirror: &Mirror, control_interface: &str) -> Wanted {
             && link.running
             && link.name != control_interface
     };
+    let in_use = in_use.iter().filter(|key| mirror.object(Key::Neighbor(**key)).is_some()).copied();
     Wanted {
-        gateways: mirror.gateways().iter().take(MAX_GATEWAYS).collect(),
+        gateways: mirror.gateways().iter().take(MAX_GATEWAYS).chain(in_use).collect(),
         links: mirror.links().filter(bindable).map(|link| link.ifindex).collect(),
     }
 }

@@ -1,21 +1,25 @@
 //! One session with a host, from `Hello` to its end: a state machine without I/O. Time is an argument.
 //!
 //! ```text
-//!  Greeting ──Welcome──► Snapshot ──SnapshotEnd sent──► Live
-//!     │                     │                            │
-//!     └──── Refusal, a broken rule, silence: the session ends with a SessionError ────┘
+//!  Greeting ──Welcome──► Welcomed ──SnapshotBegin or Resume sent──► Syncing ──SnapshotEnd sent──► Live
+//!     │                     │                                         │                          │
+//!     └─────────── Refusal, a broken rule, silence: the session ends with a SessionError ────────┘
 //! ```
+//! `Welcome` says which tables the host holds. The [`Mirror`] knows whether they are such that the difference
+//! suffices (`Resume`), or whether a snapshot is due. Neither begins nor ends before the mirror is to be trusted.
 //! Sequenced messages go out only while fewer than the host's window are unacknowledged. Meanwhile changes
-//! coalesce in the [`Mirror`], so nothing queues up here. Changes overtake the snapshot that is under way.
+//! coalesce in the mirror, so nothing queues up here. Changes overtake the snapshot that is under way.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
+use xenflow_proto::digest::Digest;
 use xenflow_proto::frame::MAX_FRAME;
-use xenflow_proto::message::{Hello, MAX_CHANGES, RefusalReason, VERSION, Welcome};
+use xenflow_proto::message::{Hello, MAX_CHANGES, RefusalReason, Renewed, VERSION, Welcome};
+use xenflow_proto::table::NeighborKey;
 use xenflow_proto::{GuestMessage, HostMessage, Key, Name, Seq};
 
-use crate::mirror::{Batch, Limits, Mirror, Slot};
+use crate::mirror::{Confirmed, Limits, Mirror, Start};
 
 /// The host must answer `Hello` within this.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,7 +29,7 @@ pub const PING_AFTER: Duration = Duration::from_secs(2);
 pub const PONG_TIMEOUT: Duration = Duration::from_secs(4);
 /// A host must take frames of at least this many bytes: the largest change fits.
 pub const MIN_FRAME: usize = 16 << 10;
-/// Most unacknowledged messages, whatever window the host offers: what is remembered of each is small.
+/// Most unacknowledged messages, whatever window the host offers; [`crate::mirror::MAX_IN_FLIGHT`] limits what is in them.
 pub const MAX_WINDOW: u32 = 4096;
 /// Most answers to pings that wait to be sent; a host that asks faster than it reads gets no more.
 const MAX_REPLIES: usize = 16;
@@ -72,9 +76,13 @@ pub enum Event {
     Up(Name),
     /// The host's switch confirmed messages.
     Acked(Acked),
+    /// The neighbors that the host sends to, all of them: to be kept fresh.
+    InUse(Vec<NeighborKey>),
+    /// The certificate that [`Session::renew`] asked for.
+    Renewed(Renewed),
 }
 
-/// A step forward of what the switch confirmed.
+/// A step forward of what the host acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acked {
     /// All up to this.
@@ -83,21 +91,25 @@ pub struct Acked {
     pub oldest: Option<Duration>,
     /// Changes in these messages.
     pub changes: usize,
-    /// What stays with the guest.
+    /// Keys in these messages that the host's switch now has as they were told: objects upserted, or gone if they
+    /// were removed. Those in `rejected` are left out. Later values may be under way:
+    /// [`Mirror::is_confirmed`] asks for the present one. Empty before the end of a snapshot or resume, of which the
+    /// host may acknowledge the parts before its switch has them.
+    pub confirmed: Vec<Key>,
+    /// The end of a snapshot or resume got through: the switch has all that was told up to `seq`, also what `confirmed`
+    /// does not name. Whoever waits for a key asks [`Mirror::is_confirmed`] now.
+    pub whole: bool,
+    /// What stays with the guest, and why.
     pub rejected: Vec<(Key, String)>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Sent {
-    seq: Seq,
-    oldest: Option<Duration>,
-    changes: usize,
+    /// What was rejected earlier, and is forwarded by the host from now on.
+    pub accepted: Vec<Key>,
 }
 
 #[derive(Debug)]
 enum Phase {
     Greeting(Option<Hello>),
-    Snapshot { begun: bool, listed: bool, cursor: Option<Slot> },
+    Welcomed(Option<Digest>),
+    Syncing,
     Live,
 }
 
@@ -106,10 +118,12 @@ enum Phase {
 pub struct Session {
     phase: Phase,
     limits: Limits,
-    window: usize,
+    window: u64,
     sent: Seq,
     acked: Seq,
-    in_flight: VecDeque<Sent>,
+    start: Option<Start>,
+    changes: u64,
+    renew: bool,
     replies: VecDeque<u64>,
     heard: Duration,
     asked: Option<Duration>,
@@ -127,7 +141,9 @@ impl Session {
             window: 0,
             sent: Seq(0),
             acked: Seq(0),
-            in_flight: VecDeque::new(),
+            start: None,
+            changes: 0,
+            renew: false,
             replies: VecDeque::new(),
             heard: now,
             asked: None,
@@ -136,7 +152,7 @@ impl Session {
         }
     }
 
-    /// The snapshot was sent whole; the host may still be at it.
+    /// The host was sent all there is; it may still be at it.
     #[must_use]
     pub fn is_live(&self) -> bool {
         matches!(self.phase, Phase::Live)
@@ -154,7 +170,19 @@ impl Session {
         self.acked
     }
 
-    /// Takes in a message of the host. On `Welcome`, the mirror starts to remember what this host must be told.
+    /// How the host is brought up to date, once that has begun.
+    #[must_use]
+    pub fn start(&self) -> Option<Start> {
+        self.start
+    }
+
+    /// Changes sent.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Takes in a message of the host.
     ///
     /// # Errors
     /// [`SessionError`]: the session is over.
@@ -169,24 +197,28 @@ impl Session {
         let greeting = matches!(self.phase, Phase::Greeting(_));
         match message {
             HostMessage::Refusal { reason, detail } => Err(SessionError::Refused { reason, detail }),
-            HostMessage::Welcome(welcome) if greeting => {
-                self.welcome(welcome).inspect(|_| mirror.start_stream()).map(Some)
-            }
+            HostMessage::Welcome(welcome) if greeting => self.welcome(welcome).map(Some),
             HostMessage::Welcome(_) => Err(SessionError::Unexpected("Welcome")),
             HostMessage::Ack { .. } if greeting => Err(SessionError::Unexpected("Ack")),
-            HostMessage::Ack { seq, rejected, accepted: _ } => self.ack(seq, rejected).map(Some),
+            HostMessage::Ack { seq, rejected, accepted } => {
+                self.ack(seq, rejected, accepted, mirror).map(Some)
+            }
+            HostMessage::InUse(_) if greeting => Err(SessionError::Unexpected("InUse")),
+            HostMessage::InUse(neighbors) => Ok(Some(Event::InUse(neighbors))),
+            HostMessage::Renewed(_) if greeting => Err(SessionError::Unexpected("Renewed")),
+            HostMessage::Renewed(renewed) => Ok(Some(Event::Renewed(renewed))),
             HostMessage::Ping(token) => {
                 if self.replies.len() < MAX_REPLIES {
                     self.replies.push_back(token);
                 }
                 Ok(None)
             }
-            HostMessage::Pong(_) | HostMessage::InUse(_) | HostMessage::Renewed(_) => Ok(None),
+            HostMessage::Pong(_) => Ok(None),
         }
     }
 
     fn welcome(&mut self, welcome: Welcome) -> Result<Event, SessionError> {
-        let Welcome { version, node, max_frame_bytes, max_changes, window, held: _ } = welcome;
+        let Welcome { version, node, max_frame_bytes, max_changes, window, held } = welcome;
         if version != VERSION {
             return Err(SessionError::Version(version));
         }
@@ -196,23 +228,31 @@ impl Session {
         }
         // 64 bytes for what is around the changes.
         self.limits = Limits { changes: (max_changes as usize).clamp(1, MAX_CHANGES), bytes: frame - 64 };
-        self.window = window.clamp(1, MAX_WINDOW) as usize;
-        self.phase = Phase::Snapshot { begun: false, listed: false, cursor: None };
+        self.window = window.clamp(1, MAX_WINDOW).into();
+        self.phase = Phase::Welcomed(held);
         Ok(Event::Up(node))
     }
 
-    fn ack(&mut self, seq: Seq, rejected: Vec<(Key, String)>) -> Result<Event, SessionError> {
+    fn ack(
+        &mut self,
+        seq: Seq,
+        rejected: Vec<(Key, String)>,
+        accepted: Vec<Key>,
+        mirror: &mut Mirror,
+    ) -> Result<Event, SessionError> {
         if seq < self.acked || seq > self.sent {
             return Err(SessionError::Ack { seq, acked: self.acked, sent: self.sent });
         }
+        let Confirmed { oldest, changes, mut keys, whole } = mirror.acknowledge(seq.0 - self.acked.0);
         self.acked = seq;
-        let mut step = Acked { seq, oldest: None, changes: 0, rejected };
-        while let Some(sent) = self.in_flight.front().filter(|sent| sent.seq <= seq) {
-            step.oldest = step.oldest.into_iter().chain(sent.oldest).min();
-            step.changes += sent.changes;
-            self.in_flight.pop_front();
-        }
-        Ok(Event::Acked(step))
+        let refused: BTreeSet<&Key> = rejected.iter().map(|(key, _)| key).collect();
+        keys.retain(|key| !refused.contains(key));
+        Ok(Event::Acked(Acked { seq, oldest, changes, confirmed: keys, whole, rejected, accepted }))
+    }
+
+    /// Asks for another certificate, as soon as the host took the session.
+    pub fn renew(&mut self) {
+        self.renew = true;
     }
 
     /// Asks for a sign of life at once: something tells that the host may be another now.
@@ -222,6 +262,12 @@ impl Session {
             self.pings += 1;
             self.ping = Some(self.pings);
         }
+    }
+
+    /// Since when an answer to a ping is awaited.
+    #[must_use]
+    pub fn asked(&self) -> Option<Duration> {
+        self.asked
     }
 
     /// To be called when [`Self::poll_timeout`] has passed.
@@ -261,42 +307,38 @@ impl Session {
         if let Some(token) = self.ping.take() {
             return Some(GuestMessage::Ping(token));
         }
-        if self.in_flight.len() >= self.window {
-            return None;
+        if std::mem::take(&mut self.renew) {
+            return Some(GuestMessage::Renew);
         }
-        if let Phase::Snapshot { begun: begun @ false, .. } = &mut self.phase {
+        if let Phase::Welcomed(held) = self.phase {
             // An end-of-RIB of half a table would withdraw the other half.
             if !mirror.is_trusted() {
                 return None;
             }
-            *begun = true;
-            return Some(GuestMessage::SnapshotBegin(self.number(None, 0)));
+            let start = mirror.begin(held, self.heard);
+            (self.phase, self.start) = (Phase::Syncing, Some(start));
+            return Some(match start {
+                Start::Snapshot => GuestMessage::SnapshotBegin(self.number()),
+                Start::Resume => GuestMessage::Resume(self.number()),
+            });
         }
-        if let Some(batch) = mirror.take_changes(self.limits) {
-            return Some(self.changes(batch));
-        }
-        let Phase::Snapshot { listed, cursor, .. } = &mut self.phase else { return None };
-        if !*listed {
-            if let Some(batch) = mirror.take_snapshot(cursor, self.limits) {
-                return Some(self.changes(batch));
-            }
-            *listed = true;
-        }
-        if !mirror.is_trusted() {
+        if self.sent.0 - self.acked.0 >= self.window || mirror.is_full() {
             return None;
         }
+        if let Some(batch) = mirror.take(self.limits) {
+            self.changes += batch.changes.len() as u64;
+            return Some(GuestMessage::Changes { seq: self.number(), changes: batch.changes });
+        }
+        if !matches!(self.phase, Phase::Syncing) || !mirror.is_trusted() {
+            return None;
+        }
+        mirror.end();
         self.phase = Phase::Live;
-        Some(GuestMessage::SnapshotEnd(self.number(None, 0)))
+        Some(GuestMessage::SnapshotEnd(self.number()))
     }
 
-    fn changes(&mut self, batch: Batch) -> GuestMessage {
-        let seq = self.number(batch.oldest, batch.changes.len());
-        GuestMessage::Changes { seq, changes: batch.changes }
-    }
-
-    fn number(&mut self, oldest: Option<Duration>, changes: usize) -> Seq {
+    fn number(&mut self) -> Seq {
         self.sent = self.sent.next();
-        self.in_flight.push_back(Sent { seq: self.sent, oldest, changes });
         self.sent
     }
 }

@@ -35,8 +35,15 @@ pub struct State {
     pub neighbors: usize,
     /// Keys whose state the host was not sent yet, a running snapshot apart.
     pub backlog: usize,
-    /// Keys that stay with the guest, as of the last acknowledgements.
-    pub rejected: u64,
+    /// The session goes on from what the host held, rather than from nothing.
+    pub resumed: bool,
+    /// Changes sent in this session.
+    pub changes: u64,
+    /// Keys that stay with the guest, up to [`crate::rejected::MAX_KEYS`].
+    pub rejected: usize,
+    /// The first [`crate::rejected::SHOWN`] of them, with the reasons.
+    #[serde(serialize_with = "list")]
+    pub rejections: Arc<[String]>,
     /// Complete dumps of the kernel's tables so far.
     pub dumps: u64,
     /// Times that the kernel dropped events.

@@ -1,26 +1,30 @@
-//! What of the mirror the host does not know yet.
+//! What the host was told of the mirror, and what it does not know yet.
 //!
-//! A changed key is *dirty* until it is taken; what is taken is the value at that moment, so changes of one key
-//! coalesce and a slow host costs no more memory than one mark per key. A key that came and went before the host
-//! heard of it leaves no mark.
+//! Of each key the hash of what the host was told last is remembered, also beyond the end of a session: in its entry,
+//! or, of a key that is gone, in its mark. A key of which the host should know something else is *dirty*: it has a mark
+//! until it is taken. What is taken is the value at that moment, so changes of one key coalesce and a slow host
+//! costs no more memory than one mark per key. A key that came and went before the host heard of it leaves no
+//! mark, nor does one that is again as the host knows it. Keys that a snapshot has yet to list need none.
+//!
+//! What is in flight can be taken back: with each message goes a list of what the host knew before it. So a host that
+//! says which tables it holds ([`Mirror::begin`]) is sent the difference, wherever the last session broke, if these
+//! are the tables after any message between the last acknowledged and the last sent.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::time::Duration;
 
+use xenflow_proto::digest::{Digest, Keyed};
 use xenflow_proto::table::{NextHopKind, Route, RouteKey, RouteKind, RouteTarget};
 use xenflow_proto::{Change, Key, Object};
 
 use super::{Mirror, Slot};
 use crate::translate::UNDESCRIBED;
 
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Dirty {
-    ticket: i64,
-    since: Duration,
-    /// The host was told of the key before.
-    pub(super) known: bool,
-}
+/// Most changes in messages that are not acknowledged, so that the memory for taking them back is bounded: some
+/// 70 bytes each.
+pub const MAX_IN_FLIGHT: usize = 64 << 10;
 
 /// How much one message may hold.
 #[derive(Debug, Clone, Copy)]
@@ -40,30 +44,57 @@ pub struct Batch {
     pub oldest: Option<Duration>,
 }
 
-impl Mirror {
-    /// Whether an IPv6 key has several routes has changed, and with it what the host is to know.
-    pub(super) fn tell_again(&mut self, key: RouteKey, now: Duration) {
-        let slot = Slot::from(Key::Route(key));
-        if key.dst.addr().is_ipv6()
-            && let Some(entry) = self.entries.get(&slot)
-        {
-            let known = entry.told == self.stream;
-            self.mark(slot, now, known);
-        }
-    }
+/// How a host is brought up to date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// It gets everything, and drops what else it holds.
+    Snapshot,
+    /// It gets what it does not hold yet.
+    Resume,
+}
 
-    pub(super) fn mark(&mut self, slot: Slot, since: Duration, known: bool) {
-        if !self.streaming {
-            return;
-        }
-        // Whatever else waits: the host must not forward what it should not.
-        let urgent = matches!(slot.1, Key::Obstacle(_)) && self.entries.contains_key(&slot);
-        let (since, known) = match self.dirty.get(&slot) {
-            Some(_) if !urgent => return,
-            Some(before) => (before.since, before.known),
-            None => (since, known),
+/// What an acknowledgement tells of the messages that it is about.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Confirmed {
+    /// When the kernel told the oldest change in them; none if all were of a snapshot.
+    pub oldest: Option<Duration>,
+    /// Changes in them.
+    pub changes: usize,
+    /// Keys in them that the switch confirmed; none before the end of a snapshot or resume.
+    pub keys: Vec<Key>,
+    /// That was its end: the switch confirmed all that the host held or was told before, too.
+    pub whole: bool,
+}
+
+/// A key of which the host does not know the state.
+#[derive(Debug, Clone, Copy)]
+struct Dirty {
+    ticket: i64,
+    since: Duration,
+    /// Hash of what the host has under the key.
+    told: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Marks {
+    dirty: BTreeMap<Slot, Dirty>,
+    order: BTreeMap<i64, Slot>,
+    /// The lowest ticket is taken first. They count up, and down for what must overtake.
+    next_ticket: i64,
+    last_urgent: i64,
+}
+
+impl Marks {
+    fn mark(&mut self, slot: &Slot, told: Option<u64>, since: Duration, urgent: bool) {
+        let since = match self.dirty.get_mut(slot) {
+            Some(dirty) if !urgent => {
+                dirty.told = told;
+                return;
+            }
+            Some(before) => before.since,
+            None => since,
         };
-        self.unmark(&slot);
+        self.unmark(slot);
         let ticket = if urgent {
             self.last_urgent -= 1;
             self.last_urgent
@@ -72,99 +103,376 @@ impl Mirror {
             self.next_ticket
         };
         self.order.insert(ticket, slot.clone());
-        self.dirty.insert(slot, Dirty { ticket, since, known });
+        self.dirty.insert(slot.clone(), Dirty { ticket, since, told });
     }
 
-    pub(super) fn unmark(&mut self, slot: &Slot) -> Option<Dirty> {
+    fn unmark(&mut self, slot: &Slot) -> Option<Dirty> {
         let dirty = self.dirty.remove(slot)?;
         self.order.remove(&dirty.ticket);
         Some(dirty)
     }
 
-    /// A new host that knows nothing listens from now on.
-    pub fn start_stream(&mut self) {
-        self.stop_stream();
-        // Entries are made with the stream before as `told`.
-        self.stream = self.stream.wrapping_add(1);
-        self.streaming = true;
-    }
-
-    /// Nobody listens; changes need not be remembered.
-    pub fn stop_stream(&mut self) {
-        self.streaming = false;
+    fn clear(&mut self) {
         self.dirty.clear();
         self.order.clear();
+    }
+}
+
+/// A message that is not acknowledged.
+#[derive(Debug)]
+struct Flight {
+    oldest: Option<Duration>,
+    /// Of what the host holds once it took the message.
+    after: Digest,
+    /// What it had before under the keys of the message, which are each there once.
+    undo: Vec<(Slot, Option<u64>)>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Told {
+    keyed: Keyed,
+    /// Of everything, as it would be told now.
+    current: Digest,
+    /// Of what the host holds once it took all messages.
+    digest: Digest,
+    /// Of what it held when it acknowledged the last one.
+    settled: Digest,
+    flights: VecDeque<Flight>,
+    /// Changes in them.
+    in_flight: usize,
+    /// Number of the last message, counted over all sessions.
+    sent: u64,
+    /// That of the last one acknowledged in this session; all before this session if none was.
+    acked: u64,
+    /// That of the last one which the switch confirmed.
+    confirmed: u64,
+    /// The end of the snapshot or resume that is under way, [`u64::MAX`] before it is sent. Only its acknowledgement
+    /// confirms anything: a host may take all first, and forward by it then.
+    end: Option<u64>,
+    /// From where on entries are to be listed that the host does not know; none: such entries have marks.
+    listing: Option<Bound<Slot>>,
+    /// There is a host that listens.
+    listening: bool,
+    marks: Marks,
+}
+
+impl Told {
+    pub(super) fn new(boot_id: &[u8; 16]) -> Self {
+        Self {
+            keyed: Keyed::new(boot_id),
+            current: Digest::default(),
+            digest: Digest::default(),
+            settled: Digest::default(),
+            flights: VecDeque::new(),
+            in_flight: 0,
+            sent: 0,
+            acked: 0,
+            confirmed: 0,
+            end: None,
+            listing: Some(Bound::Unbounded),
+            listening: false,
+            marks: Marks::default(),
+        }
+    }
+
+    /// Hash of what the host is to be told of an object from now on; `before` is no more.
+    pub(super) fn replace(
+        &mut self,
+        before: Option<u64>,
+        object: &Object,
+        duplicated: &BTreeMap<RouteKey, u32>,
+    ) -> u64 {
+        let hash = self.keyed.hash(&as_told(object, duplicated));
+        swap(&mut self.current, before, Some(hash));
+        hash
+    }
+
+    /// An object with this hash is no more.
+    pub(super) fn remove(&mut self, hash: u64) {
+        self.current.remove(hash);
+    }
+
+    /// What the host has under a key without an entry.
+    pub(super) fn of_gone(&self, slot: &Slot) -> Option<u64> {
+        self.marks.dirty.get(slot).and_then(|dirty| dirty.told)
+    }
+
+    /// Number of the last message: what was told of any key was told by then.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    fn send(&mut self, oldest: Option<Duration>, undo: Vec<(Slot, Option<u64>)>) {
+        self.sent += 1;
+        self.in_flight += undo.len();
+        self.flights.push_back(Flight { oldest, after: self.digest, undo });
+    }
+}
+
+impl Mirror {
+    /// Whether an IPv6 key has several routes has changed, and with it what the host is to know.
+    pub(super) fn tell_again(&mut self, key: RouteKey, now: Duration) {
+        let slot = Slot::from(Key::Route(key));
+        if key.dst.addr().is_ipv6()
+            && let Some(entry) = self.entries.get_mut(&slot)
+        {
+            entry.hash = self.told.replace(Some(entry.hash), &entry.object, &self.duplicated);
+            let told = entry.told;
+            self.review(&slot, told, now);
+        }
+    }
+
+    /// Marks a key if the host, which was told this of it, must hear of it.
+    pub(super) fn review(&mut self, slot: &Slot, told: Option<u64>, since: Duration) {
+        let hash = self.entries.get(slot).map(|entry| entry.hash);
+        let listed = hash.is_some() && self.told.listing.is_some() && !self.told.listening;
+        if hash == told || listed {
+            self.told.marks.unmark(slot);
+            return;
+        }
+        // Whatever else waits: the host must not forward what it should not.
+        let urgent = matches!(slot.1, Key::Obstacle(_)) && hash.is_some();
+        self.told.marks.mark(slot, told, since, urgent);
+    }
+
+    /// Begins to tell a host that holds tables with this digest; forgets what another was told, unless that is the
+    /// same. Counts as a message.
+    pub fn begin(&mut self, held: Option<Digest>, now: Duration) -> Start {
+        self.hang_up();
+        // Into empty tables a snapshot goes faster: the host takes it as fast as it can.
+        let start = match held.filter(|held| held.objects > 0) {
+            Some(held) if held == self.told.current => {
+                self.adopt();
+                Start::Resume
+            }
+            Some(held) if self.rewind(held, now) => Start::Resume,
+            Some(_) | None => {
+                self.forget();
+                Start::Snapshot
+            }
+        };
+        let told = &mut self.told;
+        told.flights.clear();
+        told.in_flight = 0;
+        told.settled = told.digest;
+        told.acked = told.sent;
+        // It may be another host.
+        told.confirmed = 0;
+        told.send(None, Vec::new());
+        told.end = Some(u64::MAX);
+        told.listening = true;
+        start
+    }
+
+    /// The host holds just what is here, whoever told it.
+    fn adopt(&mut self) {
+        let told = &mut self.told;
+        told.marks.clear();
+        if told.digest == told.current && told.listing.is_none() {
+            return;
+        }
+        for entry in self.entries.values_mut().filter(|entry| entry.told != Some(entry.hash)) {
+            (entry.told, entry.sent) = (Some(entry.hash), told.sent + 1);
+        }
+        told.digest = told.current;
+        told.listing = None;
+    }
+
+    /// Takes back what the host did not get. False: these are not the tables after any message that is remembered.
+    fn rewind(&mut self, held: Digest, now: Duration) -> bool {
+        let kept = match self.told.flights.iter().rposition(|flight| flight.after == held) {
+            Some(last) => last + 1,
+            None if self.told.settled == held => 0,
+            None => return false,
+        };
+        for (slot, before) in self
+            .told
+            .flights
+            .split_off(kept)
+            .into_iter()
+            .rev()
+            .flat_map(|flight| flight.undo.into_iter().rev())
+        {
+            if let Some(entry) = self.entries.get_mut(&slot) {
+                entry.told = before;
+            }
+            self.review(&slot, before, now);
+        }
+        self.told.digest = held;
+        true
+    }
+
+    fn forget(&mut self) {
+        self.entries.values_mut().for_each(|entry| entry.told = None);
+        self.told.marks.clear();
+        self.told.digest = Digest::default();
+        self.told.listing = Some(Bound::Unbounded);
+    }
+
+    /// Nobody listens any more. What was told is remembered.
+    pub fn hang_up(&mut self) {
+        let told = &mut self.told;
+        told.listening = false;
+        if told.listing.is_none() {
+            return;
+        }
+        // The next host is sent them in the order of a snapshot.
+        told.listing = Some(Bound::Unbounded);
+        let marked = told.marks.dirty.keys().filter(|slot| self.entries.contains_key(*slot));
+        for slot in marked.cloned().collect::<Vec<_>>() {
+            told.marks.unmark(&slot);
+        }
     }
 
     /// Number of keys that the host does not know the state of, what a running snapshot still sends apart.
     #[must_use]
     pub fn backlog(&self) -> usize {
-        self.dirty.len()
+        self.told.marks.dirty.len()
     }
 
-    /// Changes that the host does not know of yet, the oldest first; they count as told.
-    pub fn take_changes(&mut self, limits: Limits) -> Option<Batch> {
+    /// Nothing may be taken before the host acknowledges something: [`MAX_IN_FLIGHT`] is reached.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.told.in_flight >= MAX_IN_FLIGHT
+    }
+
+    /// The host was told of what is under this key, and its switch confirmed it. It may have rejected it.
+    #[must_use]
+    pub fn is_confirmed(&self, key: &Key) -> bool {
+        let entry = self.entries.get(&Slot::from(key.clone()));
+        entry.is_some_and(|entry| entry.told == Some(entry.hash) && entry.sent <= self.told.confirmed)
+    }
+
+    /// The next message: changes, the oldest first, then what the snapshot has yet to list. They count as told.
+    /// None: the host was told all, or [`Self::is_full`].
+    pub fn take(&mut self, limits: Limits) -> Option<Batch> {
+        let room = MAX_IN_FLIGHT.saturating_sub(self.told.in_flight);
+        let limits = Limits { changes: limits.changes.min(room), ..limits };
+        if limits.changes == 0 {
+            return None;
+        }
+        self.take_marked(limits).or_else(|| self.take_listed(limits))
+    }
+
+    fn take_marked(&mut self, limits: Limits) -> Option<Batch> {
         let mut batch = Batch { changes: Vec::new(), oldest: None };
+        let mut undo = Vec::new();
         let mut bytes = 0;
+        let told = &mut self.told;
         while batch.changes.len() < limits.changes {
-            let Some((_, slot)) = self.order.first_key_value() else { break };
-            let change = match self.entries.get(slot) {
-                Some(entry) => Change::Upsert(told(&entry.object, &self.duplicated)),
+            let Some((_, slot)) = told.marks.order.first_key_value() else { break };
+            let slot = slot.clone();
+            let entry = self.entries.get_mut(&slot);
+            let change = match &entry {
+                Some(entry) => Change::Upsert(as_told(&entry.object, &self.duplicated).into_owned()),
                 None => Change::Remove(slot.1.clone()),
             };
             bytes += encoded_bound(&change);
             if bytes > limits.bytes && !batch.changes.is_empty() {
                 break;
             }
-            let slot = slot.clone();
-            if let Some(entry) = self.entries.get_mut(&slot) {
-                entry.told = self.stream;
-            }
-            let since = self.unmark(&slot).map(|dirty| dirty.since);
-            batch.oldest = batch.oldest.into_iter().chain(since).min();
+            let dirty = told.marks.unmark(&slot);
+            let (before, now) = match entry {
+                Some(entry) => {
+                    entry.sent = told.sent + 1;
+                    (entry.told.replace(entry.hash), Some(entry.hash))
+                }
+                None => (dirty.and_then(|dirty| dirty.told), None),
+            };
+            swap(&mut told.digest, before, now);
+            undo.push((slot, before));
+            batch.oldest = batch.oldest.into_iter().chain(dirty.map(|dirty| dirty.since)).min();
             batch.changes.push(change);
         }
-        (!batch.changes.is_empty()).then_some(batch)
+        if batch.changes.is_empty() {
+            return None;
+        }
+        told.send(batch.oldest, undo);
+        Some(batch)
     }
 
-    /// The next part of a snapshot, after `cursor`, which moves; what was told already is left out. None: that
-    /// was all of it.
-    pub fn take_snapshot(&mut self, cursor: &mut Option<Slot>, limits: Limits) -> Option<Batch> {
+    fn take_listed(&mut self, limits: Limits) -> Option<Batch> {
+        let told = &mut self.told;
+        let from = told.listing.take()?;
         let mut changes = Vec::new();
+        let mut undo: Vec<(Slot, Option<u64>)> = Vec::new();
         let mut bytes = 0;
-        let mut taken = Vec::new();
-        let after = cursor.take().map_or(Bound::Unbounded, Bound::Excluded);
-        for (slot, entry) in self.entries.range_mut((after, Bound::Unbounded)) {
-            if entry.told == self.stream {
+        for (slot, entry) in self.entries.range_mut((from, Bound::Unbounded)) {
+            if entry.told == Some(entry.hash) {
                 continue;
             }
-            let change = Change::Upsert(told(&entry.object, &self.duplicated));
+            let change = Change::Upsert(as_told(&entry.object, &self.duplicated).into_owned());
             bytes += encoded_bound(&change);
             if changes.len() == limits.changes || (bytes > limits.bytes && !changes.is_empty()) {
+                told.listing = undo.last().map(|(slot, _)| Bound::Excluded(slot.clone()));
                 break;
             }
-            entry.told = self.stream;
+            entry.sent = told.sent + 1;
+            let before = entry.told.replace(entry.hash);
+            swap(&mut told.digest, before, Some(entry.hash));
             changes.push(change);
-            taken.push(slot.clone());
+            undo.push((slot.clone(), before));
         }
-        for slot in &taken {
-            self.unmark(slot);
+        for (slot, _) in &undo {
+            told.marks.unmark(slot);
         }
-        *cursor = taken.pop();
-        (!changes.is_empty()).then_some(Batch { changes, oldest: None })
+        if changes.is_empty() {
+            return None;
+        }
+        told.send(None, undo);
+        Some(Batch { changes, oldest: None })
+    }
+
+    /// The host is told that this was all. Counts as a message.
+    pub fn end(&mut self) {
+        self.told.send(None, Vec::new());
+        self.told.end = Some(self.told.sent);
+    }
+
+    /// The host acknowledged so many more messages.
+    pub fn acknowledge(&mut self, messages: u64) -> Confirmed {
+        let told = &mut self.told;
+        told.acked += messages;
+        let pending = told.end.is_some_and(|end| told.acked < end);
+        let mut step = Confirmed { whole: !pending && told.end.is_some(), ..Confirmed::default() };
+        for _ in 0..messages {
+            let Some(flight) = told.flights.pop_front() else { break };
+            told.settled = flight.after;
+            told.in_flight -= flight.undo.len();
+            step.oldest = step.oldest.into_iter().chain(flight.oldest).min();
+            step.changes += flight.undo.len();
+            if !pending {
+                step.keys.extend(flight.undo.into_iter().map(|(slot, _)| slot.1));
+            }
+        }
+        if !pending {
+            told.end = None;
+            told.confirmed = told.acked;
+        }
+        step
+    }
+}
+
+fn swap(digest: &mut Digest, before: Option<u64>, now: Option<u64>) {
+    if let Some(hash) = before {
+        digest.remove(hash);
+    }
+    if let Some(hash) = now {
+        digest.add(hash);
     }
 }
 
 /// What the host is told of an object. Of several IPv6 routes with one metric the kernel prefers that through the
 /// interface by which a packet came (`rt6_score_route`, which `ip6_pol_route_input` gives that one): no destination
 /// decides, so the guest does.
-fn told(object: &Object, duplicated: &BTreeMap<RouteKey, u32>) -> Object {
-    let Object::Route(route) = object else { return object.clone() };
+fn as_told<'a>(object: &'a Object, duplicated: &BTreeMap<RouteKey, u32>) -> Cow<'a, Object> {
+    let Object::Route(route) = object else { return Cow::Borrowed(object) };
     if !route.key.dst.addr().is_ipv6() || !duplicated.contains_key(&route.key) {
-        return object.clone();
+        return Cow::Borrowed(object);
     }
     let target = RouteTarget::Hops(vec![UNDESCRIBED]);
-    Object::Route(Route { kind: RouteKind::Unicast, target, mtu: None, ..route.clone() })
+    Cow::Owned(Object::Route(Route { kind: RouteKind::Unicast, target, mtu: None, ..route.clone() }))
 }
 
 /// No change is encoded in more bytes than this: fields of schema v1 at their longest.

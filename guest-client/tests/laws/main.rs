@@ -1,34 +1,48 @@
-//! A model of a kernel, one of a host, and mirror and session between them, under random events, losses, dumps
-//! and acknowledgements: the window holds, and in the end the host has what the kernel has.
+//! A model of a kernel, one of a host, and mirror and session between them, under random events, losses, dumps,
+//! acknowledgements, broken sessions and restarts, with hosts that hold what they were told, an older copy of it,
+//! nothing, or say what is not so: the window holds, a host is told nothing that it is known to have, nothing is taken
+//! for confirmed that is not, and in the end the host has what the kernel has.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
+mod host;
+mod kernel;
+mod resume;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use proptest::prelude::*;
-use xenflow_guest_client::mirror::{Limits, Mirror};
+use xenflow_guest_client::mirror::{Limits, Mirror, Start};
 use xenflow_guest_client::obstacles::Survey;
 use xenflow_guest_client::session::{MIN_FRAME, Session};
 use xenflow_guest_client::translate::{Event, Place};
+use xenflow_proto::digest::Digest;
 use xenflow_proto::message::{Hello, VERSION, Welcome};
-use xenflow_proto::table::{
-    Hop, HopFlags, Link, MAX_HOPS, Obstacle, ObstacleKey, ObstacleKind, Route, RouteKey, RouteKind,
-    RouteTarget, Settings, TABLE_MAIN,
-};
-use xenflow_proto::{Change, GuestMessage, HostMessage, Key, Object, Seq};
+use xenflow_proto::table::{Hop, HopFlags, MAX_HOPS, Route, RouteKey, RouteTarget};
+use xenflow_proto::{Change, GuestMessage, HostMessage, Key, Object};
+
+use host::{Host, Tables, digest};
+use kernel::{KEYS, Kernel, Verb, route};
 
 const NOW: Duration = Duration::ZERO;
+const BOOT: [u8; 16] = [7; 16];
 
+/// Whom a session is with.
 #[derive(Debug, Clone, Copy)]
-enum Verb {
-    Add,
-    Append,
-    Prepend,
-    Replace,
-    Delete,
+enum To {
+    /// The host of the last one.
+    Same,
+    /// The same, which does not say what it holds.
+    Forgetful,
+    /// The same, which says that it holds something else.
+    Liar,
+    /// One that holds what some host held before.
+    Copy(usize),
+    /// One that holds nothing.
+    Empty,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -59,8 +73,17 @@ enum Op {
     Report,
     Connect {
         window: u32,
+        to: To,
     },
+    /// The session breaks; it is some time to the next.
+    Break,
+    /// The client starts anew.
+    Restart,
+    /// What the host holds is remembered for [`To::Copy`].
+    Copy,
     Transmit(usize),
+    /// The host hears so many messages.
+    Deliver(usize),
     Acknowledge(u64),
 }
 
@@ -72,6 +95,13 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         Just(Verb::Replace),
         Just(Verb::Delete)
     ];
+    let to = prop_oneof![
+        6 => Just(To::Same),
+        1 => Just(To::Forgetful),
+        1 => Just(To::Liar),
+        3 => (0..100usize).prop_map(To::Copy),
+        1 => Just(To::Empty),
+    ];
     let route = (0..3u8, 1..4u32, verb, prop::bool::weighted(0.05));
     let op = prop_oneof![
         8 => route.prop_map(|(prefix, hop, verb, lost)| Op::Route { prefix, hop, verb, lost }),
@@ -80,182 +110,38 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => (1..4u32, any::<bool>()).prop_map(|(index, there)| Op::Obstacle { index, there }),
         1 => Just(Op::Look),
         2 => Just(Op::Report),
-        1 => (1..4u32).prop_map(|window| Op::Connect { window }),
-        3 => (1..4usize).prop_map(Op::Transmit),
+        2 => (1..6u32, to).prop_map(|(window, to)| Op::Connect { window, to }),
+        1 => Just(Op::Break),
+        1 => prop::bool::weighted(0.3).prop_map(|restart| if restart { Op::Restart } else { Op::Break }),
+        1 => Just(Op::Copy),
+        4 => (1..4usize).prop_map(Op::Transmit),
+        4 => (1..4usize).prop_map(Op::Deliver),
         2 => (0..3u64).prop_map(Op::Acknowledge),
     ];
-    prop::collection::vec(op, 0..120)
+    prop::collection::vec(op, 0..160)
 }
 
-fn route(prefix: u8, hop: u32) -> Route {
-    let dst = ipnet::Ipv4Net::new(Ipv4Addr::new(10, prefix, 0, 0), 16).unwrap().into();
-    let gateway = Some(Ipv4Addr::new(192, 0, 2, u8::try_from(hop).unwrap()).into());
-    let hop = Hop { gateway, oif: Some(hop), weight: 1, flags: HopFlags(0), encap: false };
-    Route {
-        key: RouteKey { table: TABLE_MAIN, dst, tos: 0, metric: 0 },
-        kind: RouteKind::Unicast,
-        protocol: 4,
-        scope: 0,
-        target: RouteTarget::Hops(vec![hop]),
-        mtu: None,
-    }
+pub(crate) fn hello() -> Hello {
+    let router = "r1".parse().unwrap();
+    Hello { versions: vec![VERSION], router, boot_id: BOOT, agent: "test".into() }
 }
 
-fn link(ifindex: u32) -> Object {
-    let (name, kind) = (format!("p{ifindex}"), String::new());
-    Object::Link(Link {
-        ifindex,
-        name,
-        mac: None,
-        mtu: 1500,
-        up: true,
-        running: true,
-        kind,
-        master: None,
-        vrf_table: None,
-        ipv6_mtu: None,
+pub(crate) fn welcome(
+    max_frame_bytes: u32,
+    max_changes: u32,
+    window: u32,
+    held: Option<Digest>,
+) -> HostMessage {
+    HostMessage::Welcome(Welcome {
+        version: VERSION,
+        node: "a".parse().unwrap(),
+        max_frame_bytes,
+        max_changes,
+        window,
+        held,
     })
 }
 
-/// A kernel: of several routes with one key the first counts.
-#[derive(Default)]
-struct Kernel {
-    links: BTreeSet<u32>,
-    routes: BTreeMap<u8, VecDeque<u32>>,
-    /// Links with something on them.
-    obstacles: BTreeSet<u32>,
-}
-
-impl Kernel {
-    /// The event, if there is one.
-    fn route(&mut self, prefix: u8, hop: u32, verb: Verb) -> Option<Event> {
-        let hops = self.routes.entry(prefix).or_default();
-        let at = hops.iter().position(|&other| other == hop);
-        let route = route(prefix, hop);
-        let place = match (verb, at, hops.is_empty()) {
-            (Verb::Delete, at, _) => {
-                hops.remove(at?);
-                return Some(Event::RouteGone(route));
-            }
-            (_, Some(_), _) | (Verb::Add, None, false) => return None,
-            (_, None, true) => {
-                hops.push_back(hop);
-                Place::Only
-            }
-            (Verb::Append, None, false) => {
-                hops.push_back(hop);
-                Place::Last
-            }
-            (Verb::Prepend, None, false) => {
-                hops.push_front(hop);
-                Place::First
-            }
-            (Verb::Replace, None, false) => {
-                hops[0] = hop;
-                Place::Replaced
-            }
-        };
-        Some(Event::Route(route, place))
-    }
-
-    fn link(&mut self, index: u32, there: bool) -> Option<Event> {
-        if there {
-            return self.links.insert(index).then(|| Event::Upsert(link(index)));
-        }
-        if !self.links.remove(&index) {
-            return None;
-        }
-        self.routes.values_mut().for_each(|hops| hops.retain(|&hop| hop != index));
-        self.obstacles.remove(&index);
-        Some(Event::Remove(Key::Link(index)))
-    }
-
-    /// What a dump tells of the keys from this one on.
-    fn list(&self, from: usize, keys: usize) -> Vec<Event> {
-        let links =
-            (1..4u32).map(|i| self.links.get(&i).map(|&i| Event::Upsert(link(i))).into_iter().collect());
-        let routes = (0..3u8).map(|prefix| {
-            let hops = self.routes.get(&prefix).into_iter().flatten();
-            hops.map(|&hop| Event::Route(route(prefix, hop), Place::First)).collect()
-        });
-        let all: Vec<Vec<Event>> = links.chain(routes).collect();
-        all.into_iter().skip(from).take(keys).flatten().collect()
-    }
-
-    fn tables(&self) -> BTreeMap<Key, Object> {
-        let links = self.links.iter().map(|&index| link(index));
-        let firsts = self.routes.iter().filter_map(|(&prefix, hops)| Some((prefix, *hops.front()?)));
-        let routes = firsts.map(|(prefix, hop)| Object::Route(route(prefix, hop)));
-        let obstacles = self.obstacles.iter().map(|&index| Object::Obstacle(obstacle(index)));
-        let settings = Object::Settings(Settings::default());
-        let all = links.chain(routes).chain(obstacles).chain([settings]);
-        all.map(|object| (object.key(), object)).collect()
-    }
-
-    fn survey(&self) -> Survey {
-        Survey {
-            settings: Settings::default(),
-            obstacles: self.obstacles.iter().map(|&index| obstacle(index)).collect(),
-            links: self.links.iter().map(|&index| (index, None)).collect(),
-        }
-    }
-}
-
-const KEYS: usize = 6;
-
-#[derive(Default)]
-struct Host {
-    tables: BTreeMap<Key, Object>,
-    stale: BTreeSet<Key>,
-    window: u64,
-    heard: u64,
-    acked: u64,
-    ended: bool,
-}
-
-impl Host {
-    fn hear(&mut self, message: &GuestMessage) {
-        let seq = match message {
-            GuestMessage::Hello(_) => return,
-            GuestMessage::SnapshotBegin(seq) => {
-                self.stale = self.tables.keys().cloned().collect();
-                *seq
-            }
-            GuestMessage::Changes { seq, changes } => {
-                let keys: BTreeSet<Key> = changes.iter().map(Change::key).collect();
-                assert_eq!(keys.len(), changes.len(), "one change per key: {changes:?}");
-                for change in changes {
-                    self.stale.remove(&change.key());
-                    match change {
-                        Change::Upsert(object) => drop(self.tables.insert(object.key(), object.clone())),
-                        Change::Remove(key) => drop(self.tables.remove(key)),
-                    }
-                }
-                *seq
-            }
-            GuestMessage::SnapshotEnd(seq) => {
-                let stale = std::mem::take(&mut self.stale);
-                self.tables.retain(|key, _| !stale.contains(key));
-                self.ended = true;
-                *seq
-            }
-            other @ (GuestMessage::Ping(_)
-            | GuestMessage::Pong(_)
-            | GuestMessage::Resume(_)
-            | GuestMessage::Renew) => panic!("{other:?}"),
-        };
-        self.heard += 1;
-        assert_eq!(seq, Seq(self.heard));
-        assert!(self.heard - self.acked <= self.window, "the window of {} is overrun", self.window);
-    }
-}
-
-fn obstacle(index: u32) -> Obstacle {
-    let key = ObstacleKey { ifindex: Some(index), family: None, kind: ObstacleKind::TrafficControl };
-    Obstacle { key, detail: "qdisc clsact".into() }
-}
-
-#[derive(Default)]
 struct World {
     kernel: Kernel,
     mirror: Mirror,
@@ -268,6 +154,35 @@ struct World {
     look: Option<Survey>,
     /// Links that a survey reported on since they came.
     looked_at: BTreeSet<u32>,
+    /// Messages under way, with the links in them that nobody looked at.
+    wire: VecDeque<(GuestMessage, Vec<u32>)>,
+    copies: Vec<Tables>,
+    /// The host's tables are such that this client was in its session, or may have been.
+    known: bool,
+    /// What the host says that it holds, and how it must be brought up to date, if that is certain.
+    held: Option<Digest>,
+    must: Option<Start>,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self {
+            kernel: Kernel::default(),
+            mirror: Mirror::new(&BOOT),
+            host: Host::default(),
+            session: None,
+            dump: None,
+            late: Vec::new(),
+            dump_wanted: false,
+            look: None,
+            looked_at: BTreeSet::new(),
+            wire: VecDeque::new(),
+            copies: Vec::new(),
+            known: false,
+            held: None,
+            must: None,
+        }
+    }
 }
 
 impl World {
@@ -308,39 +223,98 @@ impl World {
         }
     }
 
-    fn connect(&mut self, window: u32) {
-        self.mirror.stop_stream();
-        let tables = std::mem::take(&mut self.host.tables);
-        self.host = Host { tables, window: window.into(), ..Host::default() };
-        let hello = Hello {
-            versions: vec![VERSION],
-            router: "r1".parse().unwrap(),
-            boot_id: [7; 16],
-            agent: "test".into(),
+    fn connect(&mut self, window: u32, to: To) {
+        self.hang_up();
+        let tables = match to {
+            To::Same | To::Forgetful | To::Liar => std::mem::take(&mut self.host.tables),
+            To::Copy(at) => self.copies.get(at % self.copies.len().max(1)).cloned().unwrap_or_default(),
+            To::Empty => Tables::new(),
         };
-        let mut session = Session::new(NOW, hello);
+        self.known &= matches!(to, To::Same | To::Forgetful | To::Liar);
+        let held = match to {
+            To::Forgetful => None,
+            To::Liar => Some(Digest { sum: digest(tables.values()).sum ^ 1, ..digest(tables.values()) }),
+            To::Same | To::Copy(_) | To::Empty => Some(digest(tables.values())),
+        };
+        self.held = held;
+        self.must = match to {
+            _ if tables.is_empty() => Some(Start::Snapshot),
+            To::Forgetful | To::Liar => Some(Start::Snapshot),
+            _ if self.known => Some(Start::Resume),
+            To::Same | To::Copy(_) | To::Empty => None,
+        };
+        self.host = Host::new(tables, window);
+        let mut session = Session::new(NOW, hello());
         assert!(matches!(session.poll_transmit(&mut self.mirror), Some(GuestMessage::Hello(_))));
-        let welcome = Welcome {
-            version: VERSION,
-            node: "a".parse().unwrap(),
-            max_frame_bytes: u32::try_from(MIN_FRAME).unwrap(),
-            max_changes: 2,
-            window,
-            held: None,
-        };
-        session.handle_message(NOW, HostMessage::Welcome(welcome), &mut self.mirror).unwrap();
+        session.handle_message(NOW, welcome(MIN_FRAME as u32, 2, window, held), &mut self.mirror).unwrap();
         self.session = Some(session);
+    }
+
+    /// What is under way is lost.
+    fn hang_up(&mut self) {
+        self.wire.clear();
+        if self.session.take().is_some() {
+            self.mirror.hang_up();
+        }
+    }
+
+    /// The client starts anew.
+    fn restart(&mut self) {
+        self.hang_up();
+        self.mirror = Mirror::new(&BOOT);
+        (self.dump, self.look) = (None, None);
+        self.late.clear();
+        self.looked_at.clear();
+        self.known = false;
     }
 
     fn transmit(&mut self, messages: usize) -> bool {
         for _ in 0..messages {
             let Some(session) = &mut self.session else { return false };
             let Some(message) = session.poll_transmit(&mut self.mirror) else { return false };
-            self.host.hear(&message);
-            self.no_link_is_trusted_unseen(&message);
+            let start = match message {
+                GuestMessage::SnapshotBegin(_) => Some(Start::Snapshot),
+                GuestMessage::Resume(_) => Some(Start::Resume),
+                _ => None,
+            };
+            if let Some(start) = start {
+                assert_eq!(session.start(), Some(start));
+                self.started(start);
+            }
+            let unseen = self.unseen(&message);
+            self.wire.push_back((message, unseen));
         }
         assert!(self.mirror.backlog() <= 2 * KEYS + 1, "changes of a key coalesce");
         true
+    }
+
+    fn started(&mut self, start: Start) {
+        let same = self.held.is_some_and(|held| held.objects > 0 && held == digest(self.mirror.objects()));
+        let must = self.must.or(same.then_some(Start::Resume));
+        assert!(must.is_none_or(|must| must == start), "{start:?} instead of {must:?}");
+        self.known = start == Start::Resume || self.host.tables.is_empty();
+    }
+
+    /// Links that nobody looked at, of which the host is told.
+    fn unseen(&self, message: &GuestMessage) -> Vec<u32> {
+        let GuestMessage::Changes { changes, .. } = message else { return Vec::new() };
+        let links = changes.iter().filter_map(|change| match change {
+            Change::Upsert(Object::Link(link)) => Some(link.ifindex),
+            _ => None,
+        });
+        links.filter(|link| !self.looked_at.contains(link)).collect()
+    }
+
+    fn deliver(&mut self, messages: usize) {
+        for _ in 0..messages {
+            let Some((message, unseen)) = self.wire.pop_front() else { return };
+            self.host.hear(&message);
+            self.known |= self.host.ended();
+            for link in unseen {
+                let told = |o: &Object| matches!(o, Object::Obstacle(o) if o.key.ifindex == Some(link));
+                assert!(self.host.tables.values().any(told), "link {link} was never looked at");
+            }
+        }
     }
 
     fn report(&mut self) {
@@ -352,24 +326,25 @@ impl World {
         self.looked_at.extend(survey.links.keys().filter(there));
     }
 
-    /// The host is told of a link that nobody looked at only when it knows that.
-    fn no_link_is_trusted_unseen(&self, message: &GuestMessage) {
-        let GuestMessage::Changes { changes, .. } = message else { return };
-        for change in changes {
-            if let Change::Upsert(Object::Link(Link { ifindex, .. })) = change
-                && !self.looked_at.contains(ifindex)
-            {
-                let told = |o: &Object| matches!(o, Object::Obstacle(o) if o.key.ifindex == Some(*ifindex));
-                assert!(self.host.tables.values().any(told), "link {ifindex} was never looked at");
-            }
-        }
-    }
-
     fn acknowledge(&mut self, messages: u64) {
         let Some(session) = &mut self.session else { return };
-        self.host.acked = (self.host.acked + messages).min(self.host.heard);
-        let ack = HostMessage::Ack { seq: Seq(self.host.acked), rejected: Vec::new(), accepted: Vec::new() };
+        let ack = HostMessage::Ack {
+            seq: self.host.acknowledge(messages),
+            rejected: Vec::new(),
+            accepted: Vec::new(),
+        };
         session.handle_message(NOW, ack, &mut self.mirror).unwrap();
+    }
+
+    /// What the guest takes for confirmed, the switch has.
+    fn confirmed_is_installed(&self) {
+        if self.session.as_ref().is_none_or(|session| session.start().is_none()) {
+            return;
+        }
+        for object in self.mirror.objects().filter(|object| self.mirror.is_confirmed(&object.key())) {
+            let installed = self.host.switch.as_ref().and_then(|tables| tables.get(&object.key()));
+            assert_eq!(installed, Some(object), "taken for confirmed");
+        }
     }
 
     fn step(&mut self, op: Op) {
@@ -401,12 +376,17 @@ impl World {
             }
             Op::Look => self.look = Some(self.kernel.survey()),
             Op::Report => self.report(),
-            Op::Connect { window } => self.connect(window),
+            Op::Connect { window, to } => self.connect(window, to),
+            Op::Break => self.hang_up(),
+            Op::Restart => self.restart(),
+            Op::Copy => self.copies.push(self.host.tables.clone()),
             Op::Transmit(messages) => {
                 self.transmit(messages);
             }
+            Op::Deliver(messages) => self.deliver(messages),
             Op::Acknowledge(messages) => self.acknowledge(messages),
         }
+        self.confirmed_is_installed();
     }
 
     fn settle(&mut self) {
@@ -420,12 +400,24 @@ impl World {
             assert!(dumps < 5, "a quiet kernel needs no more dumps");
         }
         if self.session.is_none() {
-            self.connect(1);
+            self.connect(1, To::Same);
         }
-        while !(self.host.ended && self.mirror.backlog() == 0) {
+        let mut rounds = 0;
+        while !(self.host.ended() && self.mirror.backlog() == 0 && self.host.acked == self.session().sent().0)
+        {
             self.transmit(1);
+            self.deliver(1);
             self.acknowledge(1);
+            self.confirmed_is_installed();
+            rounds += 1;
+            assert!(rounds < 200, "it ends");
         }
+        let all = self.mirror.objects().all(|object| self.mirror.is_confirmed(&object.key()));
+        assert!(all, "all is confirmed");
+    }
+
+    fn session(&self) -> &Session {
+        self.session.as_ref().unwrap()
     }
 }
 
@@ -433,7 +425,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn the_host_ends_with_what_the_kernel_has(ops in ops()) {
+    fn the_host_ends_with_what_the_kernel_has(ops in ops(), restart in any::<bool>()) {
         let mut world = World::default();
         for op in ops {
             world.step(op);
@@ -443,6 +435,16 @@ proptest! {
             world.mirror.objects().map(|object| (object.key(), object.clone())).collect();
         prop_assert_eq!(&mirrored, &world.kernel.tables(), "mirror and kernel");
         prop_assert_eq!(&world.host.tables, &mirrored, "host and mirror");
+
+        // Nothing changed meanwhile: nothing is sent.
+        if restart {
+            world.restart();
+        } else {
+            world.hang_up();
+        }
+        world.settle();
+        prop_assert_eq!(world.session().start(), Some(Start::Resume));
+        prop_assert_eq!(world.host.changes, 0);
     }
 }
 
@@ -453,7 +455,7 @@ fn changes_coalesce_while_the_window_is_closed() {
     world.dump(KEYS, false);
     world.step(Op::Look);
     world.step(Op::Report);
-    world.connect(1);
+    world.connect(1, To::Same);
     assert!(world.transmit(1));
     for round in 0..1000 {
         world.step(Op::Route { prefix: 0, hop: 1 + round % 3, verb: Verb::Replace, lost: false });
@@ -482,7 +484,7 @@ fn frames_stay_within_what_the_host_takes() {
     assert!(world.mirror.end_dump(NOW));
     world.step(Op::Look);
     world.step(Op::Report);
-    world.connect(100);
+    world.connect(100, To::Same);
     let session = world.session.as_mut().unwrap();
     let mut changes = 0;
     while let Some(message) = session.poll_transmit(&mut world.mirror) {
@@ -501,9 +503,9 @@ fn of_several_ipv6_routes_with_one_key_the_guest_itself_chooses() {
         let key = RouteKey { dst: "2001:db8::/32".parse().unwrap(), ..route(1, 1).key };
         Route { key, ..route(1, hop) }
     };
-    let mut mirror = Mirror::new();
-    mirror.start_stream();
-    let told = |mirror: &mut Mirror| mirror.take_changes(limits).map(|batch| batch.changes);
+    let mut mirror = Mirror::new(&BOOT);
+    mirror.begin(None, NOW);
+    let told = |mirror: &mut Mirror| mirror.take(limits).map(|batch| batch.changes);
     assert!(!mirror.apply(Event::Route(ipv6(1), Place::Only), NOW));
     assert_eq!(told(&mut mirror), Some(vec![Change::Upsert(Object::Route(ipv6(1)))]));
 

@@ -32,6 +32,13 @@ pub struct Config {
     /// Most links, addresses, routes, next hops and neighbors kept of one guest.
     #[serde(default = "default_max_objects")]
     pub max_objects_per_router: usize,
+    /// Most changes a second that a router may send while others have sessions, after a burst of 50 seconds' worth; at
+    /// least 1000, or 0: as many as it likes.
+    #[serde(default = "default_max_change_rate")]
+    pub max_change_rate: u32,
+    /// Seconds for which a router's tables are held, and forwarded by, after its session was lost; 0: for ever.
+    #[serde(default)]
+    pub hold_time_s: u32,
     /// Whether `flow-restore-wait` is armed while the integration bridge is the only one of the switch: then the
     /// kernel forwards on while `ovs-vswitchd` restarts.
     #[serde(default = "default_true")]
@@ -43,6 +50,9 @@ pub struct Config {
     #[serde(default = "default_log")]
     pub log: String,
 }
+
+/// A slower router would be taken for one that is gone: it waits for its largest message.
+const MIN_CHANGE_RATE: u32 = 1000;
 
 fn default_db() -> String {
     "unix:/var/run/openvswitch/db.sock".into()
@@ -58,6 +68,10 @@ fn default_bridge() -> String {
 
 fn default_max_objects() -> usize {
     2_500_000
+}
+
+fn default_max_change_rate() -> u32 {
+    20_000
 }
 
 fn default_true() -> bool {
@@ -147,6 +161,10 @@ impl Config {
                 "a bridge name has 1 to 15 characters, no / or blank".into(),
             ));
         }
+        if (1..MIN_CHANGE_RATE).contains(&config.max_change_rate) {
+            let value = config.max_change_rate.to_string();
+            return Err(refuse("max_change_rate", &value, format!("at least {MIN_CHANGE_RATE}, or 0")));
+        }
         if let Err(error) = config.log.parse::<tracing_subscriber::EnvFilter>() {
             return Err(refuse("log", &config.log, error.to_string()));
         }
@@ -184,6 +202,7 @@ mod tests {
         assert_eq!(config.bridge, "br-xf");
         assert!(config.flow_restore_wait);
         assert_eq!(config.statistics_interval_s, 5);
+        assert_eq!((config.max_change_rate, config.hold_time_s), (20_000, 0));
         assert_eq!(config.xenflow_db(), "unix:/var/run/openvswitch/db.sock");
     }
 
@@ -197,5 +216,8 @@ mod tests {
         assert!(remote.starts_with("x.toml: ovs_db = \"udp:1\": "), "{remote}");
         let bridge = parse(&format!("{GOOD}bridge = \"a/b\"\n")).unwrap_err();
         assert!(bridge.contains("1 to 15 characters"), "{bridge}");
+        let rate = parse(&format!("{GOOD}max_change_rate = 999\n")).unwrap_err();
+        assert_eq!(rate, "x.toml: max_change_rate = \"999\": at least 1000, or 0");
+        assert!(parse(&format!("{GOOD}max_change_rate = 0\nhold_time_s = 60\n")).is_ok());
     }
 }

@@ -4,24 +4,26 @@
 //! sessions. It holds back everything for the switch until both databases have spoken once, so that a restart
 //! never takes an empty configuration for the wanted one.
 
+mod lone;
 mod meters;
 mod report;
 mod sessions;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use openflow::{Flow, Group, Meter};
 use xenflow_flow_app::punt::meter_of;
-use xenflow_flow_app::{App, Attachment, Batch, Dump, FlowChange, MeterChange, PuntClass, RouterId};
+use xenflow_flow_app::{App, Attachment, Batch, Dump, FlowChange, MeterChange, PortNo, PuntClass, RouterId};
 use xenflow_proto::message::{GuestMessage, Hello, HostMessage, RefusalReason};
-use xenflow_proto::{Identity, Name, Seq};
+use xenflow_proto::{Change, Identity, Name, Seq};
 
 use crate::core::meters::{Lacking, meter_id};
 pub use crate::core::report::Report;
-use crate::counters::{Counters, Names, Poll, Totals};
+use crate::counters::{Counters, Names, Poll, Scope, Totals};
 use crate::db::Desired;
+use crate::guest::limits::Hits;
 use crate::ports::{PortProblem, SwitchPorts, bind};
 
 /// A guest's connection, numbered as they come.
@@ -64,13 +66,19 @@ pub enum Event {
     Remembered(Totals),
     /// What [`Effect::Wait`] asked for is over.
     Waited,
+    /// Some time has passed; it says how much since the daemon began. To come about every second.
+    Tick(Duration),
+    /// Nothing else has happened: go on with what is left of long messages. To come while [`Core::is_behind`].
+    Turn,
+    /// Guests ran into limits.
+    Limited(Hits),
     /// The switch has confirmed a batch.
     Confirmed(BatchId),
     /// The switch refused a batch, because of these changes (by index, with its reason).
     Refused(BatchId, Vec<(usize, String)>),
     /// A guest with a valid certificate has said hello.
     Opened(SessionId, Identity, IpAddr, Hello),
-    /// A guest says something.
+    /// A guest says something. Its next message comes after [`Effect::Taken`].
     Said(SessionId, GuestMessage),
     /// A guest has said nothing for a while.
     Silent(SessionId),
@@ -100,12 +108,20 @@ pub enum Effect {
     Tell(SessionId, HostMessage),
     /// Tell a guest why and close its connection; the reason is for the log too.
     Refuse(SessionId, RefusalReason, String),
+    /// A session's last message has been taken in: it may send the next.
+    Taken(SessionId),
+    /// Nudge the guest of a router at these addresses until it has a session: its control vif has come up.
+    Nudge(RouterId, Vec<IpAddr>),
 }
 
 /// Sequenced messages that a guest may leave unacknowledged.
 const WINDOW: u32 = 256;
 /// Changes in a bundle: more would keep the switch from everything else for too long.
 const BATCH: usize = 1000;
+/// The same while several guests have sessions, so that none waits long for what another has started.
+const SHARED_BATCH: usize = 512;
+/// Changes of one message that are taken in before it is another session's turn.
+const SLICE: usize = 64;
 /// Bundles under way.
 const IN_FLIGHT: usize = 2;
 /// The pause after a failure that starting over may not cure; doubled each time, up to the greatest.
@@ -116,15 +132,26 @@ const PAUSE_MAX: Duration = Duration::from_secs(64);
 #[derive(Debug)]
 struct Session {
     router: RouterId,
+    boot_id: [u8; 16],
     last: Seq,
     acked: Seq,
     stage: Stage,
+    /// What is left of its last message.
+    rest: std::vec::IntoIter<Change>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    Welcomed,
+    Welcomed {
+        /// It was told what is held, and may go on from there.
+        may_resume: bool,
+    },
     Snapshot,
+    /// What changed since the session before is being told.
+    Resumed {
+        /// The switch confirms it; otherwise it has nothing of the router yet.
+        is_synced: bool,
+    },
     Live,
 }
 
@@ -134,10 +161,22 @@ struct InFlight {
     reached: Vec<(RouterId, u64)>,
 }
 
+/// A router without a session.
+#[derive(Debug, Clone, Copy)]
+struct Lone {
+    /// Since then; as precise as [`Event::Tick`].
+    since: Duration,
+    /// Its tables were held long enough.
+    is_over: bool,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Core {
     node: Name,
+    /// How long a router's tables outlive its session; none: for ever.
+    hold: Option<Duration>,
+    slice: usize,
     app: App,
     desired: Option<Desired>,
     ports: Option<SwitchPorts>,
@@ -155,6 +194,11 @@ pub struct Core {
     failures: u32,
     next_batch: BatchId,
     sessions: BTreeMap<SessionId, Session>,
+    /// Sessions of which a message has not been taken in whole, in the order of their turns.
+    turns: VecDeque<SessionId>,
+    lone: BTreeMap<RouterId, Lone>,
+    /// Ports of control vifs that are plugged in, and whether they have a link.
+    plugged: BTreeMap<RouterId, (PortNo, bool)>,
     /// What a mark of the flow app stands for.
     marks: HashMap<u64, (SessionId, Seq)>,
     next_mark: u64,
@@ -163,11 +207,13 @@ pub struct Core {
 }
 
 impl Core {
-    /// A core that knows nothing yet.
+    /// A core that knows nothing yet. `hold` is how long a router's tables outlive its session; none: for ever.
     #[must_use]
-    pub fn new(node: Name, max_objects_per_router: usize) -> Self {
+    pub fn new(node: Name, max_objects_per_router: usize, hold: Option<Duration>) -> Self {
         Self {
             node,
+            hold,
+            slice: SLICE,
             app: App::new(max_objects_per_router),
             desired: None,
             ports: None,
@@ -181,6 +227,9 @@ impl Core {
             failures: 0,
             next_batch: BatchId(1),
             sessions: BTreeMap::new(),
+            turns: VecDeque::new(),
+            lone: BTreeMap::new(),
+            plugged: BTreeMap::new(),
             marks: HashMap::new(),
             next_mark: 1,
             counters: Counters::default(),
@@ -230,6 +279,9 @@ impl Core {
             }
             Event::Remembered(totals) => self.counters.remember(totals),
             Event::Waited => self.waiting = false,
+            Event::Tick(now) => self.sweep_lone(now),
+            Event::Turn => self.turn(),
+            Event::Limited(hits) => self.count(hits),
             Event::Confirmed(id) => {
                 if let Some(batch) = self.in_flight.remove(&id) {
                     self.acknowledge(batch.reached);
@@ -264,6 +316,18 @@ impl Core {
         self.switch_up && self.desired.is_some() && self.ports.is_some() && is_idle && self.app.is_idle()
     }
 
+    /// Something is left of a long message: [`Event::Turn`] is to come.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        !self.turns.is_empty()
+    }
+
+    /// The guest of that router has a session.
+    #[must_use]
+    pub fn has_session(&self, router: RouterId) -> bool {
+        self.sessions.values().any(|session| session.router == router)
+    }
+
     /// Every guest that is plugged in here has told its tables.
     #[must_use]
     pub fn has_heard_all(&self) -> bool {
@@ -287,6 +351,8 @@ impl Core {
         if topology != *self.app.topology() {
             self.app.set_topology(topology);
         }
+        self.nudge_plugged();
+        let Some(desired) = &self.desired else { return };
         let routers: BTreeSet<RouterId> =
             desired.routers.values().map(|router| RouterId(router.id.get())).collect();
         // A router without any vif is forgotten with its tables; its guest must begin anew when it has one again.
@@ -347,7 +413,8 @@ impl Core {
             self.effects.push(Effect::Dump(dump));
         }
         while self.in_flight.len() < IN_FLIGHT {
-            let Batch { mut meters, mut changes, reached } = self.app.next_batch(BATCH);
+            let most = if self.sessions.len() > 1 { SHARED_BATCH } else { BATCH };
+            let Batch { mut meters, mut changes, reached } = self.app.next_batch(most);
             let is_last = meters.is_empty() && changes.is_empty();
             meters.retain(|change| self.lacking.takes(change));
             for change in &mut changes {
@@ -446,8 +513,24 @@ impl Core {
     }
 
     fn close(&mut self, id: SessionId) {
-        self.sessions.remove(&id);
+        if let Some(session) = self.sessions.remove(&id) {
+            self.finish(session);
+        }
+        self.turns.retain(|turn| *turn != id);
         self.marks.retain(|_, (session, _)| *session != id);
+    }
+
+    /// Counts limits that guests ran into: for their routers, where these are known, or for the node.
+    fn count(&mut self, hits: Hits) {
+        let routers = self.desired.as_ref().map(|desired| &desired.routers);
+        for ((router, limit), times) in hits {
+            let router = router.filter(|name| routers.is_some_and(|all| all.contains_key(name)));
+            let place = match router {
+                Some(name) => (Scope::Router, name.to_string()),
+                None => (Scope::Node, self.node.to_string()),
+            };
+            self.counters.add(place, limit.counter().to_owned(), times);
+        }
     }
 }
 

@@ -182,7 +182,8 @@ impl Counters {
         grown
     }
 
-    fn add(&mut self, place: Place, counter: String, value: u64) {
+    /// Adds to a counter.
+    pub fn add(&mut self, place: Place, counter: String, value: u64) {
         let total = self.totals.entry(place).or_default().entry(counter).or_default();
         // The database's integers are signed.
         *total = total.saturating_add(value).min(i64::MAX as u64);

@@ -10,7 +10,9 @@ use xenflow_proto::{Name, control};
 
 use crate::config::{Config, ConfigError, parse_remotes};
 use crate::core::{Core, Effect, Event};
+use crate::guest::limits::Hits;
 use crate::guest::{self, Sessions, Tell};
+use crate::nudge::{self, Nudges};
 use crate::ovs::restore::{READY_AT_LAST, READY_WITHOUT_GUESTS, Stage};
 use crate::ovs::{database, switch};
 use crate::ports::{ControlPort, PortProblem};
@@ -37,6 +39,9 @@ pub enum StartError {
     /// Its certificate, key or authority.
     #[error("the certificates cannot be used")]
     Tls(#[from] tls::ConfigError),
+    /// The authority that is to renew guests' certificates.
+    #[error("issuer_dir cannot be used")]
+    Issuer(#[from] crate::pki::PkiError),
     /// A remote.
     #[error(transparent)]
     Remote(#[from] ovsdb::RemoteParseError),
@@ -59,9 +64,13 @@ pub enum StartError {
 /// [`StartError`] before anything is touched; nothing later ends the daemon.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), StartError> {
     let node: Name = config.node.parse()?;
-    let server = tls::load(&config.ca, &config.cert, &config.key)?;
+    let credentials = config.credentials();
+    let server = credentials.load()?;
     if server.identity != xenflow_proto::Identity::Node(node.clone()) {
         return Err(StartError::Node { certificate: server.identity.to_string(), node });
+    }
+    if let Some(dir) = &config.issuer_dir {
+        crate::pki::Store::open(dir)?;
     }
     let (events, mut inbox) = mpsc::channel(EVENTS);
     let (orders, inbox_of_switch) = mpsc::channel(ORDERS);
@@ -74,9 +83,16 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let keeper = tokio::spawn(keeper);
     let database = database::desired(parse_remotes(config.xenflow_db())?, events.clone());
 
-    let sessions = Sessions::default();
-    let mut listener = Listener { server: server.config, sessions: sessions.clone(), events, current: None };
-    let mut core = Core::new(node.clone(), config.max_objects_per_router);
+    let access = tls::Access::new(tls::follow(credentials, server), config.issuer_dir.clone());
+    let sessions = Sessions::new(config.max_change_rate);
+    let (ready, mut listening) = watch::channel(None);
+    let mut listener =
+        Listener { server: access, sessions: sessions.clone(), events, ready, current: None };
+    let hold = Duration::from_secs(config.hold_time_s.into());
+    let hold = (!hold.is_zero()).then_some(hold);
+    let mut core = Core::new(node.clone(), config.max_objects_per_router, hold);
+    let mut nudges = Nudges::default();
+    let begin = Instant::now();
     let mut statistics = Keeper::new(node.clone(), database.clone());
     let mut reporter = Reporter::new(node, database);
     let mut problems = std::collections::BTreeSet::new();
@@ -89,13 +105,23 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let mut wait = None;
     tokio::pin!(stop);
     loop {
+        let control: Option<u32> = *listening.borrow_and_update();
         let event = tokio::select! {
             () = &mut stop => break,
             _ = tick.tick() => {
                 follow(&stage, &core, connection, connected);
                 reporter.report(&core).await;
+                Some(Event::Tick(begin.elapsed()))
+            }
+            Ok(()) = listening.changed() => continue,
+            () = until(control.and(nudges.next())) => {
+                for guest in nudges.due(Instant::now(), |router| core.has_session(router)) {
+                    send_nudge(control, guest);
+                }
                 continue;
             }
+            // Behind what came in meanwhile.
+            () = tokio::task::yield_now(), if core.is_behind() => Some(Event::Turn),
             () = until(count) => {
                 count = Some(Instant::now() + counting);
                 if core.is_connected() {
@@ -121,7 +147,16 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         if matches!(event, Event::SwitchUp { .. } | Event::SwitchDown) {
             stage.send_replace(Stage::Filling);
         }
-        for effect in core.handle(event) {
+        let hits = if matches!(event, Event::Tick(_)) { sessions.take_hits() } else { Hits::new() };
+        let mut effects = core.handle(event);
+        if !hits.is_empty() {
+            effects.extend(core.handle(Event::Limited(hits)));
+        }
+        if core.is_behind() {
+            // Long messages get on however much else comes in.
+            effects.extend(core.handle(Event::Turn));
+        }
+        for effect in effects {
             match effect {
                 Effect::Send(batch, meters, changes) => {
                     let command = switch::Command::Send(batch, meters, changes);
@@ -134,6 +169,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
                 Effect::Wait(pause) => wait = Some(Instant::now() + pause),
                 Effect::Tell(id, message) => sessions.tell(id, Tell::Message(message)),
                 Effect::Refuse(id, reason, detail) => sessions.tell(id, Tell::Refuse(reason, detail)),
+                Effect::Taken(id) => sessions.taken(id),
+                Effect::Nudge(router, guest) => nudges.ask(router, guest, Instant::now()),
             }
         }
         follow(&stage, &core, connection, connected);
@@ -173,11 +210,25 @@ async fn until(at: Option<Instant>) {
     }
 }
 
+/// Sends a nudge by the control port of that number, off the main loop.
+fn send_nudge(control: Option<u32>, guest: std::net::IpAddr) {
+    let Some(ifindex) = control else { return };
+    tokio::spawn(async move {
+        match nudge::send(ifindex, guest).await {
+            Ok(()) => tracing::debug!(%guest, "nudged"),
+            // There may be no such guest yet.
+            Err(error) => tracing::debug!(%guest, %error, "not nudged"),
+        }
+    });
+}
+
 /// The task that listens on the control port, wherever that port is.
 struct Listener {
-    server: Arc<rustls::ServerConfig>,
+    server: tls::Access,
     sessions: Sessions,
     events: mpsc::Sender<Event>,
+    /// The number of the control port, while it is ready.
+    ready: watch::Sender<Option<u32>>,
     current: Option<(u32, JoinHandle<()>)>,
 }
 
@@ -190,13 +241,16 @@ impl Listener {
         if let Some((_, task)) = self.current.take() {
             task.abort();
         }
+        self.ready.send_replace(None);
         let Some(ifindex) = ifindex else { return };
         let (server, sessions, events) = (self.server.clone(), self.sessions.clone(), self.events.clone());
+        let is_ready = self.ready.clone();
         let task = tokio::spawn(async move {
             loop {
                 match control_port::ready(ifindex).await {
                     Err(error) => tracing::error!(%error, "{} cannot be set up", control::HOST_PORT_NAME),
                     Ok(()) => {
+                        is_ready.send_replace(Some(ifindex));
                         let (server, sessions, events) = (server.clone(), sessions.clone(), events.clone());
                         let Err(error) = guest::listen(ifindex, server, sessions, events).await;
                         tracing::error!(%error, "cannot listen for guests");

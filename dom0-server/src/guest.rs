@@ -1,18 +1,19 @@
 //! Guests' connections: accepts them on the control network, does the handshakes, turns frames into messages for
-//! the core and back. I/O only; what a guest may do is decided in `core`.
+//! the core and back. I/O only; what a guest may do is decided in `core`, what it may cost in `limits`.
+
+pub mod limits;
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 use xenflow_proto::control::{HOST_IPV4, HOST_IPV6, HOST_PORT_NAME, PORT};
@@ -21,17 +22,20 @@ use xenflow_proto::message::{DecodeError, Hello, RefusalReason};
 use xenflow_proto::{FrameDecoder, GuestMessage, HostMessage, Identity};
 
 use crate::core::{Event, SessionId};
+use crate::guest::limits::{HANDSHAKES, HANDSHAKES_RATE, Handshake, Hits, Limit, Limits};
 use crate::tls;
 
-/// Connections without a session at once, of one address; one more is closed. A count of all guests would let one
-/// of them keep the others out.
-const HANDSHAKES: usize = 4;
 /// Time for the handshake, and again for the first message.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// After so long a silence the host asks whether the guest is there; after as much again it is not.
 const SILENCE: Duration = Duration::from_secs(15);
 /// Messages that wait for a guest which does not read; one more ends its session.
 const QUEUE: usize = 1024;
+/// Keys in all of these messages together, of some hundred bytes each.
+const QUEUED_KEYS: usize = 1 << 16;
+
+/// So many bytes are written at a time.
+const BLOCK: usize = 1 << 16;
 
 /// What the driver sends to a session's task.
 #[derive(Debug)]
@@ -42,36 +46,93 @@ pub enum Tell {
     Refuse(RefusalReason, String),
 }
 
-/// Senders to the sessions that live.
+impl Tell {
+    /// How many keys it carries.
+    fn keys(&self) -> usize {
+        match self {
+            Self::Message(HostMessage::Ack { rejected, accepted, .. }) => rejected.len() + accepted.len(),
+            Self::Message(HostMessage::InUse(neighbors)) => neighbors.len(),
+            Self::Message(_) | Self::Refuse(..) => 0,
+        }
+    }
+}
+
+/// What the driver and a session's task share.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Keys in messages that wait.
+    queued_keys: AtomicUsize,
+    /// The core is done with the session's last message.
+    taken: Notify,
+}
+
+/// The sessions that live.
 #[derive(Debug, Clone, Default)]
 pub struct Sessions {
-    senders: Arc<Mutex<HashMap<SessionId, mpsc::Sender<Tell>>>>,
+    open: Arc<Mutex<HashMap<SessionId, (mpsc::Sender<Tell>, Arc<Shared>)>>>,
     last: Arc<AtomicU64>,
+    limits: Limits,
 }
 
 impl Sessions {
+    /// None yet; `change_rate` is how many changes a second each router may send, 0: as many as it likes.
+    #[must_use]
+    pub fn new(change_rate: u32) -> Self {
+        Self { limits: Limits::new(change_rate), ..Self::default() }
+    }
+
     /// Passes something on to a session. One that does not take it is ended.
     pub fn tell(&self, id: SessionId, what: Tell) {
-        let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let ends = matches!(what, Tell::Refuse(..));
-        if let Some(sender) = senders.get(&id)
-            && (sender.try_send(what).is_err() || ends)
-        {
-            // Its task ends when the channel does.
-            senders.remove(&id);
+        if let Some((sender, shared)) = open.get(&id) {
+            let keys = what.keys();
+            let waiting = shared.queued_keys.fetch_add(keys, Ordering::Relaxed);
+            let fits = waiting == 0 || waiting + keys <= QUEUED_KEYS;
+            if !fits || sender.try_send(what).is_err() || ends {
+                // Its task ends when the channel does.
+                open.remove(&id);
+            }
         }
     }
 
-    fn open(&self) -> (SessionId, mpsc::Receiver<Tell>) {
+    /// The core is done with a session's last message: it may send the next.
+    pub fn taken(&self, id: SessionId) {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, shared)) = open.get(&id) {
+            shared.taken.notify_one();
+        }
+    }
+
+    /// The limits that guests ran into since the last call.
+    #[must_use]
+    pub fn take_hits(&self) -> Hits {
+        self.limits.take_hits()
+    }
+
+    fn open(&self) -> Opened {
         let id = SessionId(self.last.fetch_add(1, Ordering::Relaxed) + 1);
-        let (sender, receiver) = mpsc::channel(QUEUE);
-        self.senders.lock().unwrap_or_else(PoisonError::into_inner).insert(id, sender);
-        (id, receiver)
+        let (sender, tells) = mpsc::channel(QUEUE);
+        let shared = Arc::<Shared>::default();
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.insert(id, (sender, shared.clone()));
+        Opened { id, tells, shared }
     }
 
     fn forget(&self, id: SessionId) {
-        self.senders.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
+
+    fn are_several(&self) -> bool {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).len() > 1
+    }
+}
+
+/// A session's own end.
+struct Opened {
+    id: SessionId,
+    tells: mpsc::Receiver<Tell>,
+    shared: Arc<Shared>,
 }
 
 /// Listens on the control port of that number until the task is aborted.
@@ -80,14 +141,13 @@ impl Sessions {
 /// If an address cannot be bound.
 pub async fn listen(
     ifindex: u32,
-    server: Arc<ServerConfig>,
+    server: tls::Access,
     sessions: Sessions,
     events: mpsc::Sender<Event>,
 ) -> io::Result<std::convert::Infallible> {
     let v6 = bind(SocketAddrV6::new(HOST_IPV6, PORT, 0, ifindex).into())?;
     let v4 = bind((HOST_IPV4, PORT).into())?;
     tracing::info!(ifindex, port = PORT, "listening for guests on {HOST_PORT_NAME}");
-    let handshakes = Handshakes::default();
     loop {
         let accepted = tokio::select! {
             accepted = v6.accept() => accepted,
@@ -102,55 +162,23 @@ pub async fn listen(
                 continue;
             }
         };
-        let handshake = handshakes.begin(peer.ip());
+        let handshake = match sessions.limits.knock(peer.ip(), Instant::now()) {
+            Ok(handshake) => handshake,
+            Err(limit) => {
+                let end = if limit == Limit::Hasty { End::Hasty } else { End::Crowded };
+                end.log(peer, &sessions.limits);
+                continue;
+            }
+        };
         let (server, sessions, events) = (server.clone(), sessions.clone(), events.clone());
         tokio::spawn(async move {
-            let (end, stream) = match handshake {
-                Some(handshake) => session(stream, peer, server, handshake, &sessions, &events).await,
-                None => (End::Crowded, None),
-            };
-            end.log(peer);
+            let (end, stream) = session(stream, peer, server, handshake, &sessions, &events).await;
+            end.count(&sessions.limits);
+            end.log(peer, &sessions.limits);
             if let Some(mut stream) = stream {
                 say_why(&mut stream, &end).await;
             }
         });
-    }
-}
-
-/// Connections without a session, by address.
-#[derive(Debug, Clone, Default)]
-struct Handshakes {
-    counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
-}
-
-impl Handshakes {
-    fn begin(&self, peer: IpAddr) -> Option<Handshake> {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(peer).or_default();
-        if *count >= HANDSHAKES {
-            return None;
-        }
-        *count += 1;
-        Some(Handshake { all: self.clone(), peer })
-    }
-}
-
-/// One of them, until it is dropped.
-#[derive(Debug)]
-struct Handshake {
-    all: Handshakes,
-    peer: IpAddr,
-}
-
-impl Drop for Handshake {
-    fn drop(&mut self) {
-        let mut counts = self.all.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.peer);
-            }
-        }
     }
 }
 
@@ -168,6 +196,8 @@ fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
 enum End {
     #[error(transparent)]
     Tls(#[from] tls::AcceptError),
+    #[error(transparent)]
+    Distrusted(#[from] tls::Distrusted),
     #[error("{router}: no hello within {} s", HANDSHAKE.as_secs())]
     NoHello { router: Identity },
     #[error("{router}: the connection broke")]
@@ -202,18 +232,48 @@ enum End {
     Refused { router: Identity, reason: RefusalReason, detail: String },
     #[error("{HANDSHAKES} connections of this address have no session yet, and no more may")]
     Crowded,
+    #[error("more than {HANDSHAKES_RATE} connections a second of this address")]
+    Hasty,
     #[error("the daemon stops")]
     Stopped,
 }
 
 impl End {
-    /// The one line that every connection leaves. That a guest leaves is nothing to look after.
-    fn log(&self, peer: SocketAddr) {
+    /// The one line that a connection leaves, unless its address leaves too many. That a guest leaves is nothing to
+    /// look after.
+    fn log(&self, peer: SocketAddr, limits: &Limits) {
+        let Some(unlogged) = limits.line(peer.ip(), Instant::now()) else { return };
+        if unlogged > 0 {
+            tracing::warn!(%peer, unlogged, "more connections ended than lines were written");
+        }
         let reason = Chain(self);
         if matches!(self, Self::Closed { .. } | Self::Stopped) {
             tracing::info!(%peer, %reason, "session ended");
         } else {
             tracing::warn!(%peer, %reason, "session ended");
+        }
+    }
+
+    /// A broken rule keeps the router waiting; that and other limits are counted.
+    fn count(&self, limits: &Limits) {
+        match self {
+            Self::Frame { router, .. } | Self::Message { router, .. } | Self::NotHello { router } => {
+                limits.broke(router, Instant::now());
+            }
+            Self::Refused { router, reason: RefusalReason::Protocol | RefusalReason::Limit, .. } => {
+                limits.broke(router, Instant::now());
+            }
+            Self::Slow { router } => limits.hit(Some(router), Limit::Slow),
+            Self::Tls(_)
+            | Self::NoHello { .. }
+            | Self::Io { .. }
+            | Self::Closed { .. }
+            | Self::Truncated { .. }
+            | Self::Silent { .. }
+            | Self::Refused { .. }
+            | Self::Crowded
+            | Self::Hasty
+            | Self::Stopped => {}
         }
     }
 }
@@ -237,23 +297,27 @@ impl std::fmt::Display for Chain<'_> {
 async fn session(
     stream: TcpStream,
     peer: SocketAddr,
-    server: Arc<ServerConfig>,
+    server: tls::Access,
     handshake: Handshake,
     sessions: &Sessions,
     events: &mpsc::Sender<Event>,
 ) -> (End, Option<TlsStream<TcpStream>>) {
     let _ = stream.set_nodelay(true);
-    let (mut stream, identity) = match tls::accept(server, stream, peer, HANDSHAKE).await {
+    let current = server.now();
+    let (mut stream, identity) = match tls::accept(current.config(), stream, peer, HANDSHAKE).await {
         Ok(accepted) => accepted,
         Err(error) => return (error.into(), None),
     };
+    let trust = current.peer(stream.get_ref().1.peer_certificates());
     let mut decoder = FrameDecoder::new(MAX_HELLO);
     let first = timeout(HANDSHAKE, next_message(&mut stream, &mut decoder, &identity)).await;
+    // Whoever broke a rule waits, and takes up one of its address's places meanwhile.
+    tokio::time::sleep(sessions.limits.pause(&identity, Instant::now())).await;
     drop(handshake);
     let end = match first {
         Ok(Ok(GuestMessage::Hello(hello))) => {
             decoder.set_limit(MAX_FRAME);
-            let guest = Guest { identity, peer: peer.ip(), hello };
+            let guest = Guest { identity, peer: peer.ip(), hello, trust };
             serve(&mut stream, decoder, guest, sessions, events).await
         }
         Ok(Ok(_)) => End::NotHello { router: identity },
@@ -298,6 +362,7 @@ struct Guest {
     identity: Identity,
     peer: IpAddr,
     hello: Hello,
+    trust: tls::Peer,
 }
 
 /// One session, from its hello to its end.
@@ -308,11 +373,12 @@ async fn serve(
     sessions: &Sessions,
     events: &mpsc::Sender<Event>,
 ) -> End {
-    let Guest { identity, peer, hello } = guest;
-    let (id, tells) = sessions.open();
+    let Guest { identity, peer, hello, trust } = guest;
+    let mut opened = sessions.open();
+    let id = opened.id;
     tracing::info!(session = id.0, router = %identity, %peer, agent = %hello.agent, "session opened");
     let end = match events.send(Event::Opened(id, identity.clone(), peer, hello)).await {
-        Ok(()) => converse(stream, decoder, id, &identity, tells, events).await,
+        Ok(()) => converse(stream, decoder, &mut opened, &identity, trust, sessions, events).await,
         Err(_) => End::Stopped,
     };
     sessions.forget(id);
@@ -323,28 +389,46 @@ async fn serve(
 async fn converse(
     stream: &mut TlsStream<TcpStream>,
     mut decoder: FrameDecoder,
-    id: SessionId,
+    opened: &mut Opened,
     router: &Identity,
-    mut tells: mpsc::Receiver<Tell>,
+    mut trust: tls::Peer,
+    sessions: &Sessions,
     events: &mpsc::Sender<Event>,
 ) -> End {
+    let Opened { id, tells, shared } = opened;
     let (mut reader, mut writer) = tokio::io::split(stream);
     // Reading and writing go on side by side: a guest that does not read must not stop being read.
+    let mut renewals = tls::Renewals::new(trust.clone());
     let reading = async {
         let mut asked = false;
         loop {
             match timeout(SILENCE, next_message(&mut reader, &mut decoder, router)).await {
+                Ok(Ok(GuestMessage::Renew)) => {
+                    asked = false;
+                    if let Some(renewed) = renewals.answer(router).await {
+                        sessions.tell(*id, Tell::Message(HostMessage::Renewed(renewed)));
+                    }
+                }
                 Ok(Ok(message)) => {
                     asked = false;
-                    if events.send(Event::Said(id, message)).await.is_err() {
+                    let changes =
+                        if let GuestMessage::Changes { changes, .. } = &message { changes.len() } else { 0 };
+                    if events.send(Event::Said(*id, message)).await.is_err() {
                         return End::Stopped;
+                    }
+                    // One message of each session at a time: who says more waits in its own connection.
+                    shared.taken.notified().await;
+                    let others = sessions.are_several();
+                    let wait = sessions.limits.charge(router, changes, others, Instant::now());
+                    if !wait.is_zero() {
+                        tokio::time::sleep(wait).await;
                     }
                 }
                 Ok(Err(end)) => return end,
                 Err(_) if asked => return End::Silent { router: router.clone() },
                 Err(_) => {
                     asked = true;
-                    if events.send(Event::Silent(id)).await.is_err() {
+                    if events.send(Event::Silent(*id)).await.is_err() {
                         return End::Stopped;
                     }
                 }
@@ -357,13 +441,15 @@ async fn converse(
             let Some(tell) = tells.recv().await else { return End::Slow { router: router.clone() } };
             let mut next = Some(tell);
             while let Some(tell) = next {
+                shared.queued_keys.fetch_sub(tell.keys(), Ordering::Relaxed);
                 match tell {
                     Tell::Message(message) => message.encode(&mut out),
                     Tell::Refuse(reason, detail) => {
                         return End::Refused { router: router.clone(), reason, detail };
                     }
                 }
-                next = tells.try_recv().ok();
+                // A block at a time: what is encoded is not counted any more.
+                next = if out.len() < BLOCK { tells.try_recv().ok() } else { None };
             }
             match timeout(SILENCE, write(&mut writer, &mut out)).await {
                 Ok(Ok(())) => {}
@@ -375,6 +461,7 @@ async fn converse(
     tokio::select! {
         end = reading => end,
         end = writing => end,
+        gone = trust.distrusted(router) => gone.into(),
     }
 }
 
@@ -393,6 +480,7 @@ async fn say_why(stream: &mut TlsStream<TcpStream>, end: &End) {
         }
         End::Frame { source: error @ FrameError::Empty, .. } => (RefusalReason::Protocol, error.to_string()),
         End::Message { source, .. } => (RefusalReason::Protocol, source.to_string()),
+        End::Distrusted(_) => (RefusalReason::Identity, Chain(end).to_string()),
         End::NotHello { .. } => (RefusalReason::Protocol, "the first message must be hello".to_owned()),
         End::Tls(_)
         | End::NoHello { .. }
@@ -402,6 +490,7 @@ async fn say_why(stream: &mut TlsStream<TcpStream>, end: &End) {
         | End::Silent { .. }
         | End::Slow { .. }
         | End::Crowded
+        | End::Hasty
         | End::Stopped => return,
     };
     say_goodbye(stream, reason, detail).await;

@@ -7,6 +7,7 @@ pub mod counters;
 pub mod daemon;
 pub mod db;
 pub mod guest;
+pub mod nudge;
 pub mod ovs;
 pub mod pki;
 pub mod ports;

@@ -120,7 +120,10 @@ fn status_of(node: &Name, router: &Name, report: Report, before: Option<&Status>
             .into(),
         },
         acked_seq: report.session.map_or(0, |(seq, _)| seq.0),
-        message: near_limit(&report),
+        message: match report.is_over {
+            true => "no session for the hold time: nothing is forwarded for it".to_owned(),
+            false => near_limit(&report),
+        },
         slow: report.slow,
         ports: report.ports,
         up: report.up,
@@ -167,7 +170,8 @@ mod tests {
         before: Option<&Status>,
     ) -> Status {
         let status = RouterStatus { rib: Default::default(), synced: true, slow: Vec::new(), routes };
-        let report = Report { status, session, slow: [].into(), ports: [].into(), up: [].into() };
+        let (slow, ports, up) = ([].into(), [].into(), [].into());
+        let report = Report { status, session, is_over: false, slow, ports, up };
         status_of(&"a".parse().unwrap(), &"r1".parse().unwrap(), report, before, 7)
     }
 

@@ -19,6 +19,8 @@ pub struct Report {
     /// The last sequence number acknowledged to its guest, and whether its session is past end-of-RIB; none
     /// without a session.
     pub session: Option<(Seq, bool)>,
+    /// It had no session for the hold time, and what was held of its tables is gone.
+    pub is_over: bool,
     /// What its guest forwards itself, and why, in words; as the database takes it.
     pub slow: BTreeSet<String>,
     /// OVS interfaces that carry its vifs here, by vif.
@@ -55,6 +57,7 @@ impl Core {
                 .collect();
             let report = Report {
                 session: sessions.get(&id).copied(),
+                is_over: self.lone.get(&id).is_some_and(|lone| lone.is_over),
                 slow: bounded(status.slow.iter().map(|slow| words(slow, name_of))),
                 ports: plugged.iter().map(|(vif, port)| ((*vif).clone(), port.name.clone())).collect(),
                 up: plugged.iter().filter(|(_, port)| port.is_up).map(|(vif, _)| (*vif).clone()).collect(),

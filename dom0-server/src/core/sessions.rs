@@ -7,7 +7,7 @@ use xenflow_proto::frame::MAX_FRAME;
 use xenflow_proto::message::{
     GuestMessage, Hello, HostMessage, MAX_CHANGES, RefusalReason, VERSION, Welcome,
 };
-use xenflow_proto::{Identity, MacAddr, Seq, control};
+use xenflow_proto::{Change, Identity, Key, MacAddr, Seq, control};
 
 use super::{Core, Effect, Session, SessionId, Stage, WINDOW};
 
@@ -29,15 +29,20 @@ impl Core {
         for older in older {
             self.refuse(older, RefusalReason::Replaced, format!("a newer session came from {peer}"));
         }
-        let session = Session { router, last: Seq(0), acked: Seq(0), stage: Stage::Welcomed };
+        let held = self.app.held(router, &hello.boot_id);
+        let stage = Stage::Welcomed { may_resume: held.is_some() };
+        let boot_id = hello.boot_id;
+        let session =
+            Session { router, boot_id, last: Seq(0), acked: Seq(0), stage, rest: Vec::new().into_iter() };
         self.sessions.insert(id, session);
+        self.lone.remove(&router);
         let welcome = Welcome {
             version: VERSION,
             node: self.node.clone(),
             max_frame_bytes: MAX_FRAME as u32,
             max_changes: MAX_CHANGES as u32,
             window: WINDOW,
-            held: None,
+            held,
         };
         self.effects.push(Effect::Tell(id, HostMessage::Welcome(welcome)));
     }
@@ -85,33 +90,93 @@ impl Core {
             // It was refused; what it had sent before it knew is of no more use.
             return;
         }
+        debug_assert!(!self.turns.contains(&id), "one message of a session at a time");
         match self.take(id, message) {
-            Ok(()) => {}
+            Ok(true) => self.go_on(id),
+            Ok(false) => self.effects.push(Effect::Taken(id)),
             Err((reason, detail)) => self.refuse(id, reason, detail),
         }
     }
 
-    fn take(&mut self, id: SessionId, message: GuestMessage) -> Result<(), (RefusalReason, String)> {
+    /// The next session takes its turn.
+    pub(super) fn turn(&mut self) {
+        if let Some(id) = self.turns.pop_front() {
+            self.go_on(id);
+        }
+    }
+
+    /// Takes in some more of a session's last message. The rest of a long one waits for its turn.
+    fn go_on(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let (router, seq) = (session.router, session.last);
+        let mut left = self.slice;
+        while left > 0
+            && let Some(change) = session.rest.next()
+        {
+            left = left.saturating_sub(if is_heavy(&change) { self.slice } else { 1 });
+            if let Err(error) = self.app.apply(router, change) {
+                session.rest = Vec::new().into_iter();
+                self.refuse(id, RefusalReason::Limit, error.to_string());
+                return;
+            }
+        }
+        if session.rest.len() > 0 {
+            self.turns.push_back(id);
+            return;
+        }
+        if matches!(session.stage, Stage::Snapshot | Stage::Resumed { is_synced: false }) {
+            // There is nothing yet for the switch to confirm but that it was taken.
+            self.ack(id, seq);
+        } else {
+            let mark = self.next_mark;
+            self.next_mark += 1;
+            self.marks.insert(mark, (id, seq));
+            self.app.mark(router, mark);
+        }
+        self.effects.push(Effect::Taken(id));
+    }
+
+    /// What is left of the last message of a session that is over. A guest knows what it holds by whole messages, so
+    /// it is taken in, unless that could take long.
+    pub(super) fn finish(&mut self, session: Session) {
+        if session.rest.as_slice().iter().any(is_heavy) {
+            return;
+        }
+        for change in session.rest {
+            if self.app.apply(session.router, change).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Takes in a message but for its changes. True if it is a sequenced one.
+    fn take(&mut self, id: SessionId, message: GuestMessage) -> Result<bool, (RefusalReason, String)> {
         let broken = |detail: String| Err((RefusalReason::Protocol, detail));
-        let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+        let Some(session) = self.sessions.get_mut(&id) else { return Ok(false) };
         let router = session.router;
-        let (seq, stage) = match &message {
+        let (seq, fits) = match &message {
             GuestMessage::Hello(_) => return broken("a second hello".into()),
             GuestMessage::Ping(token) => {
                 self.effects.push(Effect::Tell(id, HostMessage::Pong(*token)));
-                return Ok(());
+                return Ok(false);
             }
-            GuestMessage::Pong(_) | GuestMessage::Renew => return Ok(()),
-            GuestMessage::Resume(_) => return broken("nothing is held that could be resumed".into()),
-            GuestMessage::SnapshotBegin(seq) => (*seq, Stage::Welcomed),
-            GuestMessage::Changes { seq, .. } if session.stage == Stage::Live => (*seq, Stage::Live),
-            GuestMessage::Changes { seq, .. } | GuestMessage::SnapshotEnd(seq) => (*seq, Stage::Snapshot),
+            GuestMessage::Pong(_) | GuestMessage::Renew => return Ok(false),
+            GuestMessage::Resume(_) if session.stage == (Stage::Welcomed { may_resume: false }) => {
+                return broken("nothing is held that could be resumed".into());
+            }
+            GuestMessage::SnapshotBegin(seq) | GuestMessage::Resume(seq) => {
+                (*seq, matches!(session.stage, Stage::Welcomed { .. }))
+            }
+            GuestMessage::Changes { seq, .. } => (*seq, !matches!(session.stage, Stage::Welcomed { .. })),
+            GuestMessage::SnapshotEnd(seq) => {
+                (*seq, matches!(session.stage, Stage::Snapshot | Stage::Resumed { .. }))
+            }
         };
         if seq != session.last.next() {
             return broken(format!("sequence number {seq} after {}", session.last));
         }
-        if stage != session.stage {
-            return broken(format!("message {seq} is out of place: {:?}", session.stage));
+        if !fits {
+            return broken(format!("message {seq} is out of place: {}", session.stage.as_str()));
         }
         if seq.0 - session.acked.0 > u64::from(WINDOW) {
             return broken(format!(
@@ -123,35 +188,41 @@ impl Core {
         match message {
             GuestMessage::SnapshotBegin(_) => {
                 session.stage = Stage::Snapshot;
-                self.app.begin_snapshot(router);
+                self.app.begin_snapshot_of(router, session.boot_id);
+            }
+            GuestMessage::Resume(_) => {
+                let is_synced = self.app.router(router).is_some_and(|status| status.synced);
+                session.stage = Stage::Resumed { is_synced };
+                self.app.resume(router);
             }
             GuestMessage::SnapshotEnd(_) => {
                 session.stage = Stage::Live;
                 self.app.end_snapshot(router);
             }
-            GuestMessage::Changes { changes, .. } => {
-                for change in changes {
-                    if let Err(error) = self.app.apply(router, change) {
-                        return Err((RefusalReason::Limit, error.to_string()));
-                    }
-                }
-            }
-            GuestMessage::Hello(_)
-            | GuestMessage::Resume(_)
-            | GuestMessage::Renew
-            | GuestMessage::Ping(_)
-            | GuestMessage::Pong(_) => {}
+            GuestMessage::Changes { changes, .. } => session.rest = changes.into_iter(),
+            GuestMessage::Hello(_) | GuestMessage::Renew | GuestMessage::Ping(_) | GuestMessage::Pong(_) => {}
         }
-        if self.sessions.get(&id).is_some_and(|session| session.stage == Stage::Snapshot) {
-            // Within a snapshot there is nothing to confirm but that it was taken.
-            self.ack(id, seq);
-        } else {
-            let mark = self.next_mark;
-            self.next_mark += 1;
-            self.marks.insert(mark, (id, seq));
-            self.app.mark(router, mark);
+        Ok(true)
+    }
+}
+
+/// A change that may make the whole table of its router be looked at again.
+fn is_heavy(change: &Change) -> bool {
+    match change.key() {
+        Key::Link(_) | Key::NextHop(_) | Key::Settings | Key::Obstacle(_) => true,
+        Key::Address(_) | Key::Route(_) | Key::Neighbor(_) => false,
+    }
+}
+
+impl Stage {
+    /// For the log and the guest.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Welcomed { .. } => "neither a snapshot nor a resumption has begun",
+            Self::Snapshot => "in a snapshot",
+            Self::Resumed { .. } => "in a resumption",
+            Self::Live => "after the end of the snapshot",
         }
-        Ok(())
     }
 }
 

@@ -1,6 +1,9 @@
 //! The core between a guest, a database and a switch that are played by hand; then between random ones.
 
+mod lone;
 mod model;
+mod resume;
+mod turns;
 
 use std::num::NonZeroU32;
 
@@ -74,12 +77,12 @@ fn ports(routers: &[u8]) -> SwitchPorts {
 const SWITCH_UP: fn() -> Event = || Event::SwitchUp { has_meters: true };
 
 fn core(limit: usize) -> Core {
-    Core::new(name("a"), limit)
+    Core::new(name("a"), limit, None)
 }
 
 /// A core that has heard of r1 and r2 and is connected to an empty switch in step with it.
 fn ready() -> Core {
-    let mut core = core(100);
+    let mut core = core(1000);
     core.handle(Event::Desired(desired(&[1, 2])));
     core.handle(Event::Ports(ports(&[1, 2])));
     let effects = core.handle(SWITCH_UP());
@@ -99,6 +102,7 @@ fn confirm_all(core: &mut Core, effects: Vec<Effect>) -> Vec<(SessionId, HostMes
             Effect::Dump(_) => queue.extend(core.handle(Event::DumpEnd)),
             Effect::Tell(id, message) => told.push((id, message)),
             Effect::Wait(_) => queue.extend(core.handle(Event::Waited)),
+            Effect::Taken(_) | Effect::Nudge(..) => {}
             Effect::Refuse(..) => panic!("{effect:?}"),
         }
     }
@@ -119,8 +123,21 @@ fn open(core: &mut Core, id: u64, router: u8) -> Vec<Effect> {
     core.handle(Event::Opened(SessionId(id), identity, peer(router), hello(&text)))
 }
 
+/// Says something and waits until it has been taken in.
 fn say(core: &mut Core, id: u64, message: GuestMessage) -> Vec<Effect> {
-    core.handle(Event::Said(SessionId(id), message))
+    let mut effects = core.handle(Event::Said(SessionId(id), message));
+    while core.is_behind() {
+        effects.extend(core.handle(Event::Turn));
+    }
+    let all = effects.len();
+    effects.retain(|effect| *effect != Effect::Taken(SessionId(id)));
+    let is_there = core.sessions.contains_key(&SessionId(id));
+    assert_eq!(all - effects.len(), usize::from(is_there), "the next message is asked for once");
+    effects
+}
+
+fn without_nudges(effects: Vec<Effect>) -> Vec<Effect> {
+    effects.into_iter().filter(|effect| !matches!(effect, Effect::Nudge(..))).collect()
 }
 
 /// A route that drops: one flow.
@@ -223,14 +240,17 @@ fn both_addresses_of_the_control_vif_are_its_own() {
 fn what_breaks_the_order_ends_the_session() {
     let begin = |seq| GuestMessage::SnapshotBegin(Seq(seq));
     let end = |seq| GuestMessage::SnapshotEnd(Seq(seq));
+    let resume = |seq| GuestMessage::Resume(Seq(seq));
     for (said, detail) in [
         (vec![begin(5)], "sequence number 5 after 0"),
         (vec![begin(0)], "sequence number 0 after 0"),
         (vec![begin(1), begin(1)], "sequence number 1 after 1"),
-        (vec![begin(1), begin(2)], "message 2 is out of place: Snapshot"),
-        (vec![changes(1, [1])], "message 1 is out of place: Welcomed"),
-        (vec![end(1)], "message 1 is out of place: Welcomed"),
-        (vec![begin(1), end(2), end(3)], "message 3 is out of place: Live"),
+        (vec![begin(1), begin(2)], "message 2 is out of place: in a snapshot"),
+        (vec![changes(1, [1])], "message 1 is out of place: neither a snapshot nor a resumption has begun"),
+        (vec![end(1)], "message 1 is out of place: neither a snapshot nor a resumption has begun"),
+        (vec![begin(1), end(2), end(3)], "message 3 is out of place: after the end of the snapshot"),
+        (vec![resume(1)], "nothing is held that could be resumed"),
+        (vec![begin(1), resume(2)], "message 2 is out of place: in a snapshot"),
         (vec![begin(1), changes(u64::MAX, [])], "sequence number 18446744073709551615 after 1"),
         (vec![GuestMessage::Hello(hello("r1"))], "a second hello"),
     ] {
@@ -312,9 +332,10 @@ fn the_switch_hears_nothing_before_both_databases_have_spoken() {
     for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
         let mut core = core(100);
         for step in &order[..2] {
-            assert_eq!(core.handle(events[*step]()), [], "{order:?}");
+            assert_eq!(without_nudges(core.handle(events[*step]())), [], "{order:?}");
         }
-        assert!(matches!(core.handle(events[order[2]]()).as_slice(), [Effect::Dump(_)]), "{order:?}");
+        let effects = without_nudges(core.handle(events[order[2]]()));
+        assert!(matches!(effects.as_slice(), [Effect::Dump(_)]), "{order:?}");
     }
 }
 
@@ -358,6 +379,7 @@ fn a_refused_flow_is_left_out_and_the_others_are_sent_again() {
                 queue.extend(core.handle(Event::DumpEnd));
             }
             Effect::Tell(id, message) => told.push((id, message)),
+            Effect::Taken(_) | Effect::Nudge(..) => {}
             Effect::Refuse(..) | Effect::Wait(_) => panic!("{effect:?}"),
         }
     }
@@ -519,7 +541,7 @@ fn meters_sent(
                 pauses += 1;
                 queue.extend(core.handle(Event::Waited));
             }
-            Effect::Tell(..) | Effect::Refuse(..) => {}
+            Effect::Tell(..) | Effect::Refuse(..) | Effect::Taken(_) | Effect::Nudge(..) => {}
         }
     }
     (all, pauses)

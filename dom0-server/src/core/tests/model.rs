@@ -14,12 +14,14 @@ const ROUTERS: [u8; 3] = [1, 2, 3];
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// The guest of a router connects (anew).
-    Open(u8),
+    /// The guest of a router connects (anew), in one of its boots.
+    Open(u8, u8),
     /// It goes.
     Close(u8),
-    /// It says what comes next: a snapshot with or without these, or changes.
+    /// It says what comes next: a snapshot with or without these, a resumption, or changes.
     Say(u8, u8, bool),
+    /// A session takes its turn.
+    Turn,
     /// The switch does one thing it was told.
     Work,
     /// It refuses the next bundle because of one of its flows, or of none.
@@ -41,9 +43,10 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let router = prop::sample::select(&ROUTERS[..]);
     prop_oneof![
-        2 => router.clone().prop_map(Step::Open),
+        2 => (router.clone(), prop::sample::select(&[1, 1, 1, 2_u8][..])).prop_map(|(r, boot)| Step::Open(r, boot)),
         1 => router.clone().prop_map(Step::Close),
         12 => (router, 0..6u8, any::<bool>()).prop_map(|(r, third, more)| Step::Say(r, third, more)),
+        6 => Just(Step::Turn),
         8 => Just(Step::Work),
         1 => prop::option::of(0..4u8).prop_map(Step::Refuse),
         1 => any::<bool>().prop_map(Step::RefuseMeter),
@@ -63,6 +66,10 @@ struct Guest {
     acked: u64,
     ended: bool,
     live: bool,
+    /// It was told what is held.
+    held: bool,
+    /// Its last message has not been taken in.
+    waits: bool,
 }
 
 struct World {
@@ -86,8 +93,10 @@ fn chosen(which: [bool; 3]) -> Vec<u8> {
 
 impl World {
     fn new() -> Self {
+        let mut core = core(100);
+        core.slice = 2;
         Self {
-            core: core(100),
+            core,
             flows: BTreeMap::new(),
             groups: BTreeMap::new(),
             meters: BTreeMap::new(),
@@ -117,7 +126,15 @@ impl World {
                     assert!(guest.acked < seq.0 && seq.0 <= guest.said, "{seq} acknowledged: {guest:?}");
                     guest.acked = seq.0;
                 }
-                Effect::Tell(..) => {}
+                Effect::Tell(id, HostMessage::Welcome(welcome)) => {
+                    self.guest(id).held = welcome.held.is_some()
+                }
+                Effect::Taken(id) => {
+                    let guest = self.guest(id);
+                    assert!(guest.waits && !guest.ended, "taken without a message: {guest:?}");
+                    guest.waits = false;
+                }
+                Effect::Tell(..) | Effect::Nudge(..) => {}
             }
         }
     }
@@ -133,12 +150,13 @@ impl World {
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Open(router) => {
+            Step::Open(router, boot) => {
                 let id = self.guests.len() as u64 + 1;
                 self.guests.insert(id, Guest { router, ..Guest::default() });
                 let text = format!("r{router}");
                 let identity = Identity::Router(name(&text));
-                self.handle(Event::Opened(SessionId(id), identity, peer(router), hello(&text)));
+                let hello = Hello { boot_id: [boot; 16], ..hello(&text) };
+                self.handle(Event::Opened(SessionId(id), identity, peer(router), hello));
             }
             Step::Close(router) => {
                 if let Some(id) = self.session_of(router) {
@@ -147,6 +165,11 @@ impl World {
                 }
             }
             Step::Say(router, third, more) => self.say(router, third, more),
+            Step::Turn => {
+                if self.core.is_behind() {
+                    self.handle(Event::Turn);
+                }
+            }
             Step::Work => self.work(),
             Step::Refuse(culprit) => self.refuse = Some(culprit),
             Step::RefuseMeter(is_drift) => self.refuse_meter = Some(is_drift),
@@ -170,18 +193,22 @@ impl World {
     fn say(&mut self, router: u8, third: u8, more: bool) {
         let Some(id) = self.session_of(router) else { return };
         let guest = self.guest(SessionId(id));
-        if guest.said - guest.acked >= u64::from(WINDOW) {
+        if guest.waits || guest.said - guest.acked >= u64::from(WINDOW) {
             return;
         }
         guest.said += 1;
+        guest.waits = true;
         let seq = Seq(guest.said);
-        let message = if guest.said == 1 {
+        let message = if guest.said == 1 && guest.held && more {
+            GuestMessage::Resume(seq)
+        } else if guest.said == 1 {
             GuestMessage::SnapshotBegin(seq)
         } else if !guest.live && !more {
             guest.live = true;
             GuestMessage::SnapshotEnd(seq)
         } else if more {
-            changes(seq.0, [third])
+            // Up to three turns.
+            changes(seq.0, third..third + 1 + 2 * (third % 3))
         } else {
             GuestMessage::Changes { seq, changes: vec![Change::Remove(route(third).key())] }
         };
@@ -285,7 +312,14 @@ impl World {
                 }
                 self.answers.push_back(Event::DumpEnd);
             }
-            Some(Effect::Tell(..) | Effect::Refuse(..) | Effect::Wait(_)) | None => {}
+            Some(
+                Effect::Tell(..)
+                | Effect::Refuse(..)
+                | Effect::Wait(_)
+                | Effect::Taken(_)
+                | Effect::Nudge(..),
+            )
+            | None => {}
         }
     }
 
@@ -297,9 +331,10 @@ impl World {
         self.handle(Event::Ports(ports(&ROUTERS)));
         self.up();
         for _ in 0..10_000 {
-            if self.orders.is_empty() && self.answers.is_empty() && !self.waits {
+            if self.orders.is_empty() && self.answers.is_empty() && !self.waits && !self.core.is_behind() {
                 return;
             }
+            self.step(Step::Turn);
             self.step(Step::Wait);
             self.step(Step::Work);
             self.step(Step::Deliver);

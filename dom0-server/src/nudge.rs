@@ -1,0 +1,109 @@
+//! Nudges: datagrams that make a guest look at once whether this host is the one it speaks with. Says when they go
+//! out, and sends them; the core says to whom.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::time::Duration;
+
+use tokio::net::UdpSocket;
+use tokio::time::Instant;
+use xenflow_flow_app::RouterId;
+use xenflow_proto::control::{HOST_IPV4, HOST_IPV6, HOST_PORT_NAME, NUDGE, NUDGE_PORT};
+
+/// A guest that was just plugged in may miss the first nudge: so long after it, and after the next, comes one more.
+const GAPS: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(800)];
+
+#[derive(Debug)]
+struct Asked {
+    router: RouterId,
+    guest: Vec<IpAddr>,
+    at: Instant,
+    sent: usize,
+}
+
+/// The nudges that are still to be sent.
+#[derive(Debug, Default)]
+pub struct Nudges {
+    asked: Vec<Asked>,
+}
+
+impl Nudges {
+    /// Nudges a router's guest, at these addresses, from now on; in the place of what was asked before.
+    pub fn ask(&mut self, router: RouterId, guest: Vec<IpAddr>, now: Instant) {
+        self.asked.retain(|asked| asked.router != router);
+        self.asked.push(Asked { router, guest, at: now, sent: 0 });
+    }
+
+    /// When the next one is due.
+    #[must_use]
+    pub fn next(&self) -> Option<Instant> {
+        self.asked.iter().map(|asked| asked.at).min()
+    }
+
+    /// Where to send one now. A guest that has a session needs no more.
+    pub fn due(&mut self, now: Instant, has_session: impl Fn(RouterId) -> bool) -> Vec<IpAddr> {
+        self.asked.retain(|asked| !has_session(asked.router));
+        let mut to = Vec::new();
+        self.asked.retain_mut(|asked| {
+            if asked.at > now {
+                return true;
+            }
+            to.extend_from_slice(&asked.guest);
+            let gap = GAPS.get(asked.sent);
+            asked.sent += 1;
+            asked.at = now + gap.copied().unwrap_or_default();
+            gap.is_some()
+        });
+        to
+    }
+}
+
+/// Sends one to a guest's control address, by the control port of that number.
+///
+/// # Errors
+/// What the kernel says.
+pub async fn send(ifindex: u32, guest: IpAddr) -> io::Result<()> {
+    let (host, guest): (SocketAddr, SocketAddr) = match guest {
+        IpAddr::V4(guest) => ((HOST_IPV4, 0).into(), (guest, NUDGE_PORT).into()),
+        IpAddr::V6(guest) => (
+            SocketAddrV6::new(HOST_IPV6, 0, 0, ifindex).into(),
+            SocketAddrV6::new(guest, NUDGE_PORT, 0, ifindex).into(),
+        ),
+    };
+    let socket = UdpSocket::bind(host).await?;
+    // The addresses are link-local: there may be others like them.
+    socket.bind_device(Some(HOST_PORT_NAME.as_bytes()))?;
+    socket.send_to(NUDGE, guest).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_is_nudged_three_times_unless_it_comes() {
+        let now = Instant::now();
+        let at = |ms| now + Duration::from_millis(ms);
+        let (one, two) = (RouterId(1), RouterId(2));
+        let guest = |last| vec![IpAddr::from([169, 254, 1, last])];
+        let mut nudges = Nudges::default();
+        assert_eq!(nudges.next(), None);
+        nudges.ask(one, guest(1), now);
+        nudges.ask(two, guest(2), now);
+        assert_eq!(nudges.next(), Some(now));
+        assert_eq!(nudges.due(now, |_| false), [guest(1), guest(2)].concat());
+        assert_eq!(nudges.next(), Some(at(200)));
+        assert_eq!(nudges.due(at(199), |_| false), guest(0)[..0]);
+        // The second one has come meanwhile.
+        assert_eq!(nudges.due(at(200), |router| router == two), guest(1));
+        assert_eq!(nudges.due(at(1000), |_| false), guest(1));
+        assert_eq!(nudges.next(), None);
+        assert_eq!(nudges.due(at(9000), |_| false), guest(0)[..0]);
+        // Asked again, it begins anew.
+        nudges.ask(one, guest(1), at(9000));
+        assert_eq!(nudges.due(at(9000), |_| false), guest(1));
+        nudges.ask(one, guest(3), at(9100));
+        assert_eq!(nudges.next(), Some(at(9100)));
+        assert_eq!(nudges.due(at(9100), |_| false), guest(3));
+    }
+}

@@ -1,6 +1,6 @@
 //! The configuration file: TOML, unknown keys refused. Reads files; opens nothing else.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,6 +40,9 @@ pub struct Config {
     /// Have the kernel keep gateways resolved and ask stale neighbors whether they are still there. Without it,
     /// the host goes on sending to a neighbor that died or got another MAC.
     pub keep_neighbors: bool,
+    /// Where FRR's zebra (`-M dplane_fpm_nl`) may ask which routes the host forwards, as 127.0.0.1:2620; by default
+    /// nowhere. Only on the loopback: whoever connects is told.
+    pub fpm_listen: Option<SocketAddr>,
 }
 
 /// As written in the file.
@@ -69,6 +72,7 @@ struct File {
     survey_interval_ms: u64,
     #[serde(default = "default_keep_neighbors")]
     keep_neighbors: bool,
+    fpm_listen: Option<SocketAddr>,
 }
 
 fn default_host() -> String {
@@ -162,6 +166,9 @@ pub enum ConfigError {
     /// Too often, or hardly ever.
     #[error("survey_interval_ms is {0}, not 100 to 3600000")]
     SurveyInterval(u64),
+    /// Others than this machine's could connect, or nobody.
+    #[error("fpm_listen {0} is not a loopback address with a port, as 127.0.0.1:2620")]
+    FpmListen(SocketAddr),
     /// `port` is 0.
     #[error("port is 0, not 1 to 65535")]
     Port,
@@ -223,6 +230,9 @@ impl Config {
         if !(100..=3_600_000).contains(&file.survey_interval_ms) {
             return Err(ConfigError::SurveyInterval(file.survey_interval_ms));
         }
+        if let Some(address) = file.fpm_listen.filter(|at| !at.ip().is_loopback() || at.port() == 0) {
+            return Err(ConfigError::FpmListen(address));
+        }
         if file.port == 0 {
             return Err(ConfigError::Port);
         }
@@ -244,6 +254,7 @@ impl Config {
             receive_buffer_bytes: file.receive_buffer_bytes,
             survey_interval_ms: file.survey_interval_ms,
             keep_neighbors: file.keep_neighbors,
+            fpm_listen: file.fpm_listen,
         })
     }
 

@@ -15,6 +15,7 @@ pub mod config;
 mod connection;
 pub mod driver;
 pub mod facts;
+pub mod fpm;
 pub mod fuzz;
 pub mod gateways;
 pub mod link;

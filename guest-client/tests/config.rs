@@ -48,6 +48,9 @@ fn errors_name_line_and_key() {
         ("log = \"loud=very\"\n", &["log \"loud=very\""]),
         ("survey_interval_ms = 99\n", &["survey_interval_ms is 99, not 100 to 3600000"]),
         ("keep_neighbors = 1\n", &["line 6", "keep_neighbors"]),
+        ("fpm_listen = \"192.0.2.1:2620\"\n", &["fpm_listen 192.0.2.1:2620", "loopback"]),
+        ("fpm_listen = \"[::1]:0\"\n", &["fpm_listen [::1]:0"]),
+        ("fpm_listen = \"localhost:2620\"\n", &["line 6", "fpm_listen"]),
         ("receive_buffer_bytes = -1\n", &["line 6", "receive_buffer_bytes"]),
     ] {
         let text = error(&format!("{GOOD}{more}"));

@@ -17,6 +17,12 @@ pub struct Config {
     pub key: PathBuf,
     /// Certificates of the authorities that guests' certificates are checked against (PEM).
     pub ca: PathBuf,
+    /// Revocation lists of these authorities (PEM); `crl.pem` beside `ca` by default, if it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crl: Option<PathBuf>,
+    /// Directory of the authority that renews guests' certificates, if this host has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer_dir: Option<PathBuf>,
     /// Remote of the OVSDB server that serves `Open_vSwitch`.
     #[serde(default = "default_db")]
     pub ovs_db: String,
@@ -169,6 +175,13 @@ impl Config {
             return Err(refuse("log", &config.log, error.to_string()));
         }
         Ok(config)
+    }
+
+    /// The files that decide who may speak.
+    #[must_use]
+    pub fn credentials(&self) -> crate::tls::Files {
+        let Self { ca, cert, key, crl, .. } = self.clone();
+        crate::tls::Files { ca, cert, key, crl }
     }
 
     /// The remote of the XenFlow database.

@@ -265,6 +265,7 @@ impl End {
             }
             Self::Slow { router } => limits.hit(Some(router), Limit::Slow),
             Self::Tls(_)
+            | Self::Distrusted(_)
             | Self::NoHello { .. }
             | Self::Io { .. }
             | Self::Closed { .. }

@@ -1,21 +1,23 @@
 //! TLS of the guest listener: who may speak, and as whom.
 //!
-//! TLS 1.3 only, both ends with certificates of the one authority, no resumption: a resumed session would skip
-//! the check of the client's certificate. Owns the configuration, the handshake, the identity in a certificate
-//! and the words for what was refused. Does not decide what a peer may do: the daemon compares the identity
-//! with the vif that the connection came from.
+//! TLS 1.3 only, both ends with certificates of the authorities in `ca`, no resumption: a resumed session would skip
+//! the check of the client's certificate. Owns the handshake, the identity in a certificate and the words for what was
+//! refused; [`Files`] become a [`Server`] in `credentials`, [`follow`] reads them again when they change, and
+//! [`Renewals`] has certificates renewed. Does not decide what a peer may do: the daemon compares the identity with the
+//! vif that the connection came from.
 
-use std::fs;
+mod credentials;
+pub mod fuzz;
+mod reload;
+mod renewal;
+
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
-use rustls::{CertificateError, RootCertStore, ServerConfig};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{CertificateError, ServerConfig};
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -23,98 +25,9 @@ use x509_parser::extensions::GeneralName;
 use xenflow_proto::Identity;
 use xenflow_proto::identity::IdentityError;
 
-/// Why there is no configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// A file.
-    #[error("cannot read {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// A file without certificate.
-    #[error("{path} holds no certificate in PEM")]
-    NoCertificate {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A file without key. Says nothing of the contents.
-    #[error("{path} holds no private key in PEM")]
-    NoKey {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The authority's certificate cannot be a trust anchor.
-    #[error("the authority's certificate cannot be used")]
-    Authority(#[source] rustls::Error),
-    /// The verifier could not be made.
-    #[error("clients cannot be verified against the authority")]
-    Verifier(#[from] VerifierBuilderError),
-    /// Certificate and key are not a pair, or unusable.
-    #[error("the certificate and its key cannot be used")]
-    Pair(#[source] rustls::Error),
-    /// The host's own certificate names no node.
-    #[error("the host's certificate is refused")]
-    Own(#[from] PeerIdentityError),
-    /// The host's own certificate is of somebody else.
-    #[error("the host's certificate is of {0}, not of a node")]
-    NotNode(Identity),
-}
-
-/// What the daemon needs to listen.
-#[derive(Debug, Clone)]
-pub struct Server {
-    /// For [`accept`].
-    pub config: Arc<ServerConfig>,
-    /// Who the host's certificate says it is: always a node.
-    pub identity: Identity,
-}
-
-/// Reads the authority's certificate and the host's own pair from PEM files.
-pub fn load(ca: &Path, cert: &Path, key: &Path) -> Result<Server, ConfigError> {
-    let read =
-        |path: &Path| fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source });
-    let certs = |path: &Path| {
-        let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
-        all.ok()
-            .filter(|all| !all.is_empty())
-            .ok_or_else(|| ConfigError::NoCertificate { path: path.to_owned() })
-    };
-    let anchors = certs(ca)?;
-    let chain = certs(cert)?;
-    let secret = PrivateKeyDer::from_pem_slice(&read(key)?)
-        .map_err(|_| ConfigError::NoKey { path: key.to_owned() })?;
-    let identity = peer_identity(&chain)?;
-    let Identity::Node(_) = identity else { return Err(ConfigError::NotNode(identity)) };
-    Ok(Server { config: Arc::new(server_config(anchors, chain, secret)?), identity })
-}
-
-/// The listener's configuration: TLS 1.3, a client certificate of one of `anchors`, nothing ever resumed.
-pub fn server_config(
-    anchors: Vec<CertificateDer<'static>>,
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-) -> Result<ServerConfig, ConfigError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut roots = RootCertStore::empty();
-    for anchor in anchors {
-        roots.add(anchor).map_err(ConfigError::Authority)?;
-    }
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build()?;
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(ConfigError::Pair)?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(ConfigError::Pair)?;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    config.max_early_data_size = 0;
-    Ok(config)
-}
+pub use credentials::{ConfigError, Files, Lists, Server, Trust, server_config};
+pub use reload::{Access, Current, Distrusted, Handshaking, Peer, follow};
+pub use renewal::Renewals;
 
 /// Why a certificate says nobody's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -175,6 +88,12 @@ pub enum Refusal {
     /// Its certificate is of another authority.
     #[error("its certificate is of an unknown authority")]
     UnknownAuthority,
+    /// Its certificate was revoked.
+    #[error("its certificate was revoked")]
+    Revoked,
+    /// The authority's revocation list does not hold, so nobody knows.
+    #[error("the revocation list of its authority cannot be used: {0:?}")]
+    List(rustls::CertRevocationListError),
     /// Its certificate is not for clients.
     #[error("its certificate is not for clients (extended key usage)")]
     WrongUsage,
@@ -226,9 +145,11 @@ impl Refusal {
                 C::NotValidYet | C::NotValidYetContext { .. } => Self::NotYetValid,
                 C::UnknownIssuer => Self::UnknownAuthority,
                 C::InvalidPurpose | C::InvalidPurposeContext { .. } => Self::WrongUsage,
+                C::Revoked => Self::Revoked,
                 C::BadSignature => Self::BadSignature,
                 other => Self::Certificate(other),
             },
+            rustls::Error::InvalidCertRevocationList(reason) => Self::List(reason),
             rustls::Error::PeerIncompatible(_) => Self::Incompatible(error),
             rustls::Error::AlertReceived(alert) => Self::Refused(alert),
             other => Self::Protocol(other),

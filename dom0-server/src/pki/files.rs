@@ -1,5 +1,6 @@
 //! Reading and writing the files of the authority. A key is private from its first byte on: the mode is given
-//! when the file is created, which fails if there is one.
+//! when the file is created, which fails if there is one. Whoever reads a file that is replaced sees the old one or
+//! the new one, also after a crash.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -11,8 +12,8 @@ pub(super) const PRIVATE: u32 = 0o600;
 /// Mode of certificates.
 pub(super) const PUBLIC: u32 = 0o644;
 
-/// Longest file read, in bytes: certificates and keys are a few hundred.
-const LIMIT: u64 = 64 << 10;
+/// Longest file read, in bytes: certificates and keys are a few hundred, a record is about 200.
+const LIMIT: u64 = 64 << 20;
 
 /// What could not be done with a file.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +37,9 @@ pub(super) fn exists(path: &Path) -> bool {
 pub(super) fn read(path: &Path) -> Result<String, FileError> {
     let read = || {
         let mut text = String::new();
-        File::open(path)?.take(LIMIT).read_to_string(&mut text)?;
+        if File::open(path)?.take(LIMIT).read_to_string(&mut text)? as u64 == LIMIT {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         Ok(text)
     };
     read().map_err(failed("read", path))
@@ -71,5 +74,40 @@ pub(super) fn replace(path: &Path, text: &str, mode: u32) -> Result<(), FileErro
         _ => {}
     }
     create(&new, text, mode)?;
-    fs::rename(&new, path).map_err(failed("replace", path))
+    fs::rename(&new, path).and_then(|()| sync_parent(path)).map_err(failed("replace", path))
+}
+
+pub(super) fn remove(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.and_then(|()| sync_parent(path)).map_err(failed("remove", path)),
+    }
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Waits until nobody else changes what is in the directory; the lock ends when what comes back is dropped.
+pub(super) fn lock(dir: &Path) -> Result<File, FileError> {
+    let lock = || {
+        let file = File::open(dir)?;
+        file.lock()?;
+        Ok(file)
+    };
+    lock().map_err(failed("open the directory", dir))
+}
+
+/// Files of a directory that end in `.pem`.
+pub(super) fn certificates(dir: &Path) -> Result<Vec<PathBuf>, FileError> {
+    let list = || {
+        let entries: Result<Vec<_>, _> =
+            fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path())).collect();
+        let mut paths = entries?;
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "pem"));
+        paths.sort();
+        Ok(paths)
+    };
+    list().map_err(failed("read the directory", dir))
 }

@@ -1,30 +1,46 @@
-//! The private certificate authority: one directory with `ca.pem` and `ca.key`.
+//! The private certificate authority: one directory with `ca.pem`, `ca.key`, `crl.pem` and `index.jsonl`.
 //!
-//! Owns making the authority, issuing certificates to routers, nodes and operators, and the files of both.
-//! Who may connect is decided in `tls`. Keys are ECDSA P-256, written with mode 0600, and never printed.
+//! Owns making the authority, issuing certificates to routers, nodes and operators ([`Authority`]), and the files with
+//! what was issued and revoked ([`Store`]). Who may connect is decided in `tls`. Keys are ECDSA P-256, written with
+//! mode 0600, and never printed.
 
 mod files;
+mod index;
+mod store;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PublicKeyData, RevokedCertParams, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
+use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
+use x509_parser::extensions::ParsedExtension;
 use xenflow_proto::{Identity, Name, control};
 
 pub use files::FileError;
+pub use index::{Reason, Record, RecordError, Revoked, Serial, SerialError, State};
+pub use store::{Finish, Rotation, Store, Which, Written};
 
-/// File of the authority's certificate, within its directory.
+/// File of the authority's certificate, within its directory; while it is rotated, of the new and the old one's.
 pub const CA_CERT: &str = "ca.pem";
 /// File of the authority's key, within its directory.
 pub const CA_KEY: &str = "ca.key";
+/// File of the old authority's key, while the authority is rotated.
+pub const CA_OLD_KEY: &str = "ca-old.key";
+/// File of the revocation lists, within the authority's directory.
+pub const CRL: &str = "crl.pem";
+/// File of what was issued, within the authority's directory.
+pub const INDEX: &str = "index.jsonl";
 /// How long an authority is valid.
 pub const CA_DAYS: u32 = 3650;
 /// How long a leaf is valid unless told.
 pub const LEAF_DAYS: u32 = 30;
+/// When a revocation list says that the next one will be there. An older one still counts.
+pub const CRL_DAYS: u32 = 30;
 /// Certificates begin so long before they are issued, for peers whose clock is behind.
 pub const BACKDATE: Duration = Duration::minutes(5);
 
@@ -41,7 +57,7 @@ pub enum PkiError {
         path: PathBuf,
     },
     /// Of that name there is a certificate or key already.
-    #[error("{path} exists already; --renew replaces the certificate of the same identity")]
+    #[error("{path} exists already: 'xenflow pki renew' replaces the certificate of the same identity")]
     LeafExists {
         /// The file.
         path: PathBuf,
@@ -91,6 +107,57 @@ pub enum PkiError {
     /// The certificate could not be made.
     #[error("the certificate cannot be made")]
     Make(#[from] rcgen::Error),
+    /// The index cannot be used.
+    #[error("{path}, line {line}")]
+    Index {
+        /// The file.
+        path: PathBuf,
+        /// Which line.
+        line: usize,
+        /// What is wrong with it.
+        #[source]
+        source: RecordError,
+    },
+    /// The index cannot be written.
+    #[error("the index cannot be written")]
+    Write(#[from] serde_json::Error),
+    /// Nothing was issued to it.
+    #[error("no certificate of {0} is known: revoke it by --serial")]
+    Unknown(Identity),
+    /// There is nothing left to revoke.
+    #[error("every certificate of {0} is revoked already")]
+    AllRevoked(Identity),
+    /// It counts no more, and nothing takes its place.
+    #[error("certificate {0} was revoked")]
+    Revoked(Serial),
+    /// A guest that asks again and again.
+    #[error("{identity} has {count} valid certificates already, and more are not renewed")]
+    TooMany {
+        /// Who.
+        identity: Identity,
+        /// How many.
+        count: usize,
+    },
+    /// To be renewed is what nobody can read.
+    #[error("the certificate to renew cannot be read")]
+    Malformed,
+    /// There are two authorities already.
+    #[error("the authority is rotated already: 'xenflow pki rotate --finish' ends that")]
+    Rotating,
+    /// There is only one authority.
+    #[error("the authority is not being rotated")]
+    NotRotating,
+    /// The old authority is still needed.
+    #[error(
+        "{count} certificates of the old authority are in use, that of {first} among them: renew them first, or give them up \
+         with --force"
+    )]
+    OldInUse {
+        /// How many.
+        count: usize,
+        /// One of them.
+        first: Identity,
+    },
 }
 
 /// A certificate and its key, in PEM. Has no `Debug`: the key must not reach a log.
@@ -101,20 +168,12 @@ pub struct Pair {
     pub key: String,
 }
 
-/// Where a leaf was written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Written {
-    /// The certificate.
-    pub cert: PathBuf,
-    /// The key, mode 0600.
-    pub key: PathBuf,
-    /// End of validity.
-    pub not_after: OffsetDateTime,
-}
-
 /// An authority that can issue.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
+    /// Its subject, as the records name it.
+    name: String,
+    key_id: KeyIdMethod,
     not_after: OffsetDateTime,
 }
 
@@ -167,38 +226,53 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let pair = Pair { cert: params.self_signed(&key)?.pem(), key: key.serialize_pem() };
-        Ok((Self { issuer: Issuer::new(params, key), not_after: validity.not_after }, pair))
+        let cert = params.self_signed(&key)?;
+        let pair = Pair { cert: cert.pem(), key: key.serialize_pem() };
+        Ok((Self::of(cert.der(), key)?.ok_or(rcgen::Error::CouldNotParseCertificate)?, pair))
     }
 
-    /// Reads the authority of a directory.
-    pub fn open(dir: &Path) -> Result<Self, PkiError> {
-        let (cert, path) = (dir.join(CA_CERT), dir.join(CA_KEY));
-        let pem = files::read(&cert)?;
-        let no_cert = || PkiError::CaCert { path: cert.clone() };
-        let der = x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|_| no_cert())?.1;
-        let parsed = der.parse_x509().map_err(|_| no_cert())?;
-        if !parsed.is_ca() {
-            return Err(no_cert());
+    /// Of its certificate and a key; none if these two do not make an authority.
+    fn of(cert: &CertificateDer<'_>, key: KeyPair) -> Result<Option<Self>, rcgen::Error> {
+        let Ok((_, parsed)) = x509_parser::parse_x509_certificate(cert) else { return Ok(None) };
+        if !parsed.is_ca() || parsed.public_key().subject_public_key.data != key.public_key_raw() {
+            return Ok(None);
         }
-        let no_key = || PkiError::CaKey { path: path.clone(), cert: cert.clone() };
-        let key = KeyPair::from_pem(&files::read(&path)?).map_err(|_| no_key())?;
-        if parsed.public_key().subject_public_key.data != key.public_key_raw() {
-            return Err(no_key());
-        }
-        let not_after = parsed.validity().not_after.to_datetime();
-        let issuer = Issuer::from_ca_cert_pem(&pem, key).map_err(|_| no_cert())?;
-        Ok(Self { issuer, not_after })
+        let key_id = parsed.iter_extensions().find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(id) => Some(KeyIdMethod::PreSpecified(id.0.to_vec())),
+            _ => None,
+        });
+        Ok(Some(Self {
+            issuer: Issuer::from_ca_cert_der(cert, key)?,
+            name: parsed.subject().to_string(),
+            key_id: key_id.unwrap_or(KeyIdMethod::Sha256),
+            not_after: parsed.validity().not_after.to_datetime(),
+        }))
     }
 
-    /// Issues a certificate. Routers and operators are clients; nodes are clients and servers, and may answer
-    /// at the addresses that every host has on the control network.
+    /// Issues a certificate with a key of its own. Routers and operators are clients; nodes are clients and servers,
+    /// and may answer at the addresses that every host has on the control network.
     pub fn issue(&self, identity: &Identity, validity: Validity) -> Result<Pair, PkiError> {
-        let (key, cert) = self.leaf(identity, validity)?;
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let cert = self.sign(identity, &key, validity)?;
         Ok(Pair { cert: cert.pem(), key: key.serialize_pem() })
     }
 
-    fn leaf(&self, identity: &Identity, validity: Validity) -> Result<(KeyPair, Certificate), PkiError> {
+    /// Issues a certificate for the key that an identity has already: `spki` in DER (RFC 5280, 4.1.2.7).
+    pub fn reissue(
+        &self,
+        identity: &Identity,
+        spki: &[u8],
+        validity: Validity,
+    ) -> Result<CertificateDer<'static>, PkiError> {
+        Ok(self.sign(identity, &SubjectPublicKeyInfo::from_der(spki)?, validity)?.der().clone())
+    }
+
+    fn sign(
+        &self,
+        identity: &Identity,
+        key: &impl PublicKeyData,
+        validity: Validity,
+    ) -> Result<Certificate, PkiError> {
         let mut params = params(name_of(identity).as_str(), validity)?;
         params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -209,9 +283,34 @@ impl Authority {
             let addresses = [IpAddr::V6(control::HOST_IPV6), IpAddr::V4(control::HOST_IPV4)];
             params.subject_alt_names.extend(addresses.map(SanType::IpAddress));
         }
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let cert = params.signed_by(&key, &self.issuer)?;
-        Ok((key, cert))
+        Ok(params.signed_by(key, &self.issuer)?)
+    }
+
+    /// Signs a list, in PEM, of those of the records that this authority issued and that were revoked.
+    pub fn revocations<'a>(
+        &self,
+        records: impl IntoIterator<Item = &'a Record>,
+        now: OffsetDateTime,
+    ) -> Result<String, PkiError> {
+        let revoked = |record: &Record| {
+            let Revoked { at, reason } = record.revoked.filter(|_| record.issuer == self.name)?;
+            Some(RevokedCertParams {
+                serial_number: SerialNumber::from_slice(record.serial.bytes()),
+                revocation_time: OffsetDateTime::from_unix_timestamp(at).unwrap_or(now),
+                reason_code: (reason != Reason::Unspecified).then(|| reason.code()),
+                invalidity_date: None,
+            })
+        };
+        let number = u64::try_from(now.unix_timestamp_nanos() / 1000).unwrap_or(1);
+        let list = CertificateRevocationListParams {
+            this_update: now,
+            next_update: now + Duration::days(CRL_DAYS.into()),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: records.into_iter().filter_map(revoked).collect(),
+            key_identifier_method: self.key_id.clone(),
+        };
+        Ok(list.signed_by(&self.issuer)?.pem()?)
     }
 }
 
@@ -223,61 +322,25 @@ pub const fn name_of(identity: &Identity) -> &Name {
     }
 }
 
+/// Writes what everybody may read, in one step.
+pub fn write_public(path: &Path, text: &str) -> Result<(), FileError> {
+    files::replace(path, text, files::PUBLIC)
+}
+
 /// Makes an authority in a directory, which is created if need be. Never overwrites one.
 pub fn init(dir: &Path, now: OffsetDateTime) -> Result<PathBuf, PkiError> {
     let (cert, key) = (dir.join(CA_CERT), dir.join(CA_KEY));
     files::create_dir(dir)?;
+    let lock = files::lock(dir)?;
     if let Some(path) = [&cert, &key].into_iter().find(|path| files::exists(path)) {
         return Err(PkiError::CaExists { path: path.clone() });
     }
     let (_, pair) = Authority::new(Validity::days(now, CA_DAYS))?;
     files::create(&key, &pair.key, files::PRIVATE)?;
     files::create(&cert, &pair.cert, files::PUBLIC)?;
+    drop(lock);
+    Store::open(dir)?.publish(now)?;
     Ok(cert)
-}
-
-/// Issues `NAME.pem` and `NAME.key` into `out` with the authority in `dir`. An existing pair is replaced only
-/// if `renew` is set and the certificate is of the same identity.
-pub fn issue(
-    dir: &Path,
-    out: &Path,
-    identity: &Identity,
-    days: u32,
-    now: OffsetDateTime,
-    renew: bool,
-) -> Result<Written, PkiError> {
-    if !(1..=CA_DAYS).contains(&days) {
-        return Err(PkiError::Days { days });
-    }
-    let name = name_of(identity);
-    if name.as_str() == "ca" {
-        return Err(PkiError::Reserved(name.clone()));
-    }
-    let authority = Authority::open(dir)?;
-    let validity = Validity::days(now, days);
-    if validity.not_after > authority.not_after {
-        return Err(PkiError::TooLong { days, end: authority.not_after.date() });
-    }
-    files::create_dir(out)?;
-    let (cert, key) = (out.join(format!("{name}.pem")), out.join(format!("{name}.key")));
-    if renew {
-        let old = files::read(&cert)?;
-        let old = x509_parser::pem::parse_x509_pem(old.as_bytes()).map(|(_, pem)| pem.contents);
-        if old.ok().and_then(|der| crate::tls::certificate_identity(&der).ok()).as_ref() != Some(identity) {
-            return Err(PkiError::OtherIdentity { path: cert, identity: identity.clone() });
-        }
-    } else if let Some(path) = [&cert, &key].into_iter().find(|path| files::exists(path)) {
-        return Err(PkiError::LeafExists { path: path.clone() });
-    }
-    let pair = authority.issue(identity, validity)?;
-    if renew {
-        files::replace(&key, &pair.key, files::PRIVATE)?;
-        files::replace(&cert, &pair.cert, files::PUBLIC)?;
-    } else {
-        files::create(&key, &pair.key, files::PRIVATE)?;
-        files::create(&cert, &pair.cert, files::PUBLIC)?;
-    }
-    Ok(Written { cert, key, not_after: validity.not_after })
 }
 
 #[cfg(test)]

@@ -267,30 +267,85 @@ pub(crate) enum UplinkCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PkiCommand {
-    /// Make an authority: ca.pem and ca.key
+    /// Make an authority: ca.pem, ca.key and an empty list of what is revoked, crl.pem
     Init {
         /// Its directory
+        #[arg(default_value = PKI_DIR)]
         dir: PathBuf,
     },
     /// Issue a certificate: NAME.pem and NAME.key
-    Issue {
-        /// To what
-        kind: Holder,
+    Issue(IssueArgs),
+    /// Replace a certificate and its key by new ones of the same identity
+    Renew(IssueArgs),
+    /// Revoke certificates: every one of a holder, or one by its number. Hosts that read crl.pem end the sessions of
+    /// their holders at once
+    #[command(group = clap::ArgGroup::new("which").required(true).args(["kind", "serial"]))]
+    Revoke {
+        /// Of what
+        #[arg(requires = "name")]
+        kind: Option<Holder>,
         /// Name of the router, node or operator
-        name: String,
-        /// Directory of the authority
-        #[arg(long, value_name = "DIR", default_value = "/etc/xenflow/pki")]
-        ca: PathBuf,
-        /// Where to write; the authority's directory by default
-        #[arg(long, value_name = "DIR")]
-        out: Option<PathBuf>,
-        /// Validity in days
-        #[arg(long, default_value_t = dom0_server::pki::LEAF_DAYS)]
-        days: u32,
-        /// Replace the certificate and key of the same identity
-        #[arg(long)]
-        renew: bool,
+        name: Option<String>,
+        /// Serial number in hexadecimal, as "list" shows it
+        #[arg(long, value_name = "HEX", conflicts_with = "name")]
+        serial: Option<String>,
+        /// Why
+        #[arg(long, default_value = "unspecified")]
+        reason: Why,
+        #[command(flatten)]
+        authority: AuthorityArg,
     },
+    /// List what was issued
+    List {
+        #[command(flatten)]
+        authority: AuthorityArg,
+    },
+    /// Print what everybody may know: the authorities' certificates and what they revoked
+    Export {
+        /// Write it to a file
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        #[command(flatten)]
+        authority: AuthorityArg,
+    },
+    /// Put a new authority beside the old one: from now on both are trusted and the new one signs
+    Rotate {
+        /// Drop the old one
+        #[arg(long)]
+        finish: bool,
+        /// Drop it although certificates of it are in use
+        #[arg(long, requires = "finish")]
+        force: bool,
+        #[command(flatten)]
+        authority: AuthorityArg,
+    },
+}
+
+const PKI_DIR: &str = "/etc/xenflow/pki";
+
+/// Which authority.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AuthorityArg {
+    /// Directory of the authority
+    #[arg(long, value_name = "DIR", default_value = PKI_DIR)]
+    pub(crate) ca: PathBuf,
+}
+
+/// A certificate to make.
+#[derive(Debug, clap::Args)]
+pub(crate) struct IssueArgs {
+    /// To what
+    pub(crate) kind: Holder,
+    /// Name of the router, node or operator
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) authority: AuthorityArg,
+    /// Where to write; the authority's directory by default
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Validity in days
+    #[arg(long, default_value_t = dom0_server::pki::LEAF_DAYS)]
+    pub(crate) days: u32,
 }
 
 /// Who can have a certificate.
@@ -302,4 +357,19 @@ pub(crate) enum Holder {
     Node,
     /// A person or tool
     Operator,
+}
+
+/// Why a certificate is revoked (RFC 5280, 5.3.1).
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Why {
+    /// Not said
+    Unspecified,
+    /// Somebody else may have the key
+    KeyCompromise,
+    /// Another one took its place
+    Superseded,
+    /// What it was for is gone
+    CessationOfOperation,
+    /// Its holder may do less from now on
+    PrivilegeWithdrawn,
 }

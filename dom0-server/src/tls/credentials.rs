@@ -1,0 +1,282 @@
+//! The files of the listener, and what they make: whom to trust, whom not any more, and who the host is.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+use time::OffsetDateTime;
+use xenflow_proto::Identity;
+
+use super::{PeerIdentityError, Refusal, peer_identity};
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file without certificate.
+    #[error("{path} holds no certificate in PEM")]
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file without key. Says nothing of the contents.
+    #[error("{path} holds no private key in PEM")]
+    NoKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file without revocation list.
+    #[error("{path} holds no revocation list in PEM")]
+    NoList {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A revocation list that is none, or that its authority did not sign.
+    #[error("a revocation list in {path} cannot be used")]
+    List {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rustls::Error,
+    },
+    /// The authority's certificate cannot be a trust anchor.
+    #[error("the authority's certificate cannot be used")]
+    Authority(#[source] rustls::Error),
+    /// The verifier could not be made.
+    #[error("clients cannot be verified against the authority")]
+    Verifier(#[from] VerifierBuilderError),
+    /// Certificate and key are not a pair, or unusable.
+    #[error("the certificate and its key cannot be used")]
+    Pair(#[source] rustls::Error),
+    /// The host's own certificate names no node.
+    #[error("the host's certificate is refused")]
+    Own(#[from] PeerIdentityError),
+    /// The host's own certificate is of somebody else.
+    #[error("the host's certificate is of {0}, not of a node")]
+    NotNode(Identity),
+}
+
+/// Where everything is, in PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// The authorities.
+    pub ca: PathBuf,
+    /// The host's certificate chain.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The authorities' revocation lists; by default `crl.pem` beside `ca`, if it is there.
+    pub crl: Option<PathBuf>,
+}
+
+/// What tells that a file is another one, of each.
+pub(super) type Stamp = [Option<(u64, u64, u64, i64, i64)>; 4];
+
+impl Files {
+    fn lists(&self) -> PathBuf {
+        self.crl.clone().unwrap_or_else(|| self.ca.with_file_name(crate::pki::CRL))
+    }
+
+    pub(super) fn stamp(&self) -> Stamp {
+        [&self.ca, &self.cert, &self.key, &self.lists()].map(|path| {
+            let found = fs::metadata(path).ok()?;
+            Some((found.dev(), found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
+        })
+    }
+
+    /// Reads them.
+    pub fn load(&self) -> Result<Server, ConfigError> {
+        self.load_after(None)
+    }
+
+    /// Reads them again. Lists that were there must be there: whoever is revoked stays so.
+    pub(super) fn load_after(&self, before: Option<&Server>) -> Result<Server, ConfigError> {
+        let anchors = certificates(&self.ca)?;
+        let chain = certificates(&self.cert)?;
+        let key = PrivateKeyDer::from_pem_slice(&read(&self.key)?)
+            .map_err(|_| ConfigError::NoKey { path: self.key.clone() })?;
+        let path = self.lists();
+        let wanted = self.crl.is_some() || before.is_some_and(|server| !server.trust.lists.0.is_empty());
+        let lists = if wanted || fs::symlink_metadata(&path).is_ok() {
+            Lists::read(&path)?
+        } else {
+            Lists::default()
+        };
+        let trust = Trust::new(anchors, lists).map_err(|error| match error {
+            ConfigError::Verifier(VerifierBuilderError::InvalidCrl(reason)) => {
+                ConfigError::List { path: path.clone(), source: reason.into() }
+            }
+            other => other,
+        })?;
+        let identity = peer_identity(&chain)?;
+        let Identity::Node(_) = identity else { return Err(ConfigError::NotNode(identity)) };
+        match trust.verify(&chain, UnixTime::now()) {
+            // Its signature is looked at when it is first needed, which would be a guest's handshake.
+            Err(source @ rustls::Error::InvalidCertRevocationList(_)) => {
+                return Err(ConfigError::List { path, source });
+            }
+            Err(rustls::Error::InvalidCertificate(rustls::CertificateError::Revoked)) => {
+                tracing::warn!(cert = %self.cert.display(), "this host's own certificate was revoked");
+            }
+            // An authority need not let hosts be clients.
+            Ok(()) | Err(_) => {}
+        }
+        let config = Arc::new(server_config(&trust, chain.clone(), key)?);
+        Ok(Server { config, identity, trust: Arc::new(trust), chain })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
+    fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
+    let all = all.ok().filter(|all| !all.is_empty());
+    all.ok_or_else(|| ConfigError::NoCertificate { path: path.to_owned() })
+}
+
+/// What the daemon needs to listen.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// For [`super::accept`].
+    pub config: Arc<ServerConfig>,
+    /// Who the host's certificate says it is: always a node.
+    pub identity: Identity,
+    /// Whose certificates count.
+    pub trust: Arc<Trust>,
+    /// The host's own certificate chain.
+    pub chain: Vec<CertificateDer<'static>>,
+}
+
+/// Revocation lists in DER.
+#[derive(Debug, Clone, Default)]
+pub struct Lists(pub Vec<CertificateRevocationListDer<'static>>);
+
+impl Lists {
+    /// Reads a file of at least one.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let all: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&read(path)?).collect();
+        let all = all.ok().filter(|all| !all.is_empty());
+        all.map(Self).ok_or_else(|| ConfigError::NoList { path: path.to_owned() })
+    }
+
+    /// When the first of them should have been replaced. They still count after that: a list that is old revokes what
+    /// it revokes, and no guest should be cut off because nobody signed a newer one.
+    #[must_use]
+    pub fn due(&self) -> Option<OffsetDateTime> {
+        let due = |list: &CertificateRevocationListDer<'_>| list_due(list);
+        self.0.iter().filter_map(due).min()
+    }
+}
+
+/// When a list, in DER, says that the next one will be there.
+pub(super) fn list_due(list: &[u8]) -> Option<OffsetDateTime> {
+    let (_, list) = x509_parser::parse_x509_crl(list).ok()?;
+    list.next_update().map(|due| due.to_datetime())
+}
+
+/// Whose certificates count.
+#[derive(Debug)]
+pub struct Trust {
+    verifier: Arc<dyn ClientCertVerifier>,
+    roots: Arc<RootCertStore>,
+    anchors: Vec<CertificateDer<'static>>,
+    lists: Lists,
+}
+
+impl Trust {
+    /// Of certificates of these authorities, but what these lists revoke. Whether an authority without a list has
+    /// revoked anything is not known: its certificates count.
+    pub fn new(anchors: Vec<CertificateDer<'static>>, lists: Lists) -> Result<Self, ConfigError> {
+        let mut roots = RootCertStore::empty();
+        for anchor in &anchors {
+            roots.add(anchor.clone()).map_err(ConfigError::Authority)?;
+        }
+        let roots = Arc::new(roots);
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider)
+            .with_crls(lists.0.iter().cloned())
+            .allow_unknown_revocation_status()
+            .build()?;
+        Ok(Self { verifier, roots, anchors, lists })
+    }
+
+    /// The authorities, in DER.
+    #[must_use]
+    pub fn anchors(&self) -> &[CertificateDer<'static>] {
+        &self.anchors
+    }
+
+    /// The lists.
+    #[must_use]
+    pub const fn lists(&self) -> &Lists {
+        &self.lists
+    }
+
+    /// Lists that are of none of the authorities, by the name of who signed them.
+    #[must_use]
+    pub fn idle_lists(&self) -> Vec<String> {
+        let parsed = |der| x509_parser::parse_x509_certificate(der).ok().map(|(_, cert)| cert);
+        let subjects: Vec<_> =
+            self.anchors.iter().filter_map(|der| Some(parsed(der)?.subject().as_raw().to_vec())).collect();
+        let lists = self.lists.0.iter().filter_map(|der| Some(x509_parser::parse_x509_crl(der).ok()?.1));
+        let idle = lists.filter(|list| !subjects.iter().any(|subject| subject == list.issuer().as_raw()));
+        idle.map(|list| list.issuer().to_string()).collect()
+    }
+
+    /// Whether a client with this chain would be let in at that time.
+    pub fn check(&self, chain: &[CertificateDer<'_>], at: UnixTime) -> Result<(), Refusal> {
+        self.verify(chain, at).map_err(Refusal::from_tls)
+    }
+
+    fn verify(&self, chain: &[CertificateDer<'_>], at: UnixTime) -> Result<(), rustls::Error> {
+        let (first, rest) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        self.verifier.verify_client_cert(first, rest, at).map(|_| ())
+    }
+
+    /// Whether whoever trusts the same authorities takes this chain for a host's at that time.
+    pub fn check_host(&self, chain: &[CertificateDer<'_>], at: UnixTime) -> Result<(), Refusal> {
+        let (first, rest) = chain.split_first().ok_or(Refusal::NoCertificate)?;
+        let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms.all;
+        let parsed = ParsedCertificate::try_from(first).map_err(Refusal::from_tls)?;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, rest, at, algorithms)
+            .map_err(Refusal::from_tls)
+    }
+}
+
+/// The listener's configuration: TLS 1.3, a client certificate that counts, nothing ever resumed.
+pub fn server_config(
+    trust: &Trust,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ServerConfig, ConfigError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(ConfigError::Pair)?
+        .with_client_cert_verifier(trust.verifier.clone())
+        .with_single_cert(chain, key)
+        .map_err(ConfigError::Pair)?;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    Ok(config)
+}

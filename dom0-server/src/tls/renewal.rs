@@ -1,0 +1,105 @@
+//! Renewal of guests' certificates over their sessions, by a host that has an authority's directory. Owns who gets what
+//! how often; signing and recording are in `pki`.
+
+use std::time::{Duration, SystemTime};
+
+use rustls_pki_types::{CertificateDer, UnixTime};
+use time::OffsetDateTime;
+use tokio::time::Instant;
+use xenflow_proto::Identity;
+use xenflow_proto::message::{MAX_CERTIFICATE, MAX_CERTIFICATES, Renewed};
+
+use super::reload::Peer;
+use super::{Refusal, Server};
+use crate::pki::{PkiError, Store};
+
+/// A session gets no more than one certificate in this time.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// Why a guest is not answered.
+#[derive(Debug, thiserror::Error)]
+enum RenewalError {
+    #[error("this host has no authority (issuer_dir)")]
+    NoIssuer,
+    #[error("it asked less than {} s ago", PAUSE.as_secs())]
+    TooSoon,
+    #[error("a certificate of the authority in issuer_dir would be refused here")]
+    Refused(#[source] Refusal),
+    #[error(
+        "this host's own certificate is not of the authorities in ca, which the guest would trust from then on"
+    )]
+    Host(#[source] Refusal),
+    #[error("more than {MAX_CERTIFICATES} authorities, or one of more than {MAX_CERTIFICATE} bytes")]
+    TooLarge,
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    #[error("the daemon stops")]
+    Stopped,
+}
+
+/// The renewals of one session.
+#[derive(Debug)]
+pub struct Renewals {
+    peer: Peer,
+    last: Option<Instant>,
+}
+
+impl Renewals {
+    /// None yet.
+    #[must_use]
+    pub const fn new(peer: Peer) -> Self {
+        Self { peer, last: None }
+    }
+
+    /// A certificate in place of the one that the peer showed, and whom to trust. If there is none, the log says why.
+    pub async fn answer(&mut self, router: &Identity) -> Option<Renewed> {
+        match self.renew().await {
+            Ok(renewed) => {
+                tracing::info!(%router, "its certificate was renewed");
+                Some(renewed)
+            }
+            Err(RenewalError::TooSoon) => {
+                // Who asks all the time neither fills the log nor burns the processor.
+                tracing::debug!(%router, "its certificate is not renewed so often");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                None
+            }
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+                let reason = format!("{error}{}", cause.unwrap_or_default());
+                tracing::warn!(%router, reason, "its certificate was not renewed");
+                None
+            }
+        }
+    }
+
+    async fn renew(&mut self) -> Result<Renewed, RenewalError> {
+        if self.last.is_some_and(|last| last.elapsed() < PAUSE) {
+            return Err(RenewalError::TooSoon);
+        }
+        self.last = Some(Instant::now());
+        let dir = self.peer.issuer().ok_or(RenewalError::NoIssuer)?;
+        let old = self.peer.chain().first().cloned().ok_or(PkiError::Malformed)?;
+        let server = self.peer.server();
+        let now = UnixTime::now();
+        server.trust.check_host(&server.chain, now).map_err(RenewalError::Host)?;
+        let signing = tokio::task::spawn_blocking(move || {
+            Store::open(&dir)?.reissue(&old, OffsetDateTime::from(SystemTime::now()))
+        });
+        let new = signing.await.map_err(|_| RenewalError::Stopped)??;
+        answer(&server, new, now)
+    }
+}
+
+/// Nothing goes out that this host would refuse tomorrow.
+fn answer(server: &Server, new: CertificateDer<'static>, now: UnixTime) -> Result<Renewed, RenewalError> {
+    let chain = [new];
+    server.trust.check(&chain, now).map_err(RenewalError::Refused)?;
+    let chain: Vec<_> = chain.iter().map(|cert| cert.to_vec()).collect();
+    let anchors: Vec<_> = server.trust.anchors().iter().map(|cert| cert.to_vec()).collect();
+    let fits = |certs: &[Vec<u8>]| {
+        (1..=MAX_CERTIFICATES).contains(&certs.len())
+            && certs.iter().all(|cert| cert.len() <= MAX_CERTIFICATE)
+    };
+    if fits(&chain) && fits(&anchors) { Ok(Renewed { chain, anchors }) } else { Err(RenewalError::TooLarge) }
+}

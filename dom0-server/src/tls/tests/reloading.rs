@@ -1,0 +1,206 @@
+//! Credentials in files: what is read, what is named as wrong, and what a change does to who is there.
+
+use std::fs;
+use std::path::PathBuf;
+
+use tokio::time::timeout;
+
+use super::*;
+
+/// A host's directory, which goes away with the test.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new(name: &str) -> Self {
+        let dir = Self(std::env::temp_dir().join(format!("xenflow-tls-{name}-{}", std::process::id())));
+        crate::pki::init(&dir.0, now()).unwrap();
+        dir.issue("xenflow://node/a");
+        dir.issue("xenflow://router/r1");
+        dir
+    }
+
+    fn store(&self) -> Store {
+        Store::open(&self.0).unwrap()
+    }
+
+    fn issue(&self, uri: &str) {
+        self.store().issue(&self.0, &identity(uri), 1, now(), false).unwrap();
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn files(&self) -> Files {
+        Files { ca: self.at("ca.pem"), cert: self.at("a.pem"), key: self.at("a.key"), crl: None }
+    }
+
+    fn chain(&self, name: &str) -> Vec<CertificateDer<'static>> {
+        vec![CertificateDer::from_pem_file(self.at(name)).unwrap()]
+    }
+
+    fn revoke(&self, uri: &str) {
+        self.store().revoke(&Which::Identity(identity(uri)), Reason::Unspecified, now()).unwrap();
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+const LONG: Duration = Duration::from_secs(20);
+
+/// Waits until the files were read again after a change.
+async fn next(current: &mut Current) -> Arc<Server> {
+    timeout(LONG, current.changed()).await.expect("read again").unwrap();
+    current.borrow_and_update().clone()
+}
+
+fn peer(current: &Current, chain: &[CertificateDer<'static>], issuer: Option<&Dir>) -> Peer {
+    Access::new(current.clone(), issuer.map(|dir| dir.0.clone())).now().peer(Some(chain))
+}
+
+/// Past the first reading.
+async fn follow_from_now(files: Files) -> Current {
+    let mut current = follow(files.clone(), files.load().unwrap());
+    next(&mut current).await;
+    current
+}
+
+#[test]
+fn files_are_read_and_misuse_is_named() {
+    let dir = Dir::new("files");
+    let files = dir.files();
+    assert_eq!(files.load().unwrap().identity, identity("xenflow://node/a"));
+    let said = |change: &dyn Fn(&mut Files)| {
+        let mut files = dir.files();
+        change(&mut files);
+        line(&files.load().unwrap_err())
+    };
+    let at = |name: &str| dir.at(name).display().to_string();
+    let router = |f: &mut Files| (f.cert, f.key) = (dir.at("r1.pem"), dir.at("r1.key"));
+    assert_eq!(said(&router), "the host's certificate is of xenflow://router/r1, not of a node");
+    assert_eq!(
+        said(&|f| f.key = dir.at("r1.key")),
+        "the certificate and its key cannot be used: keys may not be consistent: KeyMismatch"
+    );
+    assert_eq!(said(&|f| f.ca = dir.at("a.key")), format!("{} holds no certificate in PEM", at("a.key")));
+    assert_eq!(said(&|f| f.key = dir.at("ca.pem")), format!("{} holds no private key in PEM", at("ca.pem")));
+    assert_eq!(
+        said(&|f| f.crl = Some(dir.at("ca.pem"))),
+        format!("{} holds no revocation list in PEM", at("ca.pem"))
+    );
+    let nix = |name: &str| format!("cannot read {}: No such file or directory (os error 2)", at(name));
+    assert_eq!(said(&|f| f.ca = dir.at("nix")), nix("nix"));
+    assert_eq!(said(&|f| f.crl = Some(dir.at("nix.pem"))), nix("nix.pem"));
+    fs::write(dir.at("crl.pem"), "-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n").unwrap();
+    let broken = format!("a revocation list in {} cannot be used: ", at("crl.pem"));
+    assert!(said(&|_| {}).starts_with(&broken), "{}", said(&|_| {}));
+    fs::remove_file(dir.at("crl.pem")).unwrap();
+    assert!(files.load().unwrap().trust.lists().0.is_empty(), "without a list there is none");
+}
+
+/// A list that is too old still revokes, and cuts off nobody else.
+#[test]
+fn old_lists_still_count() {
+    let dir = Dir::new("old");
+    let long_ago = now() - time::Duration::days(100);
+    let r1 = Which::Identity(identity("xenflow://router/r1"));
+    dir.store().revoke(&r1, Reason::Unspecified, long_ago).unwrap();
+    dir.issue("xenflow://router/r2");
+    // Issuing has signed it anew; here, nobody has for 100 days.
+    dir.store().publish(long_ago).unwrap();
+    let server = dir.files().load().unwrap();
+    assert!(server.trust.lists().due().unwrap() < now());
+    let time = rustls_pki_types::UnixTime::now();
+    let said = server.trust.check(&dir.chain("r1.pem"), time).unwrap_err().to_string();
+    assert_eq!(said, "its certificate was revoked");
+    server.trust.check(&dir.chain("r2.pem"), time).unwrap();
+}
+
+#[tokio::test]
+async fn a_revoked_peer_is_told_apart_at_once_and_others_stay() {
+    let dir = Dir::new("revoke");
+    dir.issue("xenflow://router/r2");
+    let mut current = follow_from_now(dir.files()).await;
+    let mut peers = ["r1", "r2"].map(|name| peer(&current, &dir.chain(&format!("{name}.pem")), None));
+    dir.revoke("xenflow://router/r1");
+    let [r1, r2] = &mut peers;
+    let gone = timeout(LONG, r1.distrusted(&identity("xenflow://router/r1"))).await.expect("at once");
+    assert_eq!(line(&gone), "xenflow://router/r1 is trusted no more: its certificate was revoked");
+    next(&mut current).await;
+    let stays = timeout(Duration::from_millis(100), r2.distrusted(&identity("xenflow://router/r2"))).await;
+    assert!(stays.is_err(), "r2 was not revoked");
+}
+
+#[tokio::test]
+async fn broken_files_bring_nobody_back() {
+    let dir = Dir::new("broken");
+    dir.revoke("xenflow://router/r1");
+    let mut current = follow_from_now(dir.files()).await;
+    let list = fs::read(dir.at("crl.pem")).unwrap();
+    for broken in [&b""[..], b"-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n"] {
+        fs::write(dir.at("crl.pem"), broken).unwrap();
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+    }
+    fs::remove_file(dir.at("crl.pem")).unwrap();
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(!current.has_changed().unwrap(), "nothing of this was taken");
+    let check = |server: &Server| {
+        server.trust.check(&dir.chain("r1.pem"), rustls_pki_types::UnixTime::now()).unwrap_err().to_string()
+    };
+    assert_eq!(check(&current.borrow()), "its certificate was revoked");
+    fs::write(dir.at("crl.pem"), list).unwrap();
+    assert_eq!(check(&*next(&mut current).await), "its certificate was revoked");
+}
+
+#[tokio::test]
+async fn rotation_keeps_everybody_until_it_is_finished() {
+    let dir = Dir::new("rotate");
+    let mut current = follow_from_now(dir.files()).await;
+    let mut old = peer(&current, &dir.chain("r1.pem"), None);
+    dir.store().rotate(now()).unwrap();
+    assert_eq!(next(&mut current).await.trust.anchors().len(), 2);
+    let who = identity("xenflow://router/r1");
+    let stays = timeout(Duration::from_millis(100), old.distrusted(&who)).await;
+    assert!(stays.is_err(), "both authorities are trusted");
+    dir.store().issue(&dir.0, &who, 1, now(), true).unwrap();
+    dir.store().issue(&dir.0, &identity("xenflow://node/a"), 1, now(), true).unwrap();
+    next(&mut current).await;
+    let mut new = peer(&current, &dir.chain("r1.pem"), None);
+    dir.store().finish(now(), false).unwrap();
+    let gone = timeout(LONG, old.distrusted(&who)).await.expect("at once");
+    assert_eq!(
+        line(&gone),
+        "xenflow://router/r1 is trusted no more: its certificate is of an unknown authority"
+    );
+    let stays = timeout(Duration::from_millis(100), new.distrusted(&who)).await;
+    assert!(stays.is_err(), "the new authority is trusted");
+}
+
+#[tokio::test]
+async fn a_guest_gets_a_certificate_for_its_key_and_no_other() {
+    let dir = Dir::new("renewal");
+    let current = follow_from_now(dir.files()).await;
+    let who = identity("xenflow://router/r1");
+    let asking = |issuer| Renewals::new(peer(&current, &dir.chain("r1.pem"), issuer));
+    assert!(asking(None).answer(&who).await.is_none(), "no authority here");
+    let mut renewals = asking(Some(&dir));
+    let renewed = renewals.answer(&who).await.unwrap();
+    assert_eq!(renewed.anchors, [dir.chain("ca.pem")[0].to_vec()]);
+    let [new] = renewed.chain.as_slice() else { panic!("{renewed:?}") };
+    assert_eq!(certificate_identity(new).unwrap(), who);
+    let spki = |der: &[u8]| x509_parser::parse_x509_certificate(der).unwrap().1.public_key().raw.to_vec();
+    assert_eq!(spki(new), spki(&dir.chain("r1.pem")[0]));
+    current.borrow().trust.check(&[new.clone().into()], rustls_pki_types::UnixTime::now()).unwrap();
+    assert!(renewals.answer(&who).await.is_none(), "one a minute");
+
+    // Revoked, and the daemon has not seen it yet.
+    dir.revoke("xenflow://router/r1");
+    assert!(asking(Some(&dir)).answer(&who).await.is_none());
+    let records = dir.store();
+    let of_r1 = records.records().iter().filter(|record| record.identity.as_ref() == Some(&who));
+    assert_eq!(of_r1.map(|record| record.revoked.is_some()).collect::<Vec<_>>(), [true, true]);
+}

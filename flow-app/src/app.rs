@@ -11,7 +11,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use openflow::{Flow, FlowFilter, Group, Meter};
 use xenflow_proto::Change;
 use xenflow_proto::digest::Digest;
+use xenflow_proto::table::{NeighborKey, RouteKey};
 
+use crate::answer::{Answer, Rejection};
 use crate::fast_path::Slow;
 use crate::flow::{FlowChange, FlowKey, MeterChange};
 use crate::group;
@@ -183,6 +185,7 @@ impl App {
     pub fn begin_snapshot_of(&mut self, id: RouterId, boot_id: [u8; 16]) {
         if let Some(scoped) = self.routers.get_mut(&id) {
             scoped.router.rib.snapshot_begin(boot_id);
+            scoped.router.answers.restart();
         }
     }
 
@@ -190,6 +193,7 @@ impl App {
     pub fn resume(&mut self, id: RouterId) {
         if let Some(scoped) = self.routers.get_mut(&id) {
             scoped.router.rib.resume();
+            scoped.router.answers.restart();
         }
     }
 
@@ -217,11 +221,39 @@ impl App {
         }
     }
 
-    /// Asks for `token` back in a [`Batch`], behind everything that is due for the router now.
+    /// Asks for `token` back in a [`Batch`], behind everything that is due for the router now. Tokens grow, but one that
+    /// was lost with the switch may be asked for again.
     pub fn mark(&mut self, id: RouterId, token: u64) {
         if let Some(scoped) = self.routers.get_mut(&id) {
             scoped.router.mark(token);
         }
+    }
+
+    /// What to tell a router's guest of its routes when the switch has confirmed a mark: call it for each mark of
+    /// [`Batch::reached`]. Only what changed, with one answer for a route: the last. See [`crate::answer`].
+    pub fn take_answers(&mut self, id: RouterId, token: u64) -> Vec<(RouteKey, Answer)> {
+        self.routers.get_mut(&id).map(|scoped| scoped.router.answers.take(token)).unwrap_or_default()
+    }
+
+    /// There are answers for a router's guest that no mark stands behind: something else than its guest caused them,
+    /// as the operator or the switch. They are told with the next [`App::mark`].
+    #[must_use]
+    pub fn wants_mark(&self, id: RouterId) -> bool {
+        self.routers.get(&id).is_some_and(|scoped| scoped.router.wants_mark())
+    }
+
+    /// Routes of a router that are rejected as far as the switch was told, confirmed or not.
+    pub fn rejected(&self, id: RouterId) -> impl Iterator<Item = (RouteKey, Rejection)> {
+        self.routers.get(&id).into_iter().flat_map(|scoped| scoped.router.answers.rejected())
+    }
+
+    /// The neighbor that a flow of [`pipeline::NEXT_HOP`] sends to, as its router's guest names it; none for other
+    /// flows, and where the guest has no link for the vif at present.
+    #[must_use]
+    pub fn neighbor_of(&self, flow: &FlowKey) -> Option<(RouterId, NeighborKey)> {
+        let next_hop = pipeline::next_hop_of(&flow.matching).filter(|_| flow.table == pipeline::NEXT_HOP)?;
+        let id = next_hop.vif.router;
+        Some((id, self.routers.get(&id)?.router.neighbor_of(next_hop)?))
     }
 
     /// The switch is new, or was away: nobody knows what it holds.

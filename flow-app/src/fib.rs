@@ -15,6 +15,7 @@ use xenflow_proto::table::{
 };
 use xenflow_proto::{MacAddr, VlanId};
 
+use crate::answer::Rejection;
 use crate::fast_path;
 use crate::punt::PuntClass;
 use crate::rib::Rib;
@@ -32,6 +33,15 @@ pub enum Verdict {
     Punt(PuntClass),
     /// Dropped without a word (blackhole).
     Drop,
+}
+
+/// What a routing table says of a prefix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ruling {
+    /// What becomes of its packets, if there is room.
+    pub verdict: Verdict,
+    /// Why that is the guest's business where the guest's tables say how to forward; none: it is not, or passes.
+    pub rejection: Option<Rejection>,
 }
 
 /// A next hop and what fits through it.
@@ -65,6 +75,8 @@ pub struct Adjacency {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Binding {
     links: BTreeMap<IfIndex, BoundVif>,
+    /// Links that are vifs of the router, whether they can be used or not.
+    vif_links: BTreeSet<IfIndex>,
     tables: BTreeSet<u32>,
     /// IP packets that come in are not larger, in bytes.
     widest: u32,
@@ -122,9 +134,12 @@ impl Binding {
             Some((link.ifindex, bound))
         };
         let links: BTreeMap<IfIndex, BoundVif> = topology.vifs_of(router).filter_map(bound).collect();
+        let vifs = topology.vifs_of(router).filter(|(_, vif)| vif.vlan().is_some());
+        let links_of_vifs = vifs.filter_map(|(_, vif)| by_mac.get(&vif.mac)).flatten();
+        let vif_links = links_of_vifs.map(|link| link.ifindex).collect();
         let widest = links.values().map(|vif| vif.mtu.0).max().unwrap_or(0);
         let tables = links.values().map(|vif| vif.table).chain([TABLE_MAIN]).collect();
-        Self { links, tables, widest: widest.max(topology.max_mtu).max(ETHERNET_MTU) }
+        Self { links, vif_links, tables, widest: widest.max(topology.max_mtu).max(ETHERNET_MTU) }
     }
 
     /// The vif of a link.
@@ -191,22 +206,28 @@ pub struct Fib<'a> {
 }
 
 impl Fib<'_> {
-    /// The flow that a routing table has for exactly this prefix; none where shorter ones decide.
+    /// What a routing table says of exactly this prefix; none where shorter ones decide.
     #[must_use]
-    pub fn route(&self, table: u32, prefix: IpNet) -> Option<Verdict> {
+    pub fn route(&self, table: u32, prefix: IpNet) -> Option<Ruling> {
         if !self.binding.tables.contains(&table) {
             return None;
         }
-        match self.best(table, prefix) {
-            Some(Best::Via(hop)) => Some(Verdict::Via(hop)),
-            Some(Best::OneOf(hops, mtu)) => Some(Verdict::OneOf(hops, mtu)),
-            Some(Best::Drop) => Some(Verdict::Drop),
-            Some(Best::Punt(class)) => Some(Verdict::Punt(class)),
+        let mut rejection = None;
+        let verdict = match self.best(table, prefix) {
+            Some(Best::Via(hop)) => Verdict::Via(hop),
+            Some(Best::OneOf(hops, mtu)) => Verdict::OneOf(hops, mtu),
+            Some(Best::Drop) => Verdict::Drop,
+            Some(Best::Punt(class)) => Verdict::Punt(class),
+            Some(Best::Unable(why)) => {
+                rejection = why;
+                Verdict::Punt(PuntClass::Transit)
+            }
             // Each destination is its own next hop: hosts have flows of their own once they are resolved.
-            Some(Best::OnLink(..)) => Some(Verdict::Punt(PuntClass::Transit)),
-            None if is_host(prefix) => self.on_link_host(table, prefix.addr()),
-            None => None,
-        }
+            Some(Best::OnLink(..)) => Verdict::Punt(PuntClass::Transit),
+            None if is_host(prefix) => self.on_link_host(table, prefix.addr())?,
+            None => return None,
+        };
+        Some(Ruling { verdict, rejection })
     }
 
     /// The local table decides before any other, and the guest must see what it holds.
@@ -235,14 +256,13 @@ impl Fib<'_> {
         let candidates = || self.rib.candidates(table, prefix);
         if candidates().any(|route| route.key.tos != 0) {
             // The packet's TOS decides too, which destination-only flows do not look at.
-            return Some(Best::Punt(PuntClass::Transit));
+            return Some(Best::Unable(Some(Rejection::TypeOfService)));
         }
         candidates().find_map(|route| self.judge(route, prefix))
     }
 
     /// What a route says; none: it does not count, the next candidate or a shorter prefix decides.
     fn judge(&self, route: &Route, prefix: IpNet) -> Option<Best> {
-        let transit = Best::Punt(PuntClass::Transit);
         match route.kind {
             RouteKind::Blackhole => return Some(Best::Drop),
             RouteKind::Unicast => {}
@@ -250,7 +270,8 @@ impl Fib<'_> {
                 return Some(Best::Punt(PuntClass::Host));
             }
             RouteKind::Unreachable | RouteKind::Prohibit => return Some(Best::Punt(PuntClass::Exception)),
-            RouteKind::Multicast | RouteKind::Throw | RouteKind::Other(_) => return Some(transit),
+            RouteKind::Multicast => return Some(Best::Punt(PuntClass::Transit)),
+            RouteKind::Throw | RouteKind::Other(_) => return Some(Best::Unable(Some(Rejection::Kind))),
         }
         let group;
         let hops = match &route.target {
@@ -259,65 +280,86 @@ impl Fib<'_> {
                 Some(NextHopKind::Single(hop)) => std::slice::from_ref(hop),
                 Some(NextHopKind::Blackhole) => return Some(Best::Drop),
                 Some(NextHopKind::Group(members)) => match self.members(members) {
-                    Some(hops) => {
+                    Ok(hops) => {
                         group = hops;
                         group.as_slice()
                     }
-                    None => return Some(transit),
+                    Err(why) => return Some(Best::Unable(why)),
                 },
-                Some(NextHopKind::Unsupported) | None => return Some(transit),
+                Some(NextHopKind::Unsupported) => return Some(Best::Unable(Some(Rejection::NextHop))),
+                // It is still to be told, or its routes are to go.
+                None => return Some(Best::Unable(None)),
             },
         };
         match hops {
             [hop] if hop.flags.0 & HopFlags::DEAD != 0 => None,
-            [hop] => Some(self.hop(hop, route, prefix).unwrap_or(transit)),
-            _ => Some(self.share(hops, route, prefix).unwrap_or(transit)),
+            [hop] => Some(self.hop(hop, route, prefix).unwrap_or_else(Best::Unable)),
+            _ => Some(self.share(hops, route, prefix).unwrap_or_else(Best::Unable)),
         }
     }
 
-    /// The hops of a group, with the group's weights.
-    fn members(&self, members: &[(u32, u32)]) -> Option<Vec<Hop>> {
-        let hop = |&(id, weight): &(u32, u32)| match self.rib.next_hop(id)?.kind {
-            NextHopKind::Single(hop) => Some(Hop { weight, ..hop }),
-            NextHopKind::Blackhole | NextHopKind::Group(_) | NextHopKind::Unsupported => None,
+    /// The hops of a group, with the group's weights; an error says why they cannot be used.
+    fn members(&self, members: &[(u32, u32)]) -> Result<Vec<Hop>, Option<Rejection>> {
+        let hop = |&(id, weight): &(u32, u32)| match self.rib.next_hop(id).map(|object| &object.kind) {
+            Some(NextHopKind::Single(hop)) => Ok(Hop { weight, ..*hop }),
+            Some(NextHopKind::Blackhole | NextHopKind::Group(_) | NextHopKind::Unsupported) => {
+                Err(Some(Rejection::NextHop))
+            }
+            None => Err(None),
         };
-        members.iter().map(hop).collect()
+        all(members.iter().map(hop))
     }
 
-    /// A next hop that the host can use for the guest.
-    fn hop(&self, hop: &Hop, route: &Route, prefix: IpNet) -> Option<Best> {
-        let vif = self.binding.vif(hop.oif?)?;
-        if hop.encap || hop.flags.is_dead() || !vif.may_send {
-            return None;
+    /// A next hop that the host can use for the guest; an error says why it cannot be used.
+    fn hop(&self, hop: &Hop, route: &Route, prefix: IpNet) -> Result<Best, Option<Rejection>> {
+        if hop.encap {
+            return Err(Some(Rejection::Encapsulation));
         }
-        let mtu = self.binding.limit(vif, Family::of(prefix.addr()), route.mtu).ok()?;
+        let Some(vif) = hop.oif.and_then(|oif| self.binding.vif(oif)) else {
+            let is_vif = hop.oif.is_some_and(|oif| self.binding.vif_links.contains(&oif));
+            // Without a gateway it is a network of the guest's own.
+            let is_foreign = !is_vif && (hop.gateway.is_some() || hop.oif.is_none());
+            return Err(is_foreign.then_some(Rejection::Interface));
+        };
+        if matches!(hop.gateway, Some(IpAddr::V4(_))) && prefix.addr().is_ipv6() {
+            return Err(Some(Rejection::NextHop));
+        }
+        let mtu = self.binding.limit(vif, Family::of(prefix.addr()), route.mtu);
+        let mtu = mtu.map_err(|_| Some(Rejection::Mtu))?;
+        if hop.flags.is_dead() || !vif.may_send {
+            return Err(None);
+        }
         let via = |addr| Best::Via(NextHop { adjacency: Adjacency { vif: vif.id, addr }, mtu });
-        match hop.gateway {
-            Some(IpAddr::V4(_)) if prefix.addr().is_ipv6() => None,
-            Some(addr) => Some(via(addr)),
-            None if is_host(prefix) => Some(via(prefix.addr())),
-            None => Some(Best::OnLink(vif.id, mtu)),
-        }
+        Ok(match hop.gateway {
+            Some(addr) => via(addr),
+            None if is_host(prefix) => via(prefix.addr()),
+            None => Best::OnLink(vif.id, mtu),
+        })
     }
 
     /// Several next hops: all that live must be usable. One whose link is down is dead for the kernel as well, even
     /// before the guest says so.
-    fn share(&self, hops: &[Hop], route: &Route, prefix: IpNet) -> Option<Best> {
+    fn share(&self, hops: &[Hop], route: &Route, prefix: IpNet) -> Result<Best, Option<Rejection>> {
         let is_down = |hop: &Hop| hop.oif.and_then(|oif| self.rib.link(oif)).is_some_and(|link| !link.up);
         let is_alive = |hop: &&Hop| hop.flags.0 & HopFlags::DEAD == 0 && !is_down(hop);
+        let usable = |hop: &Hop| match self.hop(hop, route, prefix)? {
+            Best::Via(to) => Ok((to, hop.weight)),
+            Best::OneOf(..) | Best::OnLink(..) | Best::Punt(_) | Best::Unable(_) | Best::Drop => {
+                Err(Some(Rejection::NextHop))
+            }
+        };
         let mut shares: BTreeMap<Adjacency, u32> = BTreeMap::new();
         let mut smallest: Option<u16> = None;
-        for hop in hops.iter().filter(is_alive) {
-            let Some(Best::Via(to)) = self.hop(hop, route, prefix) else { return None };
+        for (to, weight) in all(hops.iter().filter(is_alive).map(usable))? {
             smallest = [smallest, to.mtu].into_iter().flatten().min();
             let share = shares.entry(to.adjacency).or_default();
-            *share = share.saturating_add(hop.weight);
+            *share = share.saturating_add(weight);
         }
         let hops: Vec<(Adjacency, u32)> = shares.into_iter().collect();
         match hops.as_slice() {
-            [] => None,
-            [(adjacency, _)] => Some(Best::Via(NextHop { adjacency: *adjacency, mtu: smallest })),
-            _ => Some(Best::OneOf(Multipath { family: Family::of(prefix.addr()), hops }, smallest)),
+            [] => Err(None),
+            [(adjacency, _)] => Ok(Best::Via(NextHop { adjacency: *adjacency, mtu: smallest })),
+            _ => Ok(Best::OneOf(Multipath { family: Family::of(prefix.addr()), hops }, smallest)),
         }
     }
 
@@ -332,6 +374,18 @@ impl Fib<'_> {
     }
 }
 
+/// All of them, or why not: of several errors one that does not pass.
+fn all<T>(each: impl Iterator<Item = Result<T, Option<Rejection>>>) -> Result<Vec<T>, Option<Rejection>> {
+    let (mut good, mut bad) = (Vec::new(), None);
+    for one in each {
+        match one {
+            Ok(one) => good.push(one),
+            Err(why) => bad = Some(bad.flatten().or(why)),
+        }
+    }
+    bad.map_or(Ok(good), Err)
+}
+
 fn is_host(prefix: IpNet) -> bool {
     prefix.prefix_len() == prefix.max_prefix_len()
 }
@@ -343,5 +397,7 @@ enum Best {
     OneOf(Multipath, Option<u16>),
     OnLink(VifId, Option<u16>),
     Punt(PuntClass),
+    /// The guest forwards, because the host cannot: never, for this reason, or not now.
+    Unable(Option<Rejection>),
     Drop,
 }

@@ -4,6 +4,7 @@
 //! `table` makes their flows, [`rib`] mirrors a guest's kernel and [`fib`] decides what forwards. [`sim`] is what a
 //! switch does with the flows: for tests, and for the question what becomes of a packet.
 
+pub mod answer;
 pub mod app;
 pub mod fast_path;
 pub mod fib;
@@ -19,6 +20,7 @@ pub mod sim;
 mod table;
 pub mod topology;
 
+pub use answer::{Answer, Rejection};
 pub use app::{App, Batch, Desired, Dump, RouterStatus};
 pub use fast_path::{Slow, SlowReason};
 pub use flow::{FlowChange, FlowKey, MeterChange};

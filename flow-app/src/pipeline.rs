@@ -4,12 +4,13 @@
 
 use std::net::IpAddr;
 
-use openflow::{Action, Field, Flow, Instruction, action};
+use openflow::{Action, Field, Flow, Instruction, Match, action};
 use xenflow_proto::VlanId;
 use xenflow_proto::table::TABLE_MAIN;
 
+use crate::fib::Adjacency;
 use crate::punt::PuntClass;
-use crate::topology::RouterId;
+use crate::topology::{RouterId, VifId};
 
 /// Admission: the VLAN tagger, inward. Sets the tag and [`IN_PORT`]; nothing enters without it, and what does not is
 /// counted ([`crate::refusal`]).
@@ -219,7 +220,7 @@ pub const LEARNED_IDLE_S: u16 = 300;
 /// What names a next hop: router, vif and address as values of registers, so that it needs no table of numbers, and
 /// a restarted daemon finds the same ones. No two next hops have the same: register 7 is 0 for IPv6 and for 0.0.0.0
 /// alone, which is nobody's address ([`crate::fib::Fib::resolve`] finds none).
-pub fn next_hop(adjacency: crate::fib::Adjacency) -> impl Iterator<Item = (Field, u128)> {
+pub fn next_hop(adjacency: Adjacency) -> impl Iterator<Item = (Field, u128)> {
     let vif = adjacency.vif;
     let vif = u128::from(vif.router.0) << 48 | u128::from(vif.number) << 32;
     let (low, ipv6) = match adjacency.addr {
@@ -227,6 +228,24 @@ pub fn next_hop(adjacency: crate::fib::Adjacency) -> impl Iterator<Item = (Field
         IpAddr::V6(addr) => (0, Some((Field::Xxreg(NEXT_HOP_IPV6), addr.to_bits()))),
     };
     [(Field::Xreg(NEXT_HOP_ID), vif | low)].into_iter().chain(ipv6)
+}
+
+/// The next hop whose registers of [`next_hop`] a match asks for; none if it does not ask for all of them.
+#[must_use]
+pub fn next_hop_of(matching: &Match) -> Option<Adjacency> {
+    let register = |number| {
+        let field = matching.field(Field::Xreg(number))?;
+        (field.mask == u64::MAX.into()).then_some(field.value as u64)
+    };
+    let id = register(NEXT_HOP_ID)?;
+    let vif = VifId { router: RouterId((id >> 48) as u16), number: (id >> 32) as u16 };
+    // A match keeps the 128 bits as two halves.
+    let half = 2 * NEXT_HOP_IPV6;
+    let addr = match (matching.field(Field::Xreg(half)), matching.field(Field::Xreg(half + 1))) {
+        (None, None) => IpAddr::V4((id as u32).into()),
+        _ => IpAddr::V6((u128::from(register(half)?) << 64 | u128::from(register(half + 1)?)).into()),
+    };
+    Some(Adjacency { vif, addr })
 }
 
 /// One more bit in [`HOPS`]: for each router entered, and for each group passed, because both count for the depth

@@ -16,7 +16,8 @@ pub enum PuntClass {
     Host,
     /// What IP must answer or refuse: end of life, too big, no route, addresses never forwarded.
     Exception,
-    /// Transit that the guest forwards itself: unresolved neighbors, routes that the host cannot describe.
+    /// Transit that the guest forwards itself: unresolved neighbors, routes that the host cannot describe, and what a
+    /// VRF has no route for.
     Transit,
 }
 

@@ -2,40 +2,32 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
-use std::net::IpAddr;
 
-use ipnet::IpNet;
 use openflow::{Flow, Group};
-use xenflow_proto::table::{Family, IfIndex, RouteTarget, TABLE_LOCAL};
+use xenflow_proto::table::{Family, NeighborKey, RouteKey, RouteTarget, TABLE_LOCAL};
 use xenflow_proto::{Change, Key, MacAddr, VlanId};
 
+use crate::answer::{Answers, Rejection};
 use crate::fast_path::{self, Slow};
-use crate::fib::{Adjacency, Binding, Fib, Verdict};
+use crate::fib::{Adjacency, Binding, Fib, Ruling, Verdict};
 use crate::flow::{FlowChange, FlowKey};
 use crate::group::Groups;
 use crate::limit::{Class, Limit, Prefix};
-use crate::pipeline::{ETH_IP, ETH_IPV4, ROUTER};
+use crate::pipeline::ROUTER;
 use crate::punt::PuntClass;
 use crate::rib::{Rib, TooManyObjects};
 use crate::table::{self, Side};
 use crate::topology::{FastPath, RouterId, Topology};
 
-/// A place in the flow tables that a router's own tables decide: there is at most one flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Place {
-    /// Packets to or from a local prefix.
-    Local(Side, IpNet),
-    /// The route of a prefix.
-    Route(Prefix),
-    /// The rewrite for a neighbor, of packets of that Ethernet type.
-    NextHop(Adjacency, u16),
-}
+use self::place::{Place, of_neighbor, own, places_of, route};
+
+mod place;
 
 /// What a place holds, but for what other places have a say in: limits, and the numbers of groups.
 #[derive(Debug, PartialEq, Eq)]
 enum Content {
     Local,
-    Route(Verdict),
+    Route(Ruling),
     NextHop { source: MacAddr, destination: MacAddr, vlan: VlanId },
 }
 
@@ -99,6 +91,10 @@ pub(crate) struct Router {
     /// As far as the switch was told.
     groups: Groups,
     max_routes: usize,
+    /// As far as the switch was told.
+    pub(crate) answers: Answers,
+    /// How many markers are due.
+    markers: usize,
 }
 
 impl Router {
@@ -118,10 +114,12 @@ impl Router {
             limit: Limit::new(max_routes),
             groups: Groups::new(id),
             max_routes,
+            answers: Answers::default(),
+            markers: 0,
         }
     }
 
-    /// End-of-RIB: sweeps what the snapshot did not confirm, and opens the gates.
+    /// End-of-RIB: sweeps what the snapshot did not confirm, and opens the gates. The guest's session is a new one.
     pub(crate) fn end_snapshot(&mut self, topology: &Topology) {
         for key in self.rib.unconfirmed() {
             // A removal cannot pass a limit.
@@ -129,6 +127,7 @@ impl Router {
         }
         self.synced = true;
         self.rebind(topology);
+        self.answers.retell();
     }
 
     /// Applies what the guest says and marks the places that it may decide.
@@ -150,6 +149,9 @@ impl Router {
         };
         if !self.rib.apply(change, limit)? {
             return Ok(());
+        }
+        if let Key::Route(route) = key {
+            self.answers.changed(route);
         }
         match key {
             Key::Link(_) | Key::Obstacle(_) => self.rebind(topology),
@@ -294,9 +296,9 @@ impl Router {
         FlowKey::from(&flow)
     }
 
-    fn verdict(&self, prefix: Prefix) -> Option<Verdict> {
+    fn ruling(&self, prefix: Prefix) -> Option<Ruling> {
         match self.content(Place::Route(prefix), &self.binding)? {
-            Content::Route(verdict) => Some(verdict),
+            Content::Route(ruling) => Some(ruling),
             Content::Local | Content::NextHop { .. } => None,
         }
     }
@@ -312,27 +314,29 @@ impl Router {
             });
             return;
         };
-        let verdict = self.verdict(prefix);
-        let moved = self.limit.set(prefix, verdict.is_some());
+        let ruling = self.ruling(prefix);
+        let moved = self.limit.set(prefix, ruling.is_some());
         for other in moved.before {
-            self.say_route(other, self.verdict(other));
+            self.say_route(other, self.ruling(other));
         }
-        self.say_route(prefix, verdict);
+        self.say_route(prefix, ruling);
         for other in moved.after {
-            self.say_route(other, self.verdict(other));
+            self.say_route(other, self.ruling(other));
         }
     }
 
-    /// Makes ready the flow of a prefix, with its group.
-    fn say_route(&mut self, prefix: Prefix, verdict: Option<Verdict>) {
-        let verdict = limited(self.limit.class(prefix), verdict);
-        let (add, flow, remove) = assign(self.id, &mut self.groups, prefix, verdict.as_ref());
+    /// Makes ready the flow of a prefix, with its group, and what the guest is told of its routes.
+    fn say_route(&mut self, prefix: Prefix, ruling: Option<Ruling>) {
+        let class = self.limit.class(prefix);
+        let RouteFlow { add, flow, remove, rejection } =
+            route_flow(self.id, &mut self.groups, prefix, class, ruling);
         self.ready.extend(add.map(FlowChange::UpsertGroup));
         self.ready.push_back(match flow {
             Some(flow) => FlowChange::Upsert(flow),
             None => FlowChange::Remove(self.key(Place::Route(prefix))),
         });
         self.ready.extend(remove.map(FlowChange::RemoveGroup));
+        self.answers.settle(routes_of(&self.rib, prefix), rejection);
     }
 
     /// All flows and groups that should be there: a full compile.
@@ -344,9 +348,9 @@ impl Router {
         for place in places {
             let Some(content) = self.content(place, &self.binding) else { continue };
             match (place, content) {
-                (Place::Route(prefix), Content::Route(verdict)) => {
-                    let verdict = limited(limit.class(prefix), Some(verdict));
-                    flows.extend(assign(self.id, &mut groups, prefix, verdict.as_ref()).1);
+                (Place::Route(prefix), Content::Route(ruling)) => {
+                    let class = limit.class(prefix);
+                    flows.extend(route_flow(self.id, &mut groups, prefix, class, Some(ruling)).flow);
                 }
                 (_, content) => flows.extend(self.flow(place, &content)),
             }
@@ -359,7 +363,7 @@ impl Router {
         let mut limit = Limit::new(self.max_routes);
         for place in places {
             if let Place::Route(prefix) = place
-                && self.verdict(*prefix).is_some()
+                && self.ruling(*prefix).is_some()
             {
                 limit.set(*prefix, true);
             }
@@ -389,7 +393,20 @@ impl Router {
     }
 
     pub(crate) fn mark(&mut self, token: u64) {
+        self.markers += 1;
+        self.answers.ask(token);
         self.due.push_back(Due::Marker(token));
+    }
+
+    /// There is something to tell the guest, and no marker to tell it with.
+    pub(crate) fn wants_mark(&self) -> bool {
+        self.answers.is_untold() && self.markers == 0
+    }
+
+    /// The guest's name of a next hop.
+    pub(crate) fn neighbor_of(&self, next_hop: Adjacency) -> Option<NeighborKey> {
+        let (ifindex, _) = self.binding.link(next_hop.vif)?;
+        Some(NeighborKey { ifindex, addr: next_hop.addr })
     }
 
     /// Anything to do?
@@ -416,12 +433,18 @@ impl Router {
                 }
                 Due::Limit(max) => {
                     for prefix in self.limit.set_max(max) {
-                        self.say_route(prefix, self.verdict(prefix));
+                        self.say_route(prefix, self.ruling(prefix));
                     }
                 }
-                Due::Marker(token) => return Some(Step::Marker(token)),
+                Due::Marker(token) => return Some(Step::Marker(self.reached(token))),
             }
         }
+    }
+
+    fn reached(&mut self, token: u64) -> u64 {
+        self.markers -= 1;
+        self.answers.mark(token);
+        token
     }
 
     /// A marker, if nothing stands before it.
@@ -430,7 +453,7 @@ impl Router {
             Some(Due::Marker(token)) if self.ready.is_empty() => {
                 let token = *token;
                 self.due.pop_front();
-                Some(token)
+                Some(self.reached(token))
             }
             _ => None,
         }
@@ -452,19 +475,25 @@ impl Router {
         let mut places = self.places(&self.binding);
         self.limit = self.full_limit(&places);
         let mut adding = Vec::new();
+        let mut rejected = BTreeMap::new();
         places.retain(|place| {
             let Some(content) = self.content(*place, &self.binding) else { return false };
             let flow = match (place, content) {
-                (Place::Route(prefix), Content::Route(verdict)) => {
-                    let verdict = limited(self.limit.class(*prefix), Some(verdict));
-                    let (add, flow, _) = assign(self.id, &mut self.groups, *prefix, verdict.as_ref());
+                (Place::Route(prefix), Content::Route(ruling)) => {
+                    let class = self.limit.class(*prefix);
+                    let RouteFlow { add, flow, remove: _, rejection } =
+                        route_flow(self.id, &mut self.groups, *prefix, class, Some(ruling));
                     adding.extend(add.map(FlowChange::UpsertGroup));
+                    if let Some(why) = rejection {
+                        rejected.extend(routes_of(&self.rib, *prefix).map(|key| (key, why)));
+                    }
                     flow
                 }
                 (_, content) => self.flow(*place, &content),
             };
             flow.is_some_and(|flow| installed.remove(&FlowKey::from(&flow)) != Some(flow))
         });
+        self.answers.replace(rejected);
         // A prefix that comes back does so before the one that stood in for it lets go.
         places.sort_by_key(|place| match place {
             Place::Route(prefix) => Reverse(Some(prefix.dst.prefix_len())),
@@ -495,48 +524,49 @@ fn limited(class: Class, verdict: Option<Verdict>) -> Option<Verdict> {
     }
 }
 
-/// The flow of a prefix with the group that comes before it and the one that goes after it.
-fn assign(
+/// What becomes of a prefix.
+struct RouteFlow {
+    /// The group that comes before its flow.
+    add: Option<Group>,
+    flow: Option<Flow>,
+    /// The group that goes after it.
+    remove: Option<u32>,
+    /// Why the host does not forward by it, where it does not.
+    rejection: Option<Rejection>,
+}
+
+/// The flow of a prefix at its place within the limit.
+fn route_flow(
     router: RouterId,
     groups: &mut Groups,
     prefix: Prefix,
-    verdict: Option<&Verdict>,
-) -> (Option<Group>, Option<Flow>, Option<u32>) {
-    let shared = match verdict {
+    class: Class,
+    ruling: Option<Ruling>,
+) -> RouteFlow {
+    let (verdict, rejection) = match ruling {
+        Some(Ruling { verdict, rejection }) => (Some(verdict), rejection),
+        None => (None, None),
+    };
+    // What the guest gets anyway loses nothing by the limit.
+    let is_forwarded = verdict.as_ref().is_some_and(|verdict| !matches!(verdict, Verdict::Punt(_)));
+    let verdict = limited(class, verdict);
+    let shared = match &verdict {
         Some(Verdict::OneOf(hops, _)) => Some(hops),
         Some(Verdict::Via(_) | Verdict::Punt(_) | Verdict::Drop) | None => None,
     };
     let assigned = groups.assign(prefix, shared);
-    let flow = verdict.map(|verdict| table::route(router, prefix, verdict, assigned.id));
-    (assigned.add, flow, assigned.remove)
+    let rejection = match class {
+        Class::Punt | Class::Absent if is_forwarded => Some(Rejection::Limit),
+        Class::Forward if shared.is_some() && assigned.id.is_none() => Some(Rejection::Groups),
+        Class::Forward | Class::Punt | Class::Absent => rejection,
+    };
+    let flow = verdict.map(|verdict| table::route(router, prefix, &verdict, assigned.id));
+    RouteFlow { add: assigned.add, flow, remove: assigned.remove, rejection }
 }
 
-/// What a prefix in a table decides.
-fn places_of(table: u32, dst: IpNet) -> Vec<Place> {
-    match table {
-        TABLE_LOCAL => vec![Place::Local(Side::Destination, dst), Place::Local(Side::Source, dst)],
-        _ => route(Prefix { table, dst }).into_iter().collect(),
-    }
-}
-
-/// What an address of the guest decides.
-fn own(addr: IpAddr) -> Place {
-    Place::Local(Side::Source, addr.into())
-}
-
-/// What a prefix in a table but the local one decides.
-fn route(prefix: Prefix) -> Option<Place> {
-    (prefix.table != TABLE_LOCAL && !table::is_martian(prefix.dst)).then_some(Place::Route(prefix))
-}
-
-/// What a neighbor decides: the rewrites, where its link is bound, and whether it is its own next hop. An IPv6
-/// neighbor may be the next hop of IPv4 packets (RFC 8950).
-fn of_neighbor(binding: &Binding, ifindex: IfIndex, addr: IpAddr) -> impl Iterator<Item = Place> {
-    let eth_types: &[u16] = if addr.is_ipv4() { &[ETH_IPV4] } else { &ETH_IP };
-    let bound = binding.vif(ifindex).map(|vif| Adjacency { vif: vif.id, addr });
-    let rewrites = bound.into_iter().flat_map(|to| eth_types.iter().map(move |of| Place::NextHop(to, *of)));
-    let hosts = binding.tables().iter().filter_map(move |&table| route(Prefix { table, dst: addr.into() }));
-    rewrites.chain(hosts)
+/// The guest's routes of a prefix.
+fn routes_of(rib: &Rib, Prefix { table, dst }: Prefix) -> impl Iterator<Item = RouteKey> {
+    rib.candidates(table, dst).map(|route| route.key)
 }
 
 /// What turns one set of flows into another: upserts, then removals. What refuses comes before what it is an

@@ -2,6 +2,7 @@
 //! answers.
 
 use openflow::{Action, Field, Flow, Match};
+use xenflow_proto::table::TABLE_MAIN;
 
 use super::{Side, address};
 use crate::fib::{Adjacency, Verdict};
@@ -14,8 +15,11 @@ use crate::punt::PuntClass;
 use crate::topology::RouterId;
 
 pub(super) fn flows(flows: &mut Vec<Flow>) {
-    let miss = Flow::new(ROUTE, priority::FALLBACK, cookie::TOPOLOGY, Match::any());
-    flows.push(miss.apply([punt(PuntClass::Exception)]).goto(L2));
+    let miss = |priority, matching| Flow::new(ROUTE, priority, cookie::TOPOLOGY, matching);
+    // What a VRF's table does not know the guest looks up in the main one, and may forward.
+    flows.push(miss(priority::FALLBACK, Match::any()).apply([punt(PuntClass::Transit)]).goto(L2));
+    let main = Match::builder().reg(TABLE_ID, pipeline::table_id(TABLE_MAIN)).build();
+    flows.push(miss(priority::FIRST_FALLBACK, main).apply([punt(PuntClass::Exception)]).goto(L2));
     // Its source has said already that the guest gets it.
     for bit in 0..3 {
         let set = 1 << (PUNT_CLASS_BIT + bit);

@@ -113,7 +113,7 @@ fn copies(sent: Vec<(PortNo, Packet)>) -> Result<Sent, String> {
 }
 
 /// All that may become of it, whatever buckets are picked.
-fn enter_all(
+pub fn enter_all(
     topology: &Topology,
     switch: &Switch,
     port: PortNo,

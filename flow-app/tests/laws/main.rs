@@ -5,6 +5,7 @@
 #![allow(missing_docs, unreachable_pub, reason = "nobody else sees a test's modules")]
 #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
 
+mod answers;
 mod forwarding;
 mod isolation;
 mod model;

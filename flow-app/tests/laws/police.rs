@@ -7,12 +7,16 @@ use openflow::{Action, Field, Flow, Instruction};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use xenflow_flow_app::punt::{PuntClass, meter_id, meter_of};
-use xenflow_flow_app::sim::{Outcome, Switch};
+use xenflow_flow_app::sim::{Outcome, Switch, Tag};
 use xenflow_flow_app::{PortNo, RouterId, Topology, pipeline};
+use xenflow_proto::Key;
 
+use super::forwarding::ip;
 use super::isolation::frame;
 use super::model::Model;
-use super::world::{World, world};
+use super::world::{
+    Plan, ROUTERS, SEGMENTS, V4, V6, World, far, host_mac, router_id, sane, vif_id, vif_mac, world,
+};
 use super::{finds, law};
 
 type Case = (World, Vec<[u8; 10]>, u8);
@@ -118,6 +122,34 @@ fn guests_get_what_passes_their_meters_and_meters_cost_nobody_else() {
     let classes = classes.take();
     let wanted = [PuntClass::Resolution, PuntClass::Host, PuntClass::Exception];
     assert!(wanted.iter().all(|class| classes.contains(class)), "{classes:?}");
+}
+
+/// Without a route there is nothing but an answer to give, unless the guest looks on in another table.
+#[test]
+fn a_miss_is_an_exception_and_in_a_vrf_it_is_transit() {
+    let plan = Plan {
+        routers: vec![(true, vec![(0, true), (1, true), (2, true)]); 2],
+        access: Vec::new(),
+        uplinks: [true, false],
+        segments: [true; SEGMENTS as usize],
+        control: false,
+        policies: vec![(1, 63); ROUTERS as usize],
+    };
+    let is_default = |key: &Key| matches!(key, Key::Route(key) if key.dst.prefix_len() == 0);
+    let said = sane(&plan, 1).into_iter().map(|object| (object.key(), object));
+    let tables = said.filter(|(key, _)| !is_default(key)).collect();
+    let world = World { plan, tables: [(1, tables)].into() };
+    let topology = world.plan.topology();
+    let switch = changed(&world, |actions| actions);
+    for (vif, class) in [(0, PuntClass::Exception), (1, PuntClass::Transit), (2, PuntClass::Transit)] {
+        for (family, nowhere) in [(V4, "8.8.8.8"), (V6, "2606::8")] {
+            let from = far(family, 7, 0, 7);
+            let packet = ip(host_mac(0, 9), vif_mac(1, vif), from, nowhere.parse().unwrap(), 64).sized(100);
+            let segment = topology.vifs[&vif_id(1, vif)].vlan().unwrap();
+            let sent = switch.send(1, &packet.tagged(Tag::new(segment.get()))).unwrap();
+            assert_eq!(sent.metered, [meter_id(router_id(1), class)], "{family:?} to vif {vif}");
+        }
+    }
 }
 
 #[test]

@@ -8,9 +8,11 @@ use openflow::{Action, Flow, Group, Instruction, Match};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use xenflow_flow_app::pipeline::{self, cookie};
-use xenflow_flow_app::{App, Desired, FlowKey, RouterId};
+use xenflow_flow_app::{Answer, App, Desired, FlowKey, Rejection, RouterId};
+use xenflow_proto::table::RouteKey;
 use xenflow_proto::{Change, Key};
 
+use super::answers::{rejected, view};
 use super::model::{Model, same};
 use super::world::{Dice, LIMIT, Plan, Tables, World, object, plan, router_id, sane, world};
 use super::{finds, law};
@@ -114,11 +116,21 @@ struct Guest {
     /// Keys confirmed by the snapshot that is under way.
     confirmed: Option<BTreeSet<Key>>,
     marks: Vec<u64>,
+    /// The first mark of its session.
+    since: u64,
+    /// What its session has told it.
+    rejected: BTreeMap<RouteKey, Rejection>,
+    /// The last mark before it changed a route.
+    changed: BTreeMap<RouteKey, u64>,
 }
 
 impl Guest {
-    fn apply(&mut self, change: &Change) -> bool {
+    fn apply(&mut self, change: &Change, mark: u64) -> bool {
         let key = change.key();
+        let is_same = match change {
+            Change::Upsert(object) => self.tables.get(&key) == Some(object),
+            Change::Remove(key) => !self.tables.contains_key(key),
+        };
         match change {
             Change::Upsert(object) => {
                 if self.tables.len() >= LIMIT && !self.tables.contains_key(&key) {
@@ -133,10 +145,25 @@ impl Guest {
                 self.tables.remove(key);
             }
         }
+        if let (Key::Route(key), false) = (change.key(), is_same) {
+            self.rejected.remove(&key);
+            self.changed.insert(key, mark);
+        }
         true
     }
 
-    fn end(&mut self) {
+    /// What it is told with a mark, unless that is of a session before this one. A route that it has changed since is
+    /// another one.
+    fn hear(&mut self, token: u64, answers: Vec<(RouteKey, Answer)>) {
+        let answers = answers.into_iter().filter(|(key, _)| {
+            self.tables.contains_key(&Key::Route(*key)) && self.changed.get(key).is_none_or(|at| *at < token)
+        });
+        self.rejected = view(answers.collect(), std::mem::take(&mut self.rejected));
+    }
+
+    fn end(&mut self, next: u64) {
+        self.since = next;
+        self.rejected.clear();
         if let Some(confirmed) = self.confirmed.take() {
             self.tables.retain(|key, _| confirmed.contains(key));
         }
@@ -175,7 +202,7 @@ impl Run {
 
     fn change(&mut self, r: u8, change: Change) -> Result<(), String> {
         let Some(guest) = self.guests.get_mut(&r) else { return Ok(()) };
-        let fits = guest.apply(&change);
+        let fits = guest.apply(&change, self.token);
         match self.app.apply(router_id(r), change) {
             Ok(()) if fits => Ok(()),
             Err(_) if !fits => Ok(()),
@@ -202,6 +229,7 @@ impl Run {
                 self.app.begin_snapshot(router_id(r));
                 if let Some(guest) = self.guests.get_mut(&r) {
                     guest.confirmed = Some(BTreeSet::new());
+                    guest.since = self.token + 1;
                 }
             }
             Event::Sane(r) if r < count => {
@@ -225,8 +253,10 @@ impl Run {
             Event::End(r) => {
                 self.app.end_snapshot(router_id(r));
                 if let Some(guest) = self.guests.get_mut(&r) {
-                    guest.end();
+                    guest.end(self.token + 1);
                 }
+                // It has a sequence number, as every change.
+                self.step(Event::Mark(r))?;
             }
             Event::Mark(r) => {
                 self.token += 1;
@@ -277,6 +307,9 @@ impl Run {
             if guest.marks.is_empty() || guest.marks.remove(0) != token {
                 return Err(format!("mark {token} of router {id}, but {:?}", guest.marks));
             }
+            if token >= guest.since {
+                guest.hear(token, self.app.take_answers(id, token));
+            }
         }
         Ok(())
     }
@@ -292,7 +325,14 @@ impl Run {
             self.step(Event::EndDump)?;
             self.batch(25)?;
             if self.app.is_idle() && turn > at {
-                return Ok(());
+                for r in 0..6 {
+                    // What was told with a mark of the session before comes with the next.
+                    let is_midway = self.guests.get(&r).is_some_and(|guest| guest.confirmed.is_some());
+                    if is_midway || self.app.wants_mark(router_id(r)) {
+                        self.step(Event::Mark(r))?;
+                    }
+                }
+                return self.batch(25);
             }
         }
         Err("it does not settle".to_owned())
@@ -304,8 +344,20 @@ impl Run {
         let want = Model::desired(&self.app)?;
         let guests = self.guests.iter().filter(|(_, guest)| guest.synced);
         let tables = guests.map(|(r, guest)| (*r, guest.tables.clone())).collect();
-        let fresh = World { plan: self.plan.clone(), tables }.app();
+        let mut fresh = World { plan: self.plan.clone(), tables }.app();
         same("desired, against a fresh app's", &want, &Model::desired(&fresh)?)?;
+        Model::default().settle(&mut fresh, 1000, |_| {});
+        for (r, guest) in self.guests.iter().filter(|(_, guest)| guest.synced) {
+            let id = router_id(*r);
+            let right = rejected(&fresh, id);
+            if rejected(&self.app, id) != right || guest.rejected != right {
+                return Err(format!(
+                    "rejected of router {id}: {right:?}, but {:?}, and told {:?}",
+                    rejected(&self.app, id),
+                    guest.rejected
+                ));
+            }
+        }
         same("installed", &self.model, &want)?;
         if let Some((r, guest)) =
             self.guests.iter().find(|(_, guest)| guest.synced && !guest.marks.is_empty())

@@ -13,7 +13,6 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client;
 use xenflow_proto::{Identity, control};
 
-
 use super::*;
 use crate::pki::{Authority, Pair, Reason, Record, Revoked, Serial, Store, Validity, Which};
 

@@ -1,5 +1,7 @@
 //! The one loop: owns the mirror and the session, moves bytes between kernel, host and status socket.
 
+mod renewal;
+
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +18,7 @@ use xenflow_proto::{GuestMessage, HostMessage, Key, MacAddr, Object};
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::connection::{Connection, LinkError, Stream, attempt, chain, write};
+use crate::fpm::Fpm;
 use crate::mirror::{Mirror, Start};
 use crate::neighbors::{Wanted, wanted};
 use crate::netlink::{Input, Netlink};
@@ -27,6 +30,7 @@ use crate::session::{Acked, Event, Session};
 use crate::status::{AckLine, State, Status};
 use crate::tls;
 use crate::watch::{Heard, Watch};
+use renewal::Renewal;
 
 /// From an event with silent followers to the dump: one burst, one dump.
 const DUMP_DELAY: Duration = Duration::from_millis(5);
@@ -58,6 +62,9 @@ pub enum RunError {
         /// Why.
         source: io::Error,
     },
+    /// The listener for zebra.
+    #[error("fpm_listen")]
+    Fpm(#[source] io::Error),
     /// The credentials.
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
@@ -94,6 +101,8 @@ struct Driver {
     watch: Watch,
     refresh: Refresh,
     nudge: Nudge,
+    fpm: Fpm,
+    renewal: Renewal,
     status: Status,
     mirror: Mirror,
     /// What the last survey found, in words.
@@ -140,6 +149,8 @@ pub async fn run(config: Config, seed: u64, stop: impl Future<Output = ()>) -> R
         watch: Watch::new(config.survey_interval(), start),
         refresh: Refresh::new(start),
         nudge: Nudge::new(config.host),
+        fpm: Fpm::listen(config.fpm_listen).map_err(RunError::Fpm)?,
+        renewal: Renewal::new(start),
         status,
         mirror: Mirror::new(&hello.boot_id),
         obstacles: Arc::default(),
@@ -187,6 +198,7 @@ enum Wake {
     Watch(Heard),
     Refreshed,
     Nudged,
+    Zebra,
     Connected(Box<Result<Stream, LinkError>>),
     Read(io::Result<usize>),
     Written(io::Result<()>),
@@ -195,18 +207,20 @@ enum Wake {
 
 impl Driver {
     async fn step(&mut self) -> Result<(), RunError> {
+        self.answer_zebra()?;
         self.transmit();
         self.tell();
         let deadline = self.deadline();
         let timer = tokio::time::sleep(deadline.saturating_sub(now()));
         let (netlink, watch, refresh) = (&self.netlink, &mut self.watch, &mut self.refresh);
-        let nudge = &mut self.nudge;
+        let (nudge, fpm) = (&mut self.nudge, &mut self.fpm);
         let kernel = async {
             tokio::select! {
                 result = netlink.readable() => Wake::Kernel(result),
                 heard = watch.heard() => Wake::Watch(heard),
                 () = refresh.done() => Wake::Refreshed,
                 () = nudge.heard() => Wake::Nudged,
+                () = fpm.heard() => Wake::Zebra,
             }
         };
         let wake = match &mut self.phase {
@@ -245,7 +259,7 @@ impl Driver {
             Wake::Nudged => self.nudged(time),
             Wake::Connected(result) => self.connected(*result, time),
             Wake::Read(result) => self.received(result, time),
-            Wake::Written(Ok(())) | Wake::Refreshed | Wake::Timer => {}
+            Wake::Written(Ok(())) | Wake::Refreshed | Wake::Zebra | Wake::Timer => {}
             Wake::Written(Err(error)) => self.lost(LinkError::Io(error), time),
         }
         self.timers(time)
@@ -262,6 +276,9 @@ impl Driver {
             // Who and where to connect from is known after the first dump, what to say after the first survey.
             Phase::Waiting { until } => self.mirror.is_trusted().then_some(*until),
             Phase::Connecting { .. } => None,
+            Phase::Open(connection) if connection.node.is_some() => {
+                Some(connection.session.poll_timeout().0.min(self.renewal.deadline()))
+            }
             Phase::Open(connection) => Some(connection.session.poll_timeout().0),
         };
         dump.into_iter()
@@ -294,6 +311,9 @@ impl Driver {
         match &mut self.phase {
             Phase::Waiting { until } if *until <= time && self.mirror.is_trusted() => self.connect(time),
             Phase::Open(connection) => {
+                if connection.node.is_some() && self.renewal.is_due(&self.config, time) {
+                    connection.session.renew();
+                }
                 if let Err(error) = connection.session.handle_timeout(time) {
                     self.lost(error.into(), time);
                 }
@@ -309,10 +329,20 @@ impl Driver {
         self.dump_due = Some(self.dump_due.map_or(due, |before| before.min(due)));
     }
 
-    fn read_kernel(&mut self) -> Result<(), RunError> {
-        let mut inputs = Vec::new();
+    /// Zebra told the kernel before it told us: once the kernel has nothing more to say, the mirror knows of it.
+    fn answer_zebra(&mut self) -> Result<(), RunError> {
+        if self.fpm.is_due() && self.read_kernel()? && self.mirror.is_trusted() {
+            self.fpm.answer(&self.mirror);
+        }
+        Ok(())
+    }
+
+    /// True: everything was read.
+    fn read_kernel(&mut self) -> Result<bool, RunError> {
+        let (mut inputs, mut whole) = (Vec::new(), false);
         for _ in 0..BURST {
             if !self.netlink.read(|input| inputs.push(input)).map_err(RunError::Netlink)? {
+                whole = true;
                 break;
             }
             // Of each: what causes the last of a burst may come after the first was read.
@@ -326,7 +356,7 @@ impl Driver {
             self.watch.note(&Heard::Bell, time);
         }
         self.watch_control(time);
-        Ok(())
+        Ok(whole)
     }
 
     fn input(&mut self, input: Input, time: Duration) {
@@ -499,13 +529,15 @@ impl Driver {
                     connection.up_since = Some(time);
                     self.error = None;
                     self.rejected.clear();
+                    self.fpm.session_began();
                 }
                 Some(Event::Acked(step)) => {
                     self.rejected.step(&step);
+                    self.fpm.acknowledged(&step);
                     acknowledged(&self.status, &step, time);
                 }
                 Some(Event::InUse(neighbors)) => self.in_use = neighbors,
-                Some(Event::Renewed(_)) => debug!("another certificate"),
+                Some(Event::Renewed(renewed)) => self.renewal.heard(&self.config, &renewed, time),
             }
         }
         Ok(())

@@ -9,10 +9,13 @@ use std::time::Duration;
 use proptest::prelude::*;
 use xenflow_guest_client::facts::{Chain, Facts, Netconf, Policy, Rule, Says, Scope};
 use xenflow_guest_client::link::{Ipv6, LinkFacts};
-use xenflow_guest_client::neighbors::{Entry, PAUSE, PROTOCOL, Pace, ROUND, Request, Wanted};
+use xenflow_guest_client::mirror::Mirror;
+use xenflow_guest_client::neighbors::{Entry, PAUSE, PROTOCOL, Pace, ROUND, Request, Wanted, wanted};
 use xenflow_guest_client::obstacles::survey;
+use xenflow_guest_client::translate::Event;
 use xenflow_proto::message::MAX_TEXT;
-use xenflow_proto::table::{Family, Link, NeighborKey, ObstacleKind};
+use xenflow_proto::table::{Family, Link, Neighbor, NeighborKey, ObstacleKind};
+use xenflow_proto::{MacAddr, Object};
 
 fn link(ifindex: u32, kind: &str) -> LinkFacts {
     LinkFacts {
@@ -328,4 +331,24 @@ fn all_stale_neighbors_are_asked_in_time() {
         asked.extend(pace.plan(Duration::from_secs(2 * round), &stale, &wanted).iter().map(Request::key));
     }
     assert_eq!(asked.len(), 256);
+}
+
+/// Neighbors that the host sends to are kept like gateways, as long as they are there.
+#[test]
+fn neighbors_in_use_are_kept() {
+    let mut mirror = Mirror::new(&[0; 16]);
+    let (there, gone) = (key(1), key(2));
+    let neighbor = Neighbor { key: there, mac: MacAddr([2, 0, 0, 0, 0, 1]) };
+    let _ = mirror.apply(Event::Upsert(Object::Neighbor(neighbor)), Duration::ZERO);
+    let mut port = link(there.ifindex, "").link;
+    port.mac = Some(MacAddr([2, 0, 0, 0, 0, 2]));
+    let _ = mirror.apply(Event::Upsert(Object::Link(port)), Duration::ZERO);
+
+    let all = wanted(&mirror, "ctl0", &[there, gone]);
+    assert_eq!((all.gateways.clone(), all.links.clone()), ([there].into(), [there.ifindex].into()));
+    let entry = Entry { key: there, state: 2, flags: 0, managed: false, protocol: 0 };
+    assert_eq!(Pace::default().plan(Duration::ZERO, &[entry], &all), [Request::Manage(there)]);
+    let none = wanted(&mirror, "ctl0", &[]);
+    let ours = Entry { managed: true, protocol: PROTOCOL, ..entry };
+    assert_eq!(Pace::default().plan(Duration::ZERO, &[ours], &none), [Request::Release(there)]);
 }

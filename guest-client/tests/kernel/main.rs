@@ -11,6 +11,7 @@
 
 mod neighbors;
 mod obstacles;
+mod sessions;
 mod support;
 mod tables;
 mod vrf;

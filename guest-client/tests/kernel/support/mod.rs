@@ -6,7 +6,7 @@ pub mod uml;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::{Ipv6Addr, SocketAddrV6, TcpListener};
+use std::net::{SocketAddrV6, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,13 +15,15 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    SanType,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
-use xenflow_proto::message::Welcome;
+use xenflow_proto::digest::{Digest, Keyed};
+use xenflow_proto::message::{Renewed, Welcome};
 use xenflow_proto::table::RouteTarget;
 use xenflow_proto::{Change, FrameDecoder, GuestMessage, HostMessage, Key, Object, Seq, control};
 
@@ -72,11 +74,17 @@ impl Ca {
     /// Certificate and key in PEM.
     pub fn issue(&self, uri: &str, usage: ExtendedKeyUsagePurpose) -> (String, String) {
         let key = KeyPair::generate().unwrap();
+        (self.issue_for(&key, uri, usage, 4000).pem(), key.serialize_pem())
+    }
+
+    /// A certificate until this year.
+    fn issue_for(&self, key: &KeyPair, uri: &str, usage: ExtendedKeyUsagePurpose, end: i32) -> Certificate {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
         params.extended_key_usages = vec![usage];
+        params.not_after = rcgen::date_time_ymd(end, 1, 1);
         let issuer = Issuer::from_params(&self.params, &self.key);
-        (params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
+        params.signed_by(key, &issuer).unwrap()
     }
 
     pub fn pem(&self) -> String {
@@ -114,21 +122,54 @@ impl Lab {
     /// Starts the real program, with these lines added to its configuration.
     pub fn client(&self, more: &str) -> Client {
         self.configure(more);
+        self.client_as_configured()
+    }
+
+    pub fn client_as_configured(&self) -> Client {
         self.start(Command::new(env!("CARGO_BIN_EXE_xenflow-guest")))
     }
 
     fn configure(&self, more: &str) {
         let (cert, key) = self.ca.issue("xenflow://router/r1", ExtendedKeyUsagePurpose::ClientAuth);
+        self.configure_with(more, &cert, &key);
+    }
+
+    fn configure_with(&self, more: &str, cert: &str, key: &str) {
         std::fs::write(self.path("ca.pem"), self.ca.pem()).unwrap();
         std::fs::write(self.path("r1.pem"), cert).unwrap();
         std::fs::write(self.path("r1.key"), key).unwrap();
         let dir = self.dir.path().display();
         let text = format!(
             "router = \"r1\"\ncontrol_interface = \"ctl0\"\nca = \"{dir}/ca.pem\"\ncert = \"{dir}/r1.pem\"\n\
-             key = \"{dir}/r1.key\"\nstatus_socket = \"{dir}/status.sock\"\nlog = \"debug\"\n\
-             reconnect_min_ms = 50\n{more}\n"
+             key = \"{dir}/r1.key\"\nstatus_socket = \"{dir}/status.sock\"\nlog = \"debug\"\n{more}\n"
         );
+        let text = if more.contains("reconnect_min_ms") { text } else { text + "reconnect_min_ms = 50\n" };
         std::fs::write(self.path("guest.toml"), text).unwrap();
+    }
+
+    /// With a certificate that ends soon, in view of how long it is valid; with it comes the one that replaces it.
+    pub fn configure_to_renew(&self) -> Renewed {
+        let (key, uri) = (KeyPair::generate().unwrap(), "xenflow://router/r1");
+        let issue = |end| self.ca.issue_for(&key, uri, ExtendedKeyUsagePurpose::ClientAuth, end);
+        self.configure_with("", &issue(2040).pem(), &key.serialize_pem());
+        let anchor = CertificateDer::from_pem_slice(self.ca.pem().as_bytes()).unwrap();
+        let renewed = Renewed { chain: vec![issue(4000).der().to_vec()], anchors: vec![anchor.to_vec()] };
+        renewed
+    }
+
+    /// The client's certificate in its file.
+    pub fn certificate(&self) -> Vec<u8> {
+        let pem = std::fs::read(self.path("r1.pem")).unwrap();
+        CertificateDer::from_pem_slice(&pem).unwrap().to_vec()
+    }
+
+    /// A datagram to the client, from this address at the host's end of its wire.
+    pub fn datagram(&self, from: &str, payload: &[u8]) {
+        let ifindex = ifindex("ctl1");
+        let socket = UdpSocket::bind(SocketAddrV6::new(from.parse().unwrap(), 0, 0, ifindex)).unwrap();
+        let guest = control::guest_ipv6("52:54:00:00:01:00".parse().unwrap());
+        let to = SocketAddrV6::new(guest, control::NUDGE_PORT, 0, ifindex);
+        assert_eq!(socket.send_to(payload, to).unwrap(), payload.len());
     }
 
     /// As a root that may do nothing but read its own files.
@@ -230,6 +271,13 @@ impl Drop for Client {
     }
 }
 
+fn ifindex(device: &str) -> u32 {
+    std::fs::read_to_string(format!("/sys/class/net/{device}/ifindex"))
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or_else(|| ip(&format!("-o link show {device}")).split(':').next().unwrap().parse().unwrap())
+}
+
 pub fn until(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
@@ -244,7 +292,13 @@ pub struct Table {
     pub objects: BTreeMap<Key, Object>,
     fresh: Option<BTreeSet<Key>>,
     pub snapshots: usize,
+    pub resumes: usize,
     pub sessions: usize,
+    /// Changes in the session that runs, or ran last.
+    pub changes: usize,
+    /// The guest asked for this.
+    pub renewed: Option<Renewed>,
+    boot_id: [u8; 16],
     pub unacked: usize,
     pub messages: u64,
     watch_links: bool,
@@ -278,6 +332,13 @@ impl Table {
                 }
             }
         }
+    }
+
+    /// As [`Welcome::held`].
+    fn held(&self) -> Option<Digest> {
+        let (mut keyed, mut digest) = (Keyed::new(&self.boot_id), Digest::default());
+        self.objects.values().for_each(|object| digest.add(keyed.hash(object)));
+        (digest.objects > 0).then_some(digest)
     }
 
     fn name(&self, ifindex: u32) -> String {
@@ -339,11 +400,20 @@ pub struct Host {
 impl Host {
     /// With a certificate of the lab's CA; allows `window` messages unacknowledged.
     pub fn start(lab: &Lab, window: u32) -> Self {
-        let identity = lab.ca.issue("xenflow://node/a", ExtendedKeyUsagePurpose::ServerAuth);
-        Self::start_as(lab, window, &identity)
+        Self::start_with(lab, window, Table::default())
     }
 
-    pub fn start_as(lab: &Lab, window: u32, (cert, key): &(String, String)) -> Self {
+    /// As one that holds this.
+    pub fn start_with(lab: &Lab, window: u32, table: Table) -> Self {
+        let identity = lab.ca.issue("xenflow://node/a", ExtendedKeyUsagePurpose::ServerAuth);
+        Self::start_as_with(lab, window, &identity, table)
+    }
+
+    pub fn start_as(lab: &Lab, window: u32, identity: &(String, String)) -> Self {
+        Self::start_as_with(lab, window, identity, Table::default())
+    }
+
+    fn start_as_with(lab: &Lab, window: u32, (cert, key): &(String, String), table: Table) -> Self {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(lab.ca.pem().as_bytes()).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -360,11 +430,7 @@ impl Host {
             )
             .unwrap();
         let config = Arc::new(config);
-        let ifindex: u32 = std::fs::read_to_string("/sys/class/net/ctl1/ifindex")
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-            .unwrap_or_else(|| ip("-o link show ctl1").split(':').next().unwrap().parse().unwrap());
-        let at = SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1), control::PORT, 0, ifindex);
+        let at = SocketAddrV6::new(control::HOST_IPV6, control::PORT, 0, ifindex("ctl1"));
         let mut listener = TcpListener::bind(at);
         let start = Instant::now();
         while listener.is_err() && start.elapsed() < LIMIT {
@@ -374,7 +440,7 @@ impl Host {
         let listener = listener.unwrap();
         listener.set_nonblocking(true).unwrap();
         let mut host = Self {
-            table: Arc::default(),
+            table: Arc::new(Mutex::new(table)),
             stop: Arc::default(),
             hold: Arc::default(),
             cut: Arc::default(),
@@ -407,6 +473,11 @@ impl Host {
         });
         host.thread = Some(thread);
         host
+    }
+
+    /// Answers [`GuestMessage::Renew`] with this.
+    pub fn renew(&self, renewed: Renewed) {
+        self.table.lock().unwrap().renewed = Some(renewed);
     }
 
     /// Keeps acknowledgements back, or not.
@@ -552,6 +623,11 @@ fn serve(
                 GuestMessage::Hello(hello) => {
                     assert_eq!(hello.router.as_str(), "r1");
                     table.sessions += 1;
+                    table.changes = 0;
+                    if table.boot_id != hello.boot_id {
+                        assert!(table.objects.is_empty(), "the kernel has booted");
+                        table.boot_id = hello.boot_id;
+                    }
                     let node = "a".parse().unwrap();
                     let welcome = Welcome {
                         version: 1,
@@ -559,7 +635,7 @@ fn serve(
                         max_frame_bytes: 1 << 20,
                         max_changes: 100,
                         window,
-                        held: None,
+                        held: table.held(),
                     };
                     say(&mut tls, &HostMessage::Welcome(welcome))?;
                 }
@@ -570,16 +646,26 @@ fn serve(
                 GuestMessage::Changes { seq, changes } => {
                     number(seq);
                     assert!((1..=100).contains(&changes.len()));
+                    table.changes += changes.len();
                     changes.into_iter().for_each(|change| table.apply(change));
                 }
                 GuestMessage::SnapshotEnd(seq) => {
                     number(seq);
-                    let fresh = table.fresh.take().expect("an end after a beginning");
-                    table.objects.retain(|key, _| fresh.contains(key));
-                    table.snapshots += 1;
+                    match table.fresh.take() {
+                        Some(fresh) => {
+                            table.objects.retain(|key, _| fresh.contains(key));
+                            table.snapshots += 1;
+                        }
+                        None => table.resumes += 1,
+                    }
                 }
                 GuestMessage::Ping(token) => say(&mut tls, &HostMessage::Pong(token))?,
-                GuestMessage::Pong(_) | GuestMessage::Resume(_) | GuestMessage::Renew => {}
+                GuestMessage::Resume(seq) => number(seq),
+                GuestMessage::Renew => {
+                    let renewed = table.renewed.clone().expect("a certificate that does not end soon");
+                    say(&mut tls, &HostMessage::Renewed(renewed))?;
+                }
+                GuestMessage::Pong(_) => {}
             }
             table.messages = expected.0 - 1;
             table.unacked = usize::try_from(expected.0 - 1 - acked.0).unwrap();

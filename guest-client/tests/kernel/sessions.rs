@@ -1,0 +1,110 @@
+//! Sessions that break, hosts that come back and others in their place.
+
+use std::time::{Duration, Instant};
+
+use xenflow_proto::control;
+
+use crate::support::{Host, Lab, in_namespace, ip, until};
+
+#[test]
+fn a_host_that_holds_the_tables_gets_the_difference() {
+    in_namespace("sessions::a_host_that_holds_the_tables_gets_the_difference", || {
+        let lab = Lab::new();
+        ip("route add 198.51.100.0/24 via 192.0.2.2");
+        let host = Host::start(&lab, 8);
+        let client = lab.client("");
+        host.wait("snapshot", |table| table.snapshots == 1);
+        host.wait_has("main 198.51.100.0/24 m0 via 192.0.2.2 p0");
+
+        host.cut();
+        host.wait("resume", |table| table.resumes == 1);
+        assert_eq!((host.table().changes, host.table().snapshots), (0, 1), "nothing has changed");
+        until("resumed", || lab.status()["resumed"] == true && lab.status()["state"] == "up");
+
+        // As for a client that starts anew: the host keeps the tables.
+        drop(client);
+        let client = lab.client("");
+        host.wait("resume of a new client", |table| table.resumes == 2);
+        assert_eq!((host.table().changes, host.table().snapshots), (0, 1), "nothing has changed");
+
+        // Changed while nobody listens.
+        let table = host.table();
+        drop(host);
+        client.wait_log("Connection refused");
+        ip("route add 203.0.113.0/24 via 192.0.2.2");
+        ip("route del 198.51.100.0/24");
+        until("backlog", || lab.status()["backlog"] == 2);
+        let host = Host::start_with(&lab, 8, table);
+        host.wait("resume of the difference", |table| table.resumes == 3);
+        assert_eq!((host.table().changes, host.table().snapshots), (2, 1), "two routes have changed");
+        host.wait_same_as_kernel();
+    });
+}
+
+#[test]
+fn a_host_that_holds_nothing_gets_a_snapshot() {
+    in_namespace("sessions::a_host_that_holds_nothing_gets_a_snapshot", || {
+        let lab = Lab::new();
+        ip("route add 198.51.100.0/24 via 192.0.2.2");
+        let host = Host::start(&lab, 8);
+        let client = lab.client("");
+        host.wait("snapshot", |table| table.snapshots == 1);
+        drop(host);
+        ip("route del 198.51.100.0/24");
+        client.wait_log("Connection refused");
+        let host = Host::start(&lab, 8);
+        host.wait("second snapshot", |table| table.snapshots == 1);
+        host.wait_same_as_kernel();
+        until("up", || lab.status()["state"] == "up" && lab.status()["node"] == "a");
+        assert_eq!(lab.status()["resumed"], false);
+        // A link event at the control interface makes it look at once.
+        ip("link set ctl0 down");
+        client.wait_log("control interface changed");
+        ip("link set ctl0 up");
+        ip("route add 203.0.113.0/24 via 192.0.2.2");
+        host.wait_has("main 203.0.113.0/24 m0 via 192.0.2.2 p0");
+    });
+}
+
+#[test]
+fn a_nudge_of_the_host_makes_the_client_look_at_once() {
+    in_namespace("sessions::a_nudge_of_the_host_makes_the_client_look_at_once", || {
+        let lab = Lab::new();
+        let client = lab.client("reconnect_min_ms = 60000\nreconnect_max_ms = 60000");
+        client.wait_log("Connection refused");
+        let host = Host::start(&lab, 8);
+        ip("addr add fe80::2/64 dev ctl1 nodad");
+        lab.datagram("fe80::2", control::NUDGE);
+        client.wait_log("not a nudge");
+        lab.datagram("fe80::1", b"xenflow nudge 2");
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(!client.log().contains("nudged"), "neither is one");
+
+        let start = Instant::now();
+        lab.datagram("fe80::1", control::NUDGE);
+        host.wait("snapshot", |table| table.snapshots == 1);
+        assert!(start.elapsed() < Duration::from_secs(10), "not before its own time");
+        // In a session it only asks whether the host is still there.
+        lab.datagram("fe80::1", control::NUDGE);
+        until("another nudge", || client.log().matches("nudged").count() == 2);
+        host.wait_same_as_kernel();
+        assert_eq!(host.table().sessions, 1);
+    });
+}
+
+#[test]
+fn the_certificate_is_renewed_in_time() {
+    in_namespace("sessions::the_certificate_is_renewed_in_time", || {
+        let lab = Lab::new();
+        let host = Host::start(&lab, 8);
+        let renewed = lab.configure_to_renew();
+        assert_ne!(lab.certificate(), renewed.chain[0]);
+        host.renew(renewed.clone());
+        let client = lab.client_as_configured();
+        client.wait_log("the certificate was renewed");
+        assert_eq!(lab.certificate(), renewed.chain[0]);
+        // It is what the next session is made with.
+        host.cut();
+        host.wait("resume", |table| table.resumes == 1);
+    });
+}

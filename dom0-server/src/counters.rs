@@ -9,14 +9,19 @@
 use std::collections::{BTreeMap, HashMap};
 
 use openflow::{FlowDesc, MeterStats, PortStats};
-use xenflow_flow_app::FlowKey;
+use xenflow_flow_app::pipeline::NEXT_HOP;
 use xenflow_flow_app::punt::meter_of;
+use xenflow_flow_app::{FlowKey, RouterId};
+use xenflow_proto::table::NeighborKey;
 
 mod attribute;
+mod in_use;
 #[cfg(test)]
 mod tests;
 
 pub use attribute::Names;
+
+use in_use::Busy;
 
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,6 +99,7 @@ struct Sample {
 pub struct Counters {
     totals: Totals,
     last: HashMap<Source, Sample>,
+    busy: Busy,
     /// A first poll of this daemon was taken: what appears from now on is new.
     is_primed: bool,
 }
@@ -116,15 +122,33 @@ impl Counters {
         }
     }
 
+    /// Neighbors that this host sends to for each router, for its guest to keep fresh: those that a packet went to in the last
+    /// [`IN_USE_S`] seconds, sorted. Of more than [`MAX_IN_USE`] those that got the most packets. A router without any is
+    /// left out. `neighbor_of` is [`xenflow_flow_app::App::neighbor_of`].
+    ///
+    /// [`IN_USE_S`]: in_use::IN_USE_S
+    /// [`MAX_IN_USE`]: xenflow_proto::message::MAX_IN_USE
+    #[must_use]
+    pub fn in_use(
+        &self,
+        neighbor_of: impl Fn(&FlowKey) -> Option<(RouterId, NeighborKey)>,
+    ) -> BTreeMap<RouterId, Vec<NeighborKey>> {
+        self.busy.neighbors(neighbor_of)
+    }
+
     /// Adds what was counted since the poll before. Places that are no longer there are forgotten.
     pub fn take(&mut self, poll: &Poll, names: &Names) {
         let mut last = HashMap::new();
+        let mut busy = Busy::default();
         for FlowDesc { flow, counters } in &poll.flows {
             let source = Source::Flow(FlowKey::from(flow));
             let age_s = counters.duration.unwrap_or_default().0;
             let values = vec![counters.packets.unwrap_or_default(), counters.bytes.unwrap_or_default()];
             let grown = self.grown(&mut last, source, Sample { age_s, values });
             let [packets, bytes] = grown.as_slice() else { continue };
+            if flow.table == NEXT_HOP {
+                busy.count(&mut self.busy, FlowKey::from(flow), *packets, age_s);
+            }
             for (place, counter) in names.of_flow(flow) {
                 self.add(place.clone(), format!("{counter}_packets"), *packets);
                 self.add(place, format!("{counter}_bytes"), *bytes);
@@ -161,6 +185,7 @@ impl Counters {
             }
         }
         self.last = last;
+        self.busy = busy;
         self.is_primed = true;
         self.totals.retain(|place, _| names.has(place));
     }

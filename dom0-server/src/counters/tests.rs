@@ -133,6 +133,33 @@ fn totals_grow_however_flows_come_and_go() {
 }
 
 #[test]
+fn neighbors_that_packets_go_to_are_in_use() {
+    let (names, _) = names();
+    let mut counters = Counters::default();
+    let neighbor_of = |flow: &FlowKey| {
+        let host = flow.matching.field(openflow::Field::Xreg(3))?.value as u32;
+        let addr = std::net::Ipv4Addr::from_bits(host).into();
+        Some((RouterId(1), NeighborKey { ifindex: 1, addr }))
+    };
+    let in_use = |counters: &Counters| -> Vec<std::net::IpAddr> {
+        counters.in_use(neighbor_of).into_values().flatten().map(|key| key.addr).collect()
+    };
+    let host = |host: u32| std::net::IpAddr::from(std::net::Ipv4Addr::from_bits(host));
+    counters.take(&poll([counted(&forwards(1), 50, 1000), counted(&forwards(2), 50, 0)]), &names);
+    assert!(in_use(&counters).is_empty(), "nobody knows when they were counted");
+    counters.take(&poll([counted(&forwards(1), 55, 1000), counted(&forwards(2), 55, 1)]), &names);
+    assert_eq!(in_use(&counters), [host(2)]);
+    let gate = Flow::new(pipeline::ROUTER, 200, cookie::router(RouterId(1)), forwards(3).matching);
+    counters.take(
+        &poll([counted(&forwards(1), 60, 1001), counted(&forwards(2), 60, 1), counted(&gate, 1, 9)]),
+        &names,
+    );
+    assert_eq!(in_use(&counters), [host(1), host(2)], "those of the next hops, now or lately");
+    counters.take(&Poll::default(), &names);
+    assert!(in_use(&counters).is_empty());
+}
+
+#[test]
 fn every_flow_of_the_ports_counts_for_its_port_and_segment() {
     let (names, flows) = names();
     let mut counters = Counters::default();

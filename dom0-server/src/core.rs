@@ -4,6 +4,7 @@
 //! sessions. It holds back everything for the switch until both databases have spoken once, so that a restart
 //! never takes an empty configuration for the wanted one.
 
+mod acks;
 mod lone;
 mod meters;
 mod report;
@@ -15,8 +16,11 @@ use std::time::Duration;
 
 use openflow::{Flow, Group, Meter};
 use xenflow_flow_app::punt::meter_of;
-use xenflow_flow_app::{App, Attachment, Batch, Dump, FlowChange, MeterChange, PortNo, PuntClass, RouterId};
+use xenflow_flow_app::{
+    Answer, App, Attachment, Batch, Dump, FlowChange, MeterChange, PortNo, PuntClass, RouterId,
+};
 use xenflow_proto::message::{GuestMessage, Hello, HostMessage, RefusalReason};
+use xenflow_proto::table::RouteKey;
 use xenflow_proto::{Change, Identity, Name, Seq};
 
 use crate::core::meters::{Lacking, meter_id};
@@ -80,6 +84,8 @@ pub enum Event {
     Opened(SessionId, Identity, IpAddr, Hello),
     /// A guest says something. Its next message comes after [`Effect::Taken`].
     Said(SessionId, GuestMessage),
+    /// An acknowledgement with answers about routes has gone out to a guest.
+    Told(SessionId),
     /// A guest has said nothing for a while.
     Silent(SessionId),
     /// A guest's connection is gone.
@@ -134,7 +140,14 @@ struct Session {
     router: RouterId,
     boot_id: [u8; 16],
     last: Seq,
+    /// The switch has confirmed it.
+    confirmed: Seq,
+    /// The guest was told so.
     acked: Seq,
+    /// What the guest is still to be told of its routes.
+    answers: BTreeMap<RouteKey, Answer>,
+    /// Answers are on their way to the guest: more wait for [`Event::Told`].
+    is_telling: bool,
     stage: Stage,
     /// What is left of its last message.
     rest: std::vec::IntoIter<Change>,
@@ -207,12 +220,12 @@ pub struct Core {
 }
 
 impl Core {
-    /// A core that knows nothing yet. `hold` is how long a router's tables outlive its session; none: for ever.
+    /// A core that knows nothing yet.
     #[must_use]
-    pub fn new(node: Name, max_objects_per_router: usize, hold: Option<Duration>) -> Self {
+    pub fn new(node: Name, max_objects_per_router: usize) -> Self {
         Self {
             node,
-            hold,
+            hold: None,
             slice: SLICE,
             app: App::new(max_objects_per_router),
             desired: None,
@@ -235,6 +248,12 @@ impl Core {
             counters: Counters::default(),
             effects: Vec::new(),
         }
+    }
+
+    /// Holds a router's tables no longer than this after its session was lost; without this: for ever.
+    #[must_use]
+    pub fn with_hold_time(self, hold: Duration) -> Self {
+        Self { hold: Some(hold), ..self }
     }
 
     /// Takes in an event; what is to be done for it comes back, in order.
@@ -290,6 +309,7 @@ impl Core {
             Event::Refused(id, culprits) => self.refused(id, &culprits),
             Event::Opened(id, identity, peer, hello) => self.open(id, identity, peer, &hello),
             Event::Said(id, message) => self.said(id, message),
+            Event::Told(id) => self.told(id),
             Event::Silent(id) => self.effects.push(Effect::Tell(id, HostMessage::Ping(id.0))),
             Event::Closed(id) => self.close(id),
         }
@@ -406,6 +426,7 @@ impl Core {
         if !self.switch_up || self.waiting || self.desired.is_none() || self.ports.is_none() {
             return;
         }
+        self.mark_answers();
         if !self.dumping
             && let Some(dump) = self.app.begin_dump()
         {
@@ -483,28 +504,6 @@ impl Core {
             self.lacking.refuse(meter);
         }
         self.retry_later();
-    }
-
-    fn acknowledge(&mut self, reached: Vec<(RouterId, u64)>) {
-        let mut highest: BTreeMap<SessionId, Seq> = BTreeMap::new();
-        for (_, mark) in reached {
-            if let Some((id, seq)) = self.marks.remove(&mark) {
-                let entry = highest.entry(id).or_insert(seq);
-                *entry = seq.max(*entry);
-            }
-        }
-        for (id, seq) in highest {
-            self.ack(id, seq);
-        }
-    }
-
-    fn ack(&mut self, id: SessionId, seq: Seq) {
-        // A mark that was asked for again may come after a later one.
-        if let Some(session) = self.sessions.get_mut(&id).filter(|session| seq > session.acked) {
-            session.acked = seq;
-            self.effects
-                .push(Effect::Tell(id, HostMessage::Ack { seq, rejected: Vec::new(), accepted: Vec::new() }));
-        }
     }
 
     fn refuse(&mut self, id: SessionId, reason: RefusalReason, detail: String) {

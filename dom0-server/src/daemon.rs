@@ -1,6 +1,5 @@
 //! The daemon's one loop: events of all sources to the core, the core's effects to where they belong.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -86,11 +85,11 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let access = tls::Access::new(tls::follow(credentials, server), config.issuer_dir.clone());
     let sessions = Sessions::new(config.max_change_rate);
     let (ready, mut listening) = watch::channel(None);
-    let mut listener =
-        Listener { server: access, sessions: sessions.clone(), events, ready, current: None };
-    let hold = Duration::from_secs(config.hold_time_s.into());
-    let hold = (!hold.is_zero()).then_some(hold);
-    let mut core = Core::new(node.clone(), config.max_objects_per_router, hold);
+    let mut listener = Listener { server: access, sessions: sessions.clone(), events, ready, current: None };
+    let mut core = Core::new(node.clone(), config.max_objects_per_router);
+    if config.hold_time_s > 0 {
+        core = core.with_hold_time(Duration::from_secs(config.hold_time_s.into()));
+    }
     let mut nudges = Nudges::default();
     let begin = Instant::now();
     let mut statistics = Keeper::new(node.clone(), database.clone());

@@ -47,6 +47,11 @@ pub enum Tell {
 }
 
 impl Tell {
+    /// The core is to know when it is out.
+    fn has_answers(&self) -> bool {
+        matches!(self, Self::Message(HostMessage::Ack { .. })) && self.keys() > 0
+    }
+
     /// How many keys it carries.
     fn keys(&self) -> usize {
         match self {
@@ -439,10 +444,12 @@ async fn converse(
     let writing = async {
         let mut out = BytesMut::new();
         loop {
+            let mut has_answers = false;
             let Some(tell) = tells.recv().await else { return End::Slow { router: router.clone() } };
             let mut next = Some(tell);
             while let Some(tell) = next {
                 shared.queued_keys.fetch_sub(tell.keys(), Ordering::Relaxed);
+                has_answers |= tell.has_answers();
                 match tell {
                     Tell::Message(message) => message.encode(&mut out),
                     Tell::Refuse(reason, detail) => {
@@ -453,6 +460,11 @@ async fn converse(
                 next = if out.len() < BLOCK { tells.try_recv().ok() } else { None };
             }
             match timeout(SILENCE, write(&mut writer, &mut out)).await {
+                Ok(Ok(())) if has_answers => {
+                    if events.send(Event::Told(*id)).await.is_err() {
+                        return End::Stopped;
+                    }
+                }
                 Ok(Ok(())) => {}
                 Ok(Err(source)) => return End::Io { router: router.clone(), source },
                 Err(_) => return End::Slow { router: router.clone() },

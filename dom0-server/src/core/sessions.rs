@@ -1,5 +1,6 @@
 //! Guests' sessions: who may come in, in which order they speak, and what is taken from them.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use xenflow_flow_app::{Attachment, RouterId};
@@ -31,9 +32,17 @@ impl Core {
         }
         let held = self.app.held(router, &hello.boot_id);
         let stage = Stage::Welcomed { may_resume: held.is_some() };
-        let boot_id = hello.boot_id;
-        let session =
-            Session { router, boot_id, last: Seq(0), acked: Seq(0), stage, rest: Vec::new().into_iter() };
+        let session = Session {
+            router,
+            boot_id: hello.boot_id,
+            last: Seq(0),
+            confirmed: Seq(0),
+            acked: Seq(0),
+            answers: BTreeMap::new(),
+            is_telling: false,
+            stage,
+            rest: Vec::new().into_iter(),
+        };
         self.sessions.insert(id, session);
         self.lone.remove(&router);
         let welcome = Welcome {
@@ -114,6 +123,10 @@ impl Core {
             && let Some(change) = session.rest.next()
         {
             left = left.saturating_sub(if is_heavy(&change) { self.slice } else { 1 });
+            if let Key::Route(key) = change.key() {
+                // What the guest would be told of it is about what it was.
+                session.answers.remove(&key);
+            }
             if let Err(error) = self.app.apply(router, change) {
                 session.rest = Vec::new().into_iter();
                 self.refuse(id, RefusalReason::Limit, error.to_string());
@@ -128,10 +141,7 @@ impl Core {
             // There is nothing yet for the switch to confirm but that it was taken.
             self.ack(id, seq);
         } else {
-            let mark = self.next_mark;
-            self.next_mark += 1;
-            self.marks.insert(mark, (id, seq));
-            self.app.mark(router, mark);
+            self.mark(id, router, seq);
         }
         self.effects.push(Effect::Taken(id));
     }

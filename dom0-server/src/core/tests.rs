@@ -1,5 +1,6 @@
 //! The core between a guest, a database and a switch that are played by hand; then between random ones.
 
+mod acks;
 mod lone;
 mod model;
 mod resume;
@@ -77,7 +78,7 @@ fn ports(routers: &[u8]) -> SwitchPorts {
 const SWITCH_UP: fn() -> Event = || Event::SwitchUp { has_meters: true };
 
 fn core(limit: usize) -> Core {
-    Core::new(name("a"), limit, None)
+    Core::new(name("a"), limit)
 }
 
 /// A core that has heard of r1 and r2 and is connected to an empty switch in step with it.

@@ -52,8 +52,7 @@ fn is_over(core: &Core, router: &str) -> bool {
 
 #[test]
 fn tables_are_swept_after_the_hold_time_and_not_before() {
-    let mut core = ready();
-    core.hold = Some(HOLD);
+    let mut core = ready().with_hold_time(HOLD);
     live(&mut core, 1);
     let effects = say(&mut core, 1, changes(3, 0..5));
     confirm_all(&mut core, effects);
@@ -88,8 +87,7 @@ fn tables_are_swept_after_the_hold_time_and_not_before() {
 
 #[test]
 fn a_session_that_comes_back_in_time_begins_the_hold_time_anew() {
-    let mut core = ready();
-    core.hold = Some(HOLD);
+    let mut core = ready().with_hold_time(HOLD);
     live(&mut core, 1);
     core.handle(Event::Closed(SessionId(1)));
     tick(&mut core, 100);

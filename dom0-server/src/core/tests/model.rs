@@ -20,7 +20,7 @@ enum Step {
     Close(u8),
     /// It says what comes next: a snapshot with or without these, a resumption, or changes.
     Say(u8, u8, bool),
-    /// A session takes its turn.
+    /// A session takes its turn, and what was told to guests is out.
     Turn,
     /// The switch does one thing it was told.
     Work,
@@ -70,6 +70,13 @@ struct Guest {
     held: bool,
     /// Its last message has not been taken in.
     waits: bool,
+    /// Messages in which it last said something else of a route.
+    changed: BTreeMap<u8, u64>,
+    /// Routes that it was told to keep.
+    rejected: BTreeSet<u8>,
+    /// Those that its snapshot has named so far.
+    named: BTreeSet<u8>,
+    resumes: bool,
 }
 
 struct World {
@@ -85,6 +92,26 @@ struct World {
     has_refused_meter: bool,
     waits: bool,
     guests: BTreeMap<u64, Guest>,
+    /// What routers' tables hold.
+    tables: BTreeMap<u8, BTreeSet<u8>>,
+    /// Whose answers are on their way.
+    telling: BTreeSet<SessionId>,
+}
+
+/// Of r2, three routes are forwarded.
+fn wanted(routers: &[u8]) -> Desired {
+    let mut wanted = desired(routers);
+    if let Some(router) = wanted.routers.get_mut(&name("r2")) {
+        router.policy.max_routes = Some(3);
+    }
+    wanted
+}
+
+fn third(key: &xenflow_proto::Key) -> u8 {
+    let xenflow_proto::Key::Route(RouteKey { dst: ipnet::IpNet::V4(dst), .. }) = key else {
+        panic!("{key:?}")
+    };
+    dst.addr().octets()[2]
 }
 
 fn chosen(which: [bool; 3]) -> Vec<u8> {
@@ -108,6 +135,8 @@ impl World {
             has_refused_meter: false,
             waits: false,
             guests: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            telling: BTreeSet::new(),
         }
     }
 
@@ -120,11 +149,26 @@ impl World {
                 }
                 Effect::Wait(_) => self.waits = true,
                 Effect::Refuse(id, ..) => self.guest(id).ended = true,
-                Effect::Tell(id, HostMessage::Ack { seq, .. }) => {
+                Effect::Tell(id, HostMessage::Ack { seq, rejected, accepted }) => {
+                    let has_answers = !rejected.is_empty() || !accepted.is_empty();
                     let guest = self.guest(id);
                     assert!(!guest.ended, "an acknowledgement after the end");
-                    assert!(guest.acked < seq.0 && seq.0 <= guest.said, "{seq} acknowledged: {guest:?}");
+                    assert!(guest.acked <= seq.0 && seq.0 <= guest.said, "{seq} acknowledged: {guest:?}");
+                    assert!(guest.acked < seq.0 || has_answers, "{seq} acknowledged in vain: {guest:?}");
                     guest.acked = seq.0;
+                    let is_of_now =
+                        |guest: &Guest, third| guest.changed.get(&third).is_none_or(|at| *at <= seq.0);
+                    for third in rejected.iter().map(|(key, _)| third(key)) {
+                        if is_of_now(guest, third) {
+                            guest.rejected.insert(third);
+                        }
+                    }
+                    for third in accepted.iter().map(third) {
+                        guest.rejected.remove(&third);
+                    }
+                    if has_answers {
+                        assert!(self.telling.insert(id), "answers while others are on their way");
+                    }
                 }
                 Effect::Tell(id, HostMessage::Welcome(welcome)) => {
                     self.guest(id).held = welcome.held.is_some()
@@ -169,6 +213,9 @@ impl World {
                 if self.core.is_behind() {
                     self.handle(Event::Turn);
                 }
+                if let Some(id) = self.telling.pop_first() {
+                    self.handle(Event::Told(id));
+                }
             }
             Step::Work => self.work(),
             Step::Refuse(culprit) => self.refuse = Some(culprit),
@@ -185,7 +232,11 @@ impl World {
             }
             Step::Down => self.down(),
             Step::Up => self.up(),
-            Step::Desire(which) => self.handle(Event::Desired(desired(&chosen(which)))),
+            Step::Desire(which) => {
+                let there = chosen(which);
+                self.tables.retain(|router, _| there.contains(router));
+                self.handle(Event::Desired(wanted(&there)));
+            }
             Step::Plug(which) => self.handle(Event::Ports(ports(&chosen(which)))),
         }
     }
@@ -199,19 +250,39 @@ impl World {
         guest.said += 1;
         guest.waits = true;
         let seq = Seq(guest.said);
-        let message = if guest.said == 1 && guest.held && more {
-            GuestMessage::Resume(seq)
+        let (message, said) = if guest.said == 1 && guest.held && more {
+            guest.resumes = true;
+            (GuestMessage::Resume(seq), vec![])
         } else if guest.said == 1 {
-            GuestMessage::SnapshotBegin(seq)
+            (GuestMessage::SnapshotBegin(seq), vec![])
         } else if !guest.live && !more {
             guest.live = true;
-            GuestMessage::SnapshotEnd(seq)
+            (GuestMessage::SnapshotEnd(seq), vec![])
         } else if more {
             // Up to three turns.
-            changes(seq.0, third..third + 1 + 2 * (third % 3))
+            let thirds = third..third + 1 + 2 * (third % 3);
+            (changes(seq.0, thirds.clone()), thirds.map(|third| (third, true)).collect())
         } else {
-            GuestMessage::Changes { seq, changes: vec![Change::Remove(route(third).key())] }
+            let changes = vec![Change::Remove(route(third).key())];
+            (GuestMessage::Changes { seq, changes }, vec![(third, false)])
         };
+        let table = self.tables.entry(router).or_default();
+        let guest = self.guests.get_mut(&id).unwrap();
+        for (third, is_there) in said {
+            let is_other = if is_there { table.insert(third) } else { table.remove(&third) };
+            if is_there {
+                guest.named.insert(third);
+            } else {
+                guest.named.remove(&third);
+            }
+            if is_other {
+                guest.changed.insert(third, seq.0);
+                guest.rejected.remove(&third);
+            }
+        }
+        if matches!(message, GuestMessage::SnapshotEnd(_)) && !guest.resumes {
+            table.retain(|third| guest.named.contains(third));
+        }
         self.handle(Event::Said(SessionId(id), message));
     }
 
@@ -327,11 +398,16 @@ impl World {
     fn settle(&mut self) {
         self.down();
         (self.refuse, self.refuse_meter) = (None, None);
-        self.handle(Event::Desired(desired(&ROUTERS)));
+        self.handle(Event::Desired(wanted(&ROUTERS)));
         self.handle(Event::Ports(ports(&ROUTERS)));
         self.up();
         for _ in 0..10_000 {
-            if self.orders.is_empty() && self.answers.is_empty() && !self.waits && !self.core.is_behind() {
+            if self.orders.is_empty()
+                && self.answers.is_empty()
+                && !self.waits
+                && !self.core.is_behind()
+                && self.telling.is_empty()
+            {
                 return;
             }
             self.step(Step::Turn);
@@ -366,6 +442,11 @@ proptest! {
         prop_assert_eq!(&world.flows, &desired);
         for guest in world.guests.values().filter(|guest| !guest.ended) {
             prop_assert_eq!(guest.acked, guest.said, "{:?}", guest);
+            if guest.live {
+                let rejected = world.core.app.rejected(RouterId(guest.router.into()));
+                let rejected: BTreeSet<u8> = rejected.map(|(key, _)| third(&xenflow_proto::Key::Route(key))).collect();
+                prop_assert_eq!(&guest.rejected, &rejected, "{:?}", guest);
+            }
         }
         prop_assert!(world.core.marks.is_empty(), "marks are left over: {:?}", world.core.marks);
     }

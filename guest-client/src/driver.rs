@@ -533,7 +533,7 @@ impl Driver {
                 }
                 Some(Event::Acked(step)) => {
                     self.rejected.step(&step);
-                    self.fpm.acknowledged(&step);
+                    self.fpm.acknowledged(&step, &self.mirror);
                     acknowledged(&self.status, &step, time);
                 }
                 Some(Event::InUse(neighbors)) => self.in_use = neighbors,

@@ -132,9 +132,9 @@ impl Fpm {
         self.table.session_began();
     }
 
-    /// The host acknowledged something.
-    pub fn acknowledged(&mut self, step: &Acked) {
-        self.table.acknowledged(step);
+    /// The host acknowledged something, as the mirror knows already.
+    pub fn acknowledged(&mut self, step: &Acked, mirror: &Mirror) {
+        self.table.acknowledged(step, mirror);
     }
 
     /// There may be something to answer.

@@ -179,10 +179,15 @@ impl Guest {
 
     /// The host acknowledges all that was sent.
     fn acked(&mut self, rejected: &[RouteKey], accepted: &[RouteKey]) {
-        let step = self.mirror.acknowledge(std::mem::take(&mut self.untold));
+        let messages = std::mem::take(&mut self.untold);
+        self.acked_some(messages, rejected, accepted);
+    }
+
+    fn acked_some(&mut self, messages: u64, rejected: &[RouteKey], accepted: &[RouteKey]) {
+        let step = self.mirror.acknowledge(messages);
         let rejected: Vec<_> = rejected.iter().map(|key| (Key::Route(*key), "no room".to_owned())).collect();
         let no: BTreeSet<_> = rejected.iter().map(|(key, _)| key.clone()).collect();
-        self.table.acknowledged(&Acked {
+        let step = Acked {
             seq: Seq(1),
             oldest: step.oldest,
             changes: step.changes,
@@ -190,7 +195,8 @@ impl Guest {
             whole: step.whole,
             rejected,
             accepted: accepted.iter().map(|key| Key::Route(*key)).collect(),
-        });
+        };
+        self.table.acknowledged(&step, &self.mirror);
     }
 
     /// What zebra is told now: prefixes, and whether they are offloaded.
@@ -262,6 +268,30 @@ fn a_rejected_route_fails_until_it_is_accepted() {
     assert_eq!(guest.answers(), no(DST));
     // Something else under the key is accepted without a word.
     guest.kernel(route, 3);
+    guest.tell();
+    guest.acked(&[], &[]);
+    assert_eq!(guest.answers(), yes(DST));
+}
+
+#[test]
+fn rejections_may_come_before_what_they_are_about_is_confirmed() {
+    let (mut guest, one, two) = (Guest::new(), key(254, DST), key(254, "203.0.113.16/28"));
+    for route in [one, two] {
+        guest.kernel(route, 2);
+        guest.zebra(route);
+    }
+    guest.tell();
+    // More than one message can name: those with the old number come first.
+    guest.acked_some(0, &[one], &[]);
+    assert_eq!(guest.answers(), []);
+    guest.acked(&[two], &[]);
+    assert_eq!(guest.answers(), [no(DST), no("203.0.113.16/28")].concat());
+    // The same at the end of a snapshot; what is told anew after it is accepted without a word.
+    guest.session();
+    guest.acked_some(0, &[one], &[]);
+    guest.acked(&[], &[]);
+    assert_eq!(guest.answers(), yes("203.0.113.16/28"));
+    guest.kernel(one, 3);
     guest.tell();
     guest.acked(&[], &[]);
     assert_eq!(guest.answers(), yes(DST));

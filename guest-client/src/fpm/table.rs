@@ -25,14 +25,18 @@ struct Entry {
     said: Option<bool>,
 }
 
+/// With each key, whether the rejection came before the confirmation of what it is about: where there are too many for
+/// one message, the host tells them first and confirms with the last.
+type Rejected = BTreeMap<RouteKey, bool>;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Table {
     entries: BTreeMap<Prefix, Entry>,
     /// What the host, or the one before, said it rejects.
-    rejected: BTreeSet<RouteKey>,
+    rejected: Rejected,
     /// The same of a session that has yet to tell all; it replaces `rejected` then.
-    fresh: Option<BTreeSet<RouteKey>>,
+    fresh: Option<Rejected>,
     /// To be looked at: what decides about them may have changed.
     due: BTreeSet<Prefix>,
 }
@@ -78,20 +82,30 @@ impl Table {
 
     /// A host took a session: what it rejects it tells by the end of the snapshot or resume.
     pub fn session_began(&mut self) {
-        self.fresh = Some(BTreeSet::new());
+        self.fresh = Some(Rejected::new());
     }
 
-    /// A host acknowledged something.
-    pub fn acknowledged(&mut self, step: &Acked) {
+    /// A host acknowledged something, as the mirror knows already.
+    pub fn acknowledged(&mut self, step: &Acked, mirror: &Mirror) {
         let Acked { confirmed, whole, rejected, accepted, .. } = step;
         let routes = |key: &Key| if let Key::Route(key) = key { Some(*key) } else { None };
-        let set = self.fresh.as_mut().unwrap_or(&mut self.rejected);
-        // What was rejected as it was before, and not as it is now, is not in `rejected`.
-        for key in confirmed.iter().chain(accepted).filter_map(routes) {
-            set.remove(&key);
+        let all = self.fresh.as_mut().unwrap_or(&mut self.rejected);
+        for key in confirmed.iter().filter_map(routes) {
+            match all.get_mut(&key) {
+                Some(early @ true) => *early = false,
+                // It was rejected as it was before, and is not as it is now.
+                Some(false) => drop(all.remove(&key)),
+                None => {}
+            }
         }
-        set.extend(rejected.iter().filter_map(|(key, _)| routes(key)));
-        if *whole && let Some(fresh) = self.fresh.take() {
+        for key in accepted.iter().filter_map(routes) {
+            all.remove(&key);
+        }
+        for key in rejected.iter().filter_map(|(key, _)| routes(key)) {
+            all.insert(key, !mirror.is_confirmed(&Key::Route(key)));
+        }
+        if *whole && let Some(mut fresh) = self.fresh.take() {
+            fresh.values_mut().for_each(|early| *early = false);
             self.rejected = fresh;
         }
         if *whole {
@@ -117,7 +131,7 @@ impl Table {
             if !mirror.is_confirmed(&Key::Route(asked.key)) {
                 continue;
             }
-            let offloaded = !self.rejected.contains(&asked.key);
+            let offloaded = !self.rejected.contains_key(&asked.key);
             let Some(vrf) = vrf(asked.key.table, mirror.links()) else { continue };
             if entry.said != Some(offloaded) {
                 entry.said = Some(offloaded);

@@ -9,6 +9,7 @@
     reason = "a test may fail, and says why"
 )]
 
+mod fpm;
 mod neighbors;
 mod obstacles;
 mod sessions;

@@ -7,10 +7,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use xenflow_proto::{Name, control};
 
+use crate::tls::{self, TlsError};
+
 /// Effective values of the configuration.
 #[derive(Debug, Clone, Serialize)]
 pub struct Config {
-    /// The router this guest is; the one in its certificate.
+    /// The router this guest is: the one in its certificate, which tells it by default.
     pub router: String,
     /// Link-local address of the host.
     pub host: IpAddr,
@@ -49,14 +51,17 @@ pub struct Config {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    router: String,
+    router: Option<String>,
     #[serde(default = "default_host")]
     host: String,
     control_interface: Option<String>,
     #[serde(default = "default_port")]
     port: u16,
+    #[serde(default = "default_ca")]
     ca: PathBuf,
+    #[serde(default = "default_cert")]
     cert: PathBuf,
+    #[serde(default = "default_key")]
     key: PathBuf,
     #[serde(default = "default_status_socket")]
     status_socket: PathBuf,
@@ -77,6 +82,18 @@ struct File {
 
 fn default_host() -> String {
     control::HOST_IPV6.to_string()
+}
+
+fn default_ca() -> PathBuf {
+    "/etc/xenflow/ca.pem".into()
+}
+
+fn default_cert() -> PathBuf {
+    "/etc/xenflow/router.pem".into()
+}
+
+fn default_key() -> PathBuf {
+    "/etc/xenflow/router.key".into()
 }
 
 fn default_port() -> u16 {
@@ -133,6 +150,9 @@ pub enum ConfigError {
     /// `router` is no name.
     #[error("router")]
     Router(#[source] xenflow_proto::identity::NameError),
+    /// `router` is not said, and the certificate does not say it either.
+    #[error("router is not given, and the certificate does not tell it")]
+    Certificate(#[source] TlsError),
     /// `host` is no address.
     #[error(
         "host \"{0}\" is not an address, as fe80::1, fe80::1%eth0 or 169.254.0.1 (names are not looked up)"
@@ -200,7 +220,10 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let file: File = toml::from_str(text)
             .map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })?;
-        let router: Name = file.router.parse().map_err(ConfigError::Router)?;
+        let router: Name = match &file.router {
+            Some(router) => router.parse().map_err(ConfigError::Router)?,
+            None => tls::router_of(&file.cert).map_err(ConfigError::Certificate)?,
+        };
         let (address, zone) = match file.host.split_once('%') {
             Some((address, zone)) => (address, Some(zone.to_owned())),
             None => (file.host.as_str(), None),

@@ -7,10 +7,12 @@
 //! [`watch`] to know when.
 //! [`neighbors`] says which neighbors to ask whether they are still there, and [`refresh`] asks them.
 //! [`renew`] has the certificate renewed in time ([`validity`] says when that is).
+//! [`check`] looks at all that a session needs, without one.
 //! Netlink types do not leave `netlink`, `questions`, `survey` and the decoders.
 
 pub mod attribute;
 pub mod backoff;
+pub mod check;
 pub mod config;
 mod connection;
 pub mod driver;

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use xenflow_guest_client::check::{self, Line, Verdict};
 use xenflow_guest_client::{config::Config, driver};
 
 const CONFIG: &str = "/etc/xenflow/guest.toml";
@@ -39,22 +40,48 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Print the state of the running client, one line of JSON.
+    /// Look whether everything is there that a session needs; 1 if something is missing.
+    Check {
+        /// Configuration file.
+        #[arg(long, default_value = CONFIG)]
+        config: PathBuf,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the state of the running client.
     Status {
         /// Configuration file, for the status socket.
         #[arg(long, default_value = CONFIG)]
         config: PathBuf,
-        /// Go on with acknowledgements and changes of state.
+        /// As one line of JSON.
+        #[arg(long)]
+        json: bool,
+        /// Go on with acknowledgements and changes of state, in lines of JSON.
         #[arg(long)]
         follow: bool,
+    },
+    /// Print the completions of a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
     },
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let (Command::Run { config: path }
-    | Command::CheckConfig { config: path, .. }
-    | Command::Status { config: path, .. }) = &cli.command;
+    let path = match &cli.command {
+        Command::Run { config } | Command::CheckConfig { config, .. } => config,
+        Command::Check { config, .. } | Command::Status { config, .. } => config,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "xenflow-guest", &mut script);
+            return match std::io::stdout().write_all(&script) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error.into(), 1),
+            };
+        }
+    };
     let config = match Config::load(path) {
         Ok(config) => config,
         Err(error) => return fail(&error.into(), 2),
@@ -62,7 +89,9 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run { .. } => run(config),
         Command::CheckConfig { json, .. } => print_config(&config, json),
-        Command::Status { follow, .. } => status(&config, follow),
+        Command::Check { json, .. } => check(&config, json),
+        Command::Status { json, follow, .. } => status(&config, json, follow),
+        Command::Completions { .. } => Ok(()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -115,17 +144,74 @@ fn print_config(config: &Config, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn status(config: &Config, follow: bool) -> anyhow::Result<()> {
+fn check(config: &Config, json: bool) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let lines = runtime.block_on(check::check(config));
+    let mut out = std::io::stdout().lock();
+    if json {
+        writeln!(out, "{}", serde_json::to_string(&lines)?)?;
+    } else {
+        for Line { check, verdict, detail } in &lines {
+            let verdict = match verdict {
+                Verdict::Ok => "ok",
+                Verdict::Warn => "warn",
+                Verdict::Fail => "FAIL",
+            };
+            writeln!(out, "{verdict:4} {check}: {detail}")?;
+        }
+    }
+    let failed = lines.iter().filter(|line| line.verdict == Verdict::Fail).count();
+    if failed > 0 { anyhow::bail!("{failed} of {} checks failed", lines.len()) } else { Ok(()) }
+}
+
+fn status(config: &Config, json: bool, follow: bool) -> anyhow::Result<()> {
     let path = &config.status_socket;
     let stream = UnixStream::connect(path)
         .with_context(|| format!("status socket {} (is xenflow-guest running?)", path.display()))?;
     let mut out = std::io::stdout().lock();
     for line in BufReader::new(stream).lines() {
-        writeln!(out, "{}", line?)?;
+        let line = line?;
+        if json || follow {
+            writeln!(out, "{line}")?;
+        } else {
+            out.write_all(page(&serde_json::from_str(&line)?).as_bytes())?;
+        }
         out.flush()?;
         if !follow {
             return Ok(());
         }
     }
     if follow { anyhow::bail!("the client has stopped") } else { anyhow::bail!("no answer") }
+}
+
+/// The state for people: what matters first, lists one to a line, what there is not left out.
+fn page(state: &serde_json::Value) -> String {
+    let mut fields: Vec<_> = state.as_object().into_iter().flatten().collect();
+    let order = ["state", "node", "error", "routes", "neighbors", "seq", "acked", "backlog", "rejected"];
+    fields.sort_by_key(|(key, _)| order.iter().position(|known| known == key).unwrap_or(order.len()));
+    let mut text = String::new();
+    for (key, value) in fields {
+        let values = match value {
+            serde_json::Value::Null => Vec::new(),
+            serde_json::Value::Array(values) => values.iter().collect(),
+            other => vec![other],
+        };
+        for value in values {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            text += &format!("{key:12} {value}\n");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_page_has_what_matters_first_and_lists_line_by_line() {
+        let state = serde_json::json!({
+            "acked": 7, "error": null, "node": "a", "obstacles": ["eth1: one", "eth2: two"], "state": "up", "zebra": true,
+        });
+        let page = "state        up\nnode         a\nacked        7\nobstacles    eth1: one\nobstacles    eth2: two\nzebra        true\n";
+        assert_eq!(super::page(&state), page);
+    }
 }

@@ -15,7 +15,7 @@ use rustls::{
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use xenflow_proto::Identity;
+use xenflow_proto::{Identity, Name};
 
 /// Credentials that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +102,22 @@ pub(crate) fn router_identity(
             Err(CertificateIdentityError::Other { found, wanted })
         }
     }
+}
+
+/// The router that the certificate in a file is of.
+///
+/// # Errors
+/// [`TlsError`] names the file.
+pub fn router_of(cert: &Path) -> Result<Name, TlsError> {
+    let chain = certificates(cert)?;
+    let own = chain.first().ok_or_else(|| TlsError::Empty(cert.into()))?;
+    let identity = certificate_identity(own).and_then(|found| match found {
+        Identity::Router(name) => Ok(name),
+        Identity::Node(_) | Identity::Operator(_) => {
+            Err(CertificateIdentityError::Other { found, wanted: "xenflow://router/NAME".into() })
+        }
+    });
+    identity.map_err(|source| TlsError::Own { path: cert.into(), router: "NAME".into(), source })
 }
 
 /// What is needed to connect as `router`.

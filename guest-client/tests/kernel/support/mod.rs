@@ -153,8 +153,7 @@ impl Lab {
         let issue = |end| self.ca.issue_for(&key, uri, ExtendedKeyUsagePurpose::ClientAuth, end);
         self.configure_with("", &issue(2040).pem(), &key.serialize_pem());
         let anchor = CertificateDer::from_pem_slice(self.ca.pem().as_bytes()).unwrap();
-        let renewed = Renewed { chain: vec![issue(4000).der().to_vec()], anchors: vec![anchor.to_vec()] };
-        renewed
+        Renewed { chain: vec![issue(4000).der().to_vec()], anchors: vec![anchor.to_vec()] }
     }
 
     /// The client's certificate in its file.
@@ -194,7 +193,7 @@ impl Lab {
     /// One line of `xenflow-guest status`.
     pub fn status(&self) -> serde_json::Value {
         let output = Command::new(env!("CARGO_BIN_EXE_xenflow-guest"))
-            .args(["status", "--config"])
+            .args(["status", "--json", "--config"])
             .arg(self.path("guest.toml"))
             .output()
             .unwrap();

@@ -1,0 +1,108 @@
+//! The built `xenflow-guest check`: what it finds missing, and that it says so to people, programs and shells.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType, date_time_ymd};
+use serde_json::Value;
+
+/// Credentials that end in that year, and a configuration of nothing but the interface.
+fn router(dir: &Path, last_year: i32) {
+    let mut ca = CertificateParams::default();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca_key = KeyPair::generate().unwrap();
+    fs::write(dir.join("ca.pem"), ca.self_signed(&ca_key).unwrap().pem()).unwrap();
+    let mut leaf = CertificateParams::default();
+    leaf.subject_alt_names = vec![SanType::URI("xenflow://router/r1".to_owned().try_into().unwrap())];
+    leaf.not_before = date_time_ymd(2020, 1, 1);
+    leaf.not_after = date_time_ymd(last_year, 1, 1);
+    let key = KeyPair::generate().unwrap();
+    fs::write(dir.join("r1.pem"), leaf.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap().pem()).unwrap();
+    fs::write(dir.join("r1.key"), key.serialize_pem()).unwrap();
+    fs::set_permissions(dir.join("r1.key"), fs::Permissions::from_mode(0o600)).unwrap();
+    let at = |name: &str| dir.join(name).display().to_string();
+    let text = format!(
+        "control_interface = \"nix0\"\nca = {:?}\ncert = {:?}\nkey = {:?}\nstatus_socket = {:?}\n",
+        at("ca.pem"),
+        at("r1.pem"),
+        at("r1.key"),
+        at("sock")
+    );
+    fs::write(dir.join("guest.toml"), text).unwrap();
+}
+
+fn run(dir: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xenflow-guest"));
+    command.args(args).arg("--config").arg(dir.join("guest.toml")).output().unwrap()
+}
+
+fn check(dir: &Path) -> Vec<(String, String, String)> {
+    let output = run(dir, &["check", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let lines: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let text = |line: &Value, key: &str| line[key].as_str().unwrap().to_owned();
+    lines.iter().map(|line| (text(line, "check"), text(line, "verdict"), text(line, "detail"))).collect()
+}
+
+fn find<'a>(lines: &'a [(String, String, String)], what: &str) -> (&'a str, &'a str) {
+    let (_, verdict, detail) = lines.iter().find(|(check, ..)| check == what).unwrap();
+    (verdict, detail)
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    router(dir, 2090);
+    let lines = check(dir);
+    assert_eq!(find(&lines, "interface"), ("fail", "nix0 is not there"));
+    let key = dir.join("r1.key");
+    assert_eq!(find(&lines, "key"), ("ok", &*format!("{} has mode 0600", key.display())));
+    let (verdict, detail) = find(&lines, "certificate");
+    assert!(verdict == "ok" && detail.starts_with("that of router r1, ends in 2"), "{detail}");
+    assert_eq!(find(&lines, "client").0, "warn");
+    assert!(lines.iter().all(|(check, ..)| check != "host"), "there is no way to it");
+    for what in ["forwarding", "redirects", "rights", "kernel"] {
+        find(&lines, what);
+    }
+
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+    let lines = check(dir);
+    let said = format!("{} has mode 0640: others than its owner may read it", key.display());
+    assert_eq!(find(&lines, "key"), ("warn", &*said));
+
+    router(dir, 2021);
+    let lines = check(dir);
+    let (verdict, detail) = find(&lines, "certificate");
+    assert!(verdict == "fail" && detail.starts_with("that of router r1, expired "), "{detail}");
+
+    fs::write(&key, KeyPair::generate().unwrap().serialize_pem()).unwrap();
+    let lines = check(dir);
+    let (verdict, detail) = find(&lines, "certificate");
+    assert!(verdict == "fail" && detail.starts_with("certificate and key cannot be used: "), "{detail}");
+
+    let output = run(dir, &["check"]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("\nFAIL interface: nix0 is not there\n"), "{text}");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.starts_with("xenflow-guest: 2 of ") && error.ends_with(" checks failed\n"), "{error}");
+}
+
+#[test]
+fn the_certificate_tells_the_router_and_shells_are_served() {
+    let dir = tempfile::tempdir().unwrap();
+    router(dir.path(), 2090);
+    let output = run(dir.path(), &["check-config"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("router = \"r1\"\n"), "{text}");
+    for shell in ["bash", "zsh", "fish"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xenflow-guest"));
+        let output = command.args(["completions", shell]).output().unwrap();
+        assert!(String::from_utf8(output.stdout).unwrap().contains("xenflow-guest"));
+    }
+}

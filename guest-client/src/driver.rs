@@ -1,5 +1,6 @@
 //! The one loop: owns the mirror and the session, moves bytes between kernel, host and status socket.
 
+mod dumps;
 mod renewal;
 
 use std::io;
@@ -30,14 +31,11 @@ use crate::session::{Acked, Event, Session};
 use crate::status::{AckLine, State, Status};
 use crate::tls;
 use crate::watch::{Heard, Watch};
+use dumps::Dumps;
 use renewal::Renewal;
 
-/// From an event with silent followers to the dump: one burst, one dump.
-const DUMP_DELAY: Duration = Duration::from_millis(5);
 /// Bytes ready to be sent beyond which no more messages are made: the socket is slower than the window.
 const OUT_HIGH: usize = 64 << 10;
-/// An answer of the kernel that does not come for so long was dropped; the dump begins anew.
-const DUMP_STALLED: Duration = Duration::from_secs(5);
 /// A session that lived for so long was a good one: the next attempt need not wait.
 const GOOD_SESSION: Duration = Duration::from_secs(1);
 /// The session's end may take this long when the client stops.
@@ -109,20 +107,13 @@ struct Driver {
     obstacles: Arc<[String]>,
     phase: Phase,
     backoff: Backoff,
-    /// When the next dump is to start.
-    dump_due: Option<Duration>,
-    dump_began: Duration,
-    /// When the dump last brought something.
-    dump_heard: Duration,
-    dump_ended: Duration,
-    dump_took: Duration,
+    dumps: Dumps,
     /// What of the control interface matters for reaching the host.
     control: Option<(u32, Option<MacAddr>, bool, bool)>,
     error: Option<String>,
     rejected: Rejected,
     /// What the host, or the one before, sends to.
     in_use: Vec<NeighborKey>,
-    dumps: u64,
     overflows: u64,
 }
 
@@ -156,16 +147,11 @@ pub async fn run(config: Config, seed: u64, stop: impl Future<Output = ()>) -> R
         obstacles: Arc::default(),
         phase: Phase::Waiting { until: start },
         backoff: Backoff::new(min, max, seed),
-        dump_due: Some(start),
-        dump_began: start,
-        dump_heard: start,
-        dump_ended: start,
-        dump_took: Duration::ZERO,
+        dumps: Dumps::new(start),
         control: None,
         error: None,
         rejected: Rejected::default(),
         in_use: Vec::new(),
-        dumps: 0,
         overflows: 0,
         config,
         hello,
@@ -266,12 +252,7 @@ impl Driver {
     }
 
     fn deadline(&self) -> Duration {
-        let dump = if self.netlink.is_dumping() {
-            Some(self.dump_heard + DUMP_STALLED)
-        } else {
-            // While the kernel drops events, there is something to read, which wakes.
-            self.dump_due.filter(|_| !self.netlink.is_congested())
-        };
+        let dump = self.dumps.deadline(self.netlink.is_dumping(), self.netlink.is_congested());
         let phase = match &self.phase {
             // Who and where to connect from is known after the first dump, what to say after the first survey.
             Phase::Waiting { until } => self.mirror.is_trusted().then_some(*until),
@@ -289,14 +270,7 @@ impl Driver {
     }
 
     fn timers(&mut self, time: Duration) -> Result<(), RunError> {
-        let start = if self.netlink.is_dumping() {
-            self.dump_heard + DUMP_STALLED <= time
-        } else {
-            self.dump_due.is_some_and(|due| due <= time) && !self.netlink.is_congested()
-        };
-        if start {
-            self.dump_due = None;
-            (self.dump_began, self.dump_heard) = (time, time);
+        if self.dumps.start(time, self.netlink.is_dumping(), self.netlink.is_congested()) {
             self.mirror.begin_dump();
             self.netlink.start_dump().map_err(RunError::Netlink)?;
         }
@@ -321,12 +295,6 @@ impl Driver {
             Phase::Waiting { .. } | Phase::Connecting { .. } => {}
         }
         Ok(())
-    }
-
-    /// At most once in twice the time that a dump takes, so that a flapping link does not eat the guest.
-    fn want_dump(&mut self, time: Duration) {
-        let due = (time + DUMP_DELAY).max(self.dump_ended + self.dump_took);
-        self.dump_due = Some(self.dump_due.map_or(due, |before| before.min(due)));
     }
 
     /// Zebra told the kernel before it told us: once the kernel has nothing more to say, the mirror knows of it.
@@ -363,30 +331,26 @@ impl Driver {
         match input {
             Input::Event(event) => {
                 if self.mirror.apply(event, time) {
-                    self.want_dump(time);
+                    self.dumps.want(time);
                 }
             }
             Input::Dumped(event) => {
-                self.dump_heard = time;
+                self.dumps.heard(time);
                 self.mirror.apply_dumped(event, time);
             }
             Input::DumpEnded { whole } => {
-                self.dump_ended = time;
-                self.dump_took = time.saturating_sub(self.dump_began);
-                debug!(whole, took_us = self.dump_took.as_micros(), "dump ended");
-                // What was asked for meanwhile waits as long as what is asked for now.
-                let again = self.dump_due.take().is_some();
+                let again = self.dumps.ended(time, whole);
+                debug!(whole, took_us = self.dumps.took().as_micros(), "dump ended");
                 let sure = whole && self.mirror.end_dump(time);
-                self.dumps += u64::from(whole);
                 if again || !sure {
-                    self.want_dump(time);
+                    self.dumps.want(time);
                 }
             }
             Input::Overflow => {
                 self.overflows += 1;
                 debug!("the kernel dropped events");
                 self.mirror.distrust();
-                self.want_dump(time);
+                self.dumps.want(time);
             }
         }
     }
@@ -399,7 +363,7 @@ impl Driver {
             _ => false,
         };
         if survey.links.iter().any(mtu) {
-            self.want_dump(time);
+            self.dumps.want(time);
         }
         let name = |ifindex| match self.mirror.object(Key::Link(ifindex)) {
             Some(Object::Link(link)) => link.name.clone(),
@@ -606,7 +570,7 @@ impl Driver {
             changes: session.map_or(0, Session::changes),
             rejected: self.rejected.len(),
             rejections: self.rejected.shown(),
-            dumps: self.dumps,
+            dumps: self.dumps.whole(),
             overflows: self.overflows,
             obstacles: Arc::clone(&self.obstacles),
         });

@@ -272,14 +272,9 @@ impl World {
         for _ in 0..messages {
             let Some(session) = &mut self.session else { return false };
             let Some(message) = session.poll_transmit(&mut self.mirror) else { return false };
-            let start = match message {
-                GuestMessage::SnapshotBegin(_) => Some(Start::Snapshot),
-                GuestMessage::Resume(_) => Some(Start::Resume),
-                _ => None,
-            };
-            if let Some(start) = start {
-                assert_eq!(session.start(), Some(start));
-                self.started(start);
+            let (session, first) = (session.start(), self.host.heard == 0 && self.wire.is_empty());
+            if first {
+                self.started(session.unwrap(), &message);
             }
             let unseen = self.unseen(&message);
             self.wire.push_back((message, unseen));
@@ -288,7 +283,10 @@ impl World {
         true
     }
 
-    fn started(&mut self, start: Start) {
+    fn started(&mut self, start: Start, message: &GuestMessage) {
+        let resumes = matches!(message, GuestMessage::Resume(_));
+        assert!(resumes || matches!(message, GuestMessage::SnapshotBegin(_)), "{message:?}");
+        assert_eq!(start == Start::Resume, resumes);
         let same = self.held.is_some_and(|held| held.objects > 0 && held == digest(self.mirror.objects()));
         let must = self.must.or(same.then_some(Start::Resume));
         assert!(must.is_none_or(|must| must == start), "{start:?} instead of {must:?}");
@@ -298,9 +296,8 @@ impl World {
     /// Links that nobody looked at, of which the host is told.
     fn unseen(&self, message: &GuestMessage) -> Vec<u32> {
         let GuestMessage::Changes { changes, .. } = message else { return Vec::new() };
-        let links = changes.iter().filter_map(|change| match change {
-            Change::Upsert(Object::Link(link)) => Some(link.ifindex),
-            _ => None,
+        let links = changes.iter().filter_map(|change| {
+            if let Change::Upsert(Object::Link(link)) = change { Some(link.ifindex) } else { None }
         });
         links.filter(|link| !self.looked_at.contains(link)).collect()
     }

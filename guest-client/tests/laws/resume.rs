@@ -57,9 +57,8 @@ fn sent(session: &mut Session, mirror: &mut Mirror) -> Vec<GuestMessage> {
 }
 
 fn changes(messages: &[GuestMessage]) -> Vec<&Change> {
-    let changes = messages.iter().filter_map(|message| match message {
-        GuestMessage::Changes { changes, .. } => Some(changes),
-        _ => None,
+    let changes = messages.iter().filter_map(|message| {
+        if let GuestMessage::Changes { changes, .. } = message { Some(changes) } else { None }
     });
     changes.flatten().collect()
 }

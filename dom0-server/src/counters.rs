@@ -122,12 +122,9 @@ impl Counters {
         }
     }
 
-    /// Neighbors that this host sends to for each router, for its guest to keep fresh: those that a packet went to in the last
-    /// [`IN_USE_S`] seconds, sorted. Of more than [`MAX_IN_USE`] those that got the most packets. A router without any is
-    /// left out. `neighbor_of` is [`xenflow_flow_app::App::neighbor_of`].
-    ///
-    /// [`IN_USE_S`]: in_use::IN_USE_S
-    /// [`MAX_IN_USE`]: xenflow_proto::message::MAX_IN_USE
+    /// Neighbors that this host sends to for each router, for its guest to keep fresh: those that a packet went to in
+    /// the last minute, sorted; of more than [`xenflow_proto::message::MAX_IN_USE`] those that got the most packets. A
+    /// router without any is left out. `neighbor_of` is [`xenflow_flow_app::App::neighbor_of`].
     #[must_use]
     pub fn in_use(
         &self,

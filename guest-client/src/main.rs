@@ -191,10 +191,10 @@ fn page(state: &serde_json::Value) -> String {
     fields.sort_by_key(|(key, _)| order.iter().position(|known| known == key).unwrap_or(order.len()));
     let mut text = String::new();
     for (key, value) in fields {
-        let values = match value {
-            serde_json::Value::Null => Vec::new(),
-            serde_json::Value::Array(values) => values.iter().collect(),
-            other => vec![other],
+        let values = match value.as_array() {
+            Some(values) => values.iter().collect(),
+            None if value.is_null() => Vec::new(),
+            None => vec![value],
         };
         for value in values {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);

@@ -237,9 +237,9 @@ impl Authority {
         if !parsed.is_ca() || parsed.public_key().subject_public_key.data != key.public_key_raw() {
             return Ok(None);
         }
-        let key_id = parsed.iter_extensions().find_map(|extension| match extension.parsed_extension() {
-            ParsedExtension::SubjectKeyIdentifier(id) => Some(KeyIdMethod::PreSpecified(id.0.to_vec())),
-            _ => None,
+        let key_id = parsed.iter_extensions().find_map(|extension| {
+            let ParsedExtension::SubjectKeyIdentifier(id) = extension.parsed_extension() else { return None };
+            Some(KeyIdMethod::PreSpecified(id.0.to_vec()))
         });
         Ok(Some(Self {
             issuer: Issuer::from_ca_cert_der(cert, key)?,

@@ -119,11 +119,12 @@ impl Files {
         } else {
             Lists::default()
         };
-        let trust = Trust::new(anchors, lists).map_err(|error| match error {
-            ConfigError::Verifier(VerifierBuilderError::InvalidCrl(reason)) => {
+        let trust = Trust::new(anchors, lists).map_err(|error| {
+            if let ConfigError::Verifier(VerifierBuilderError::InvalidCrl(reason)) = error {
                 ConfigError::List { path: path.clone(), source: reason.into() }
+            } else {
+                error
             }
-            other => other,
         })?;
         let identity = peer_identity(&chain)?;
         let Identity::Node(_) = identity else { return Err(ConfigError::NotNode(identity)) };

@@ -16,15 +16,18 @@
 //!   [`crate::fast_path::Slow`], and no single route is to blame.
 //!
 //! **When.** An answer is told when the switch has confirmed what it says: the transitions up to a mark are taken with
-//! the mark ([`crate::App::take_answers`]). A rejection stands until the route is accepted, or until the guest removes
-//! the route or says something else of it: then it is rejected anew, or accepted without a word, by the mark behind
-//! that change. At the end of a snapshot all rejections are told again, since a new session knows of none.
+//! the mark ([`crate::App::take_answers`]). What the guest says of a route makes it another one: a rejection of that is
+//! told with the mark behind it, never with an earlier one, and where the route was rejected before, it is told that it
+//! is accepted, too, also when it is gone. So of several answers the last one counts. At the end of a snapshot all
+//! rejections are told again, since a new session knows of none.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::mem;
 
 use xenflow_proto::table::RouteKey;
+
+use crate::limit::Prefix;
 
 /// Of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,76 +80,108 @@ impl fmt::Display for Rejection {
 pub(crate) struct Answers {
     /// Routes that the guest has and that are rejected, as far as the switch was told.
     rejected: BTreeMap<RouteKey, Rejection>,
-    /// What changed since the last mark.
-    untold: BTreeMap<RouteKey, Answer>,
-    /// What changed before each mark, the oldest first.
+    /// Routes that were rejected until the guest said something else of them, which has not been decided yet.
+    revoked: BTreeSet<RouteKey>,
+    /// What changed since the last mark, and a mark behind which it is to be told.
+    untold: BTreeMap<RouteKey, (Answer, u64)>,
+    /// What changed before each mark that was reached, in the order in which they were.
     marked: VecDeque<(u64, BTreeMap<RouteKey, Answer>)>,
-    /// The last mark that was asked for, and the last one that was taken: equal, if none is awaited.
+    /// The last mark that was asked for.
     asked: u64,
-    taken: u64,
-    /// Routes that the guest changed while marks were awaited, with the last mark before that: what is told with it or
-    /// with an earlier one the guest takes for an answer to what the route was.
-    changed: BTreeMap<RouteKey, u64>,
 }
 
 impl Answers {
     /// The guest removes a route or says something else of it: what it was told counts no more.
     pub(crate) fn changed(&mut self, key: RouteKey) {
-        self.rejected.remove(&key);
-        self.untold.remove(&key);
-        if self.asked > self.taken {
-            self.changed.insert(key, self.asked);
+        if self.rejected.remove(&key).is_some() {
+            self.untold.remove(&key);
+            self.revoked.insert(key);
         }
     }
 
-    /// The routes of a prefix are rejected, or none of them is.
-    pub(crate) fn settle(&mut self, routes: impl Iterator<Item = RouteKey>, why: Option<Rejection>) {
-        if why.is_none() && self.rejected.is_empty() {
-            return;
-        }
-        for key in routes {
-            let before = match why {
-                Some(why) => self.rejected.insert(key, why),
-                None => self.rejected.remove(&key),
-            };
-            if before != why {
-                self.untold.insert(key, why.map_or(Answer::Accepted, Answer::Rejected));
+    /// All routes of a prefix are rejected, or none of them is. It is told with a mark that comes after that one.
+    pub(crate) fn settle(
+        &mut self,
+        prefix: Prefix,
+        routes: impl Iterator<Item = RouteKey>,
+        why: Option<Rejection>,
+        after: u64,
+    ) {
+        if let Some(why) = why {
+            for key in routes {
+                self.revoked.remove(&key);
+                if self.rejected.insert(key, why) != Some(why) {
+                    self.tell(key, Answer::Rejected(why), after);
+                }
             }
         }
+        if self.rejected.is_empty() && self.revoked.is_empty() {
+            return;
+        }
+        let key = |tos, metric| RouteKey { table: prefix.table, dst: prefix.dst, tos, metric };
+        let all = key(0, 0)..=key(u8::MAX, u32::MAX);
+        let mut accepted: Vec<RouteKey> = self.revoked.extract_if(all.clone(), |_| true).collect();
+        if why.is_none() {
+            accepted.extend(self.rejected.extract_if(all, |_, _| true).map(|(key, _)| key));
+        }
+        for key in accepted {
+            self.tell(key, Answer::Accepted, after);
+        }
     }
 
-    /// Exactly these are rejected.
-    pub(crate) fn replace(&mut self, rejected: BTreeMap<RouteKey, Rejection>) {
-        let before = mem::replace(&mut self.rejected, rejected);
-        let new = self.rejected.iter().filter(|(key, why)| before.get(key) != Some(why));
-        self.untold.extend(new.map(|(key, why)| (*key, Answer::Rejected(*why))));
-        let gone = before.into_keys().filter(|key| !self.rejected.contains_key(key));
-        self.untold.extend(gone.map(|key| (key, Answer::Accepted)));
+    /// Exactly these are rejected. It is told with the last mark that was asked for, or after the one that comes with
+    /// the route.
+    pub(crate) fn replace(&mut self, rejected: BTreeMap<RouteKey, (Rejection, u64)>) {
+        let before = mem::take(&mut self.rejected);
+        let mut gone = mem::take(&mut self.revoked);
+        gone.extend(before.keys());
+        for (key, (why, after)) in rejected {
+            gone.remove(&key);
+            self.rejected.insert(key, why);
+            if before.get(&key) != Some(&why) {
+                self.tell(key, Answer::Rejected(why), after.max(self.before_last()));
+            }
+        }
+        for key in gone {
+            self.tell(key, Answer::Accepted, self.before_last());
+        }
     }
 
-    /// Another session begins: marks of the one before are awaited by nobody.
-    pub(crate) fn restart(&mut self) {
-        self.taken = self.asked;
-        self.changed.clear();
+    fn tell(&mut self, key: RouteKey, answer: Answer, after: u64) {
+        let after = self.untold.get(&key).map_or(after, |(_, already)| after.max(*already));
+        self.untold.insert(key, (answer, after));
     }
 
     /// The guest knows of no rejection: all are to be told, and nothing that was to be told before.
     pub(crate) fn retell(&mut self) {
-        self.restart();
         self.marked.clear();
-        self.untold = self.rejected.iter().map(|(key, why)| (*key, Answer::Rejected(*why))).collect();
+        self.revoked.clear();
+        self.untold = self.rejected.iter().map(|(key, why)| (*key, (Answer::Rejected(*why), 0))).collect();
     }
 
-    /// A mark is asked for.
+    /// A mark is asked for; tokens grow from 1.
     pub(crate) fn ask(&mut self, token: u64) {
         self.asked = self.asked.max(token);
     }
 
-    /// A mark is reached: what changed before is told with it. Places have their turn once, however often they are
-    /// touched, so it may be more than what was asked for before the mark.
+    /// The last mark that was asked for: what the guest says now is behind it.
+    pub(crate) fn last(&self) -> u64 {
+        self.asked
+    }
+
+    /// What is to be told after it is told with the last mark that was asked for.
+    pub(crate) fn before_last(&self) -> u64 {
+        self.asked.saturating_sub(1)
+    }
+
+    /// A mark is reached: what changed before is told with it, but for what is told later. Places have their turn
+    /// once, however often they are touched, so it may be more than what was asked for before the mark.
     pub(crate) fn mark(&mut self, token: u64) {
-        let is_before = |key: &RouteKey| self.changed.get(key).is_none_or(|at| *at < token);
-        let told: BTreeMap<RouteKey, Answer> = self.untold.extract_if(.., |key, _| is_before(key)).collect();
+        // One that was lost with the switch and asked for again says what it would have said, and not earlier.
+        let lost = self.marked.iter().position(|(of, _)| *of == token);
+        let mut told = lost.and_then(|at| self.marked.remove(at)).map(|(_, told)| told).unwrap_or_default();
+        let due = self.untold.extract_if(.., |_, (_, after)| *after < token);
+        told.extend(due.map(|(key, (answer, _))| (key, answer)));
         // Without anything of its own it is told what stands before, whose mark nobody may ask for any more.
         if !told.is_empty() || !self.marked.is_empty() {
             self.marked.push_back((token, told));
@@ -155,10 +190,7 @@ impl Answers {
 
     /// What is to be told now that the switch has confirmed a mark, with that of the marks before it.
     pub(crate) fn take(&mut self, token: u64) -> Vec<(RouteKey, Answer)> {
-        self.taken = self.taken.max(token);
-        self.changed.retain(|_, at| *at >= token);
-        // One that was asked for again stands there twice, and the switch has confirmed both.
-        let Some(last) = self.marked.iter().rposition(|(of, _)| *of == token) else { return Vec::new() };
+        let Some(last) = self.marked.iter().position(|(of, _)| *of == token) else { return Vec::new() };
         let mut answers = BTreeMap::new();
         for (_, of_mark) in self.marked.drain(..=last) {
             answers.extend(of_mark);
@@ -190,8 +222,13 @@ mod tests {
     const FULL: Option<Rejection> = Some(Rejection::Limit);
     const REJECTED: Answer = Answer::Rejected(Rejection::Limit);
 
+    fn settle_after(answers: &mut Answers, key: RouteKey, why: Option<Rejection>, after: u64) {
+        let prefix = Prefix { table: key.table, dst: key.dst };
+        answers.settle(prefix, [key].into_iter(), why, after);
+    }
+
     fn settle(answers: &mut Answers, key: RouteKey, why: Option<Rejection>) {
-        answers.settle([key].into_iter(), why);
+        settle_after(answers, key, why, 0);
     }
 
     #[test]
@@ -227,20 +264,24 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guest_changes_is_rejected_anew() {
+    fn what_the_guest_changes_is_decided_anew() {
         let mut answers = Answers::default();
-        settle(&mut answers, key(1, 0), FULL);
+        for net in [1, 2, 3] {
+            settle(&mut answers, key(net, 0), FULL);
+        }
         answers.mark(1);
-        assert_eq!(answers.take(1), [(key(1, 0), REJECTED)]);
-        answers.changed(key(1, 0));
-        assert!(!answers.is_untold());
+        answers.take(1);
+        for net in [1, 2, 3] {
+            answers.changed(key(net, 0));
+        }
+        assert_eq!(answers.rejected().count(), 0);
         settle(&mut answers, key(1, 0), FULL);
+        settle(&mut answers, key(2, 0), None);
+        let gone = Prefix { table: TABLE_MAIN, dst: key(3, 0).dst };
+        answers.settle(gone, [].into_iter(), None, 0);
         answers.mark(2);
-        assert_eq!(answers.take(2), [(key(1, 0), REJECTED)]);
-        // Nor is it told what was to be told of one that it has removed.
-        settle(&mut answers, key(2, 0), FULL);
-        answers.changed(key(2, 0));
-        assert!(!answers.is_untold());
+        let accepted = |net| (key(net, 0), Answer::Accepted);
+        assert_eq!(answers.take(2), [(key(1, 0), REJECTED), accepted(2), accepted(3)]);
     }
 
     #[test]
@@ -248,38 +289,35 @@ mod tests {
         let mut answers = Answers::default();
         answers.ask(1);
         // The route's place has its turn before the mark, as something else had touched it.
-        answers.changed(key(1, 0));
-        settle(&mut answers, key(1, 0), FULL);
-        settle(&mut answers, key(2, 0), FULL);
+        settle_after(&mut answers, key(1, 0), FULL, 1);
+        settle_after(&mut answers, key(2, 0), FULL, 0);
         answers.mark(1);
         assert!(answers.is_untold());
+        // Others may be in a hurry, it is not.
+        settle_after(&mut answers, key(1, 0), Some(Rejection::Groups), 0);
         // The mark is lost on its way, and reached again.
         answers.ask(1);
         answers.mark(1);
         assert_eq!(answers.take(1), [(key(2, 0), REJECTED)]);
         answers.ask(2);
         answers.mark(2);
-        assert_eq!(answers.take(2), [(key(1, 0), REJECTED)]);
-        assert_eq!((answers.changed.len(), answers.asked), (0, answers.taken));
-        answers.changed(key(3, 0));
-        assert_eq!(answers.changed.len(), 0, "nothing is awaited");
+        assert_eq!(answers.take(2), [(key(1, 0), Answer::Rejected(Rejection::Groups))]);
     }
 
     #[test]
-    fn a_mark_that_is_lost_and_asked_for_again_tells_all_of_it() {
+    fn marks_that_are_lost_and_asked_for_again_tell_what_they_would_have_told() {
         let mut answers = Answers::default();
-        settle(&mut answers, key(1, 0), FULL);
-        answers.mark(1);
-        settle(&mut answers, key(2, 0), FULL);
-        answers.mark(2);
+        for net in [1, 2] {
+            answers.ask(net.into());
+            settle(&mut answers, key(net, 0), FULL);
+            answers.mark(net.into());
+        }
         // The switch was away, and both are reached again.
         settle(&mut answers, key(3, 0), FULL);
         answers.mark(1);
         answers.mark(2);
-        answers.mark(3);
-        let all = [1, 2, 3].map(|net| (key(net, 0), REJECTED));
-        assert_eq!(answers.take(1), all);
-        assert_eq!(answers.take(2), []);
+        assert_eq!(answers.take(1), [1, 3].map(|net| (key(net, 0), REJECTED)));
+        assert_eq!(answers.take(2), [(key(2, 0), REJECTED)]);
         // Of a session that ended nobody takes the marks.
         settle(&mut answers, key(4, 0), FULL);
         answers.mark(4);
@@ -309,7 +347,10 @@ mod tests {
         answers.mark(1);
         answers.take(1);
         let kind = Rejection::Kind;
-        answers.replace([(key(1, 0), Rejection::Limit), (key(2, 0), kind), (key(4, 0), kind)].into());
+        answers.changed(key(5, 0));
+        answers.replace(
+            [(key(1, 0), (Rejection::Limit, 0)), (key(2, 0), (kind, 0)), (key(4, 0), (kind, 0))].into(),
+        );
         answers.mark(2);
         let kind = Answer::Rejected(kind);
         assert_eq!(answers.take(2), [(key(2, 0), kind), (key(3, 0), Answer::Accepted), (key(4, 0), kind)]);

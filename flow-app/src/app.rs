@@ -185,7 +185,6 @@ impl App {
     pub fn begin_snapshot_of(&mut self, id: RouterId, boot_id: [u8; 16]) {
         if let Some(scoped) = self.routers.get_mut(&id) {
             scoped.router.rib.snapshot_begin(boot_id);
-            scoped.router.answers.restart();
         }
     }
 
@@ -193,7 +192,6 @@ impl App {
     pub fn resume(&mut self, id: RouterId) {
         if let Some(scoped) = self.routers.get_mut(&id) {
             scoped.router.rib.resume();
-            scoped.router.answers.restart();
         }
     }
 
@@ -221,8 +219,8 @@ impl App {
         }
     }
 
-    /// Asks for `token` back in a [`Batch`], behind everything that is due for the router now. Tokens grow, but one that
-    /// was lost with the switch may be asked for again.
+    /// Asks for `token` back in a [`Batch`], behind everything that is due for the router now. Tokens grow from
+    /// 1, but one that was lost with the switch may be asked for again.
     pub fn mark(&mut self, id: RouterId, token: u64) {
         if let Some(scoped) = self.routers.get_mut(&id) {
             scoped.router.mark(token);

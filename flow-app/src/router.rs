@@ -1,7 +1,8 @@
 //! One router: its guest's tables, the places in the flow tables that they decide, and which of them are due.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use openflow::{Flow, Group};
 use xenflow_proto::table::{Family, NeighborKey, RouteKey, RouteTarget, TABLE_LOCAL};
@@ -83,7 +84,8 @@ pub(crate) struct Router {
     /// The flows that lead packets into the router.
     gates: BTreeMap<FlowKey, Flow>,
     due: VecDeque<Due>,
-    waiting: HashSet<Place>,
+    /// With the mark behind which the guest said it, where it is about a route.
+    waiting: HashMap<Place, u64>,
     /// What became of the last due, before the next one's turn.
     ready: VecDeque<FlowChange>,
     /// As far as the switch was told.
@@ -109,7 +111,7 @@ impl Router {
             synced: false,
             gates: BTreeMap::new(),
             due: VecDeque::new(),
-            waiting: HashSet::new(),
+            waiting: HashMap::new(),
             ready: VecDeque::new(),
             limit: Limit::new(max_routes),
             groups: Groups::new(id),
@@ -162,8 +164,10 @@ impl Router {
             }
             Key::Address(key) => self.touch(own(key.address.addr())),
             Key::Route(route) => {
-                let places = places_of(route.table, route.dst);
-                places.into_iter().for_each(|place| self.touch(place));
+                for place in places_of(route.table, route.dst) {
+                    self.touch(place);
+                    self.waiting.insert(place, self.answers.last());
+                }
                 self.touch_hosts(Prefix { table: route.table, dst: route.dst });
             }
             Key::NextHop(_) if readers.is_empty() => {}
@@ -188,7 +192,8 @@ impl Router {
     }
 
     fn touch(&mut self, place: Place) {
-        if self.waiting.insert(place) {
+        if let Entry::Vacant(entry) = self.waiting.entry(place) {
+            entry.insert(0);
             self.due.push_back(Due::Place(place));
         }
     }
@@ -303,8 +308,8 @@ impl Router {
         }
     }
 
-    /// Makes ready what is to be said of a place.
-    fn turn(&mut self, place: Place) {
+    /// Makes ready what is to be said of a place, to the guest with a mark that comes after that one.
+    fn turn(&mut self, place: Place, after: u64) {
         let Place::Route(prefix) = place else {
             let content = self.content(place, &self.binding);
             let flow = content.and_then(|content| self.flow(place, &content));
@@ -317,16 +322,23 @@ impl Router {
         let ruling = self.ruling(prefix);
         let moved = self.limit.set(prefix, ruling.is_some());
         for other in moved.before {
-            self.say_route(other, self.ruling(other));
+            self.say_moved(other);
         }
-        self.say_route(prefix, ruling);
+        self.say_route(prefix, ruling, after);
         for other in moved.after {
-            self.say_route(other, self.ruling(other));
+            self.say_moved(other);
         }
     }
 
+    /// Its place within the limit is another one. The guest may have said something of it meanwhile that is still to
+    /// have its turn or its mark, so it is told late rather than early.
+    fn say_moved(&mut self, prefix: Prefix) {
+        let after = self.waiting.get(&Place::Route(prefix)).copied().unwrap_or_default();
+        self.say_route(prefix, self.ruling(prefix), after.max(self.answers.before_last()));
+    }
+
     /// Makes ready the flow of a prefix, with its group, and what the guest is told of its routes.
-    fn say_route(&mut self, prefix: Prefix, ruling: Option<Ruling>) {
+    fn say_route(&mut self, prefix: Prefix, ruling: Option<Ruling>, after: u64) {
         let class = self.limit.class(prefix);
         let RouteFlow { add, flow, remove, rejection } =
             route_flow(self.id, &mut self.groups, prefix, class, ruling);
@@ -336,7 +348,7 @@ impl Router {
             None => FlowChange::Remove(self.key(Place::Route(prefix))),
         });
         self.ready.extend(remove.map(FlowChange::RemoveGroup));
-        self.answers.settle(routes_of(&self.rib, prefix), rejection);
+        self.answers.settle(prefix, routes_of(&self.rib, prefix), rejection, after);
     }
 
     /// All flows and groups that should be there: a full compile.
@@ -422,8 +434,8 @@ impl Router {
             }
             match self.due.pop_front()? {
                 Due::Place(place) => {
-                    self.waiting.remove(&place);
-                    self.turn(place);
+                    let after = self.waiting.remove(&place).unwrap_or_default();
+                    self.turn(place, after);
                 }
                 Due::Change(change) => self.ready.push_back(change),
                 Due::Group(id) => self.ready.extend(self.groups.get(id).map(FlowChange::UpsertGroup)),
@@ -433,7 +445,7 @@ impl Router {
                 }
                 Due::Limit(max) => {
                     for prefix in self.limit.set_max(max) {
-                        self.say_route(prefix, self.ruling(prefix));
+                        self.say_moved(prefix);
                     }
                 }
                 Due::Marker(token) => return Some(Step::Marker(self.reached(token))),
@@ -463,7 +475,7 @@ impl Router {
     /// that should be open open last; a marker stays due behind all of it.
     pub(crate) fn reconcile(&mut self, mut installed: BTreeMap<FlowKey, Flow>, groups: BTreeMap<u32, Group>) {
         let markers: Vec<Due> = self.due.drain(..).filter(|due| matches!(due, Due::Marker(_))).collect();
-        self.waiting.clear();
+        let waiting = std::mem::take(&mut self.waiting);
         self.ready.clear();
         self.groups.adopt(groups);
         let opening: Vec<FlowChange> = self
@@ -485,7 +497,8 @@ impl Router {
                         route_flow(self.id, &mut self.groups, *prefix, class, Some(ruling));
                     adding.extend(add.map(FlowChange::UpsertGroup));
                     if let Some(why) = rejection {
-                        rejected.extend(routes_of(&self.rib, *prefix).map(|key| (key, why)));
+                        let after = waiting.get(place).copied().unwrap_or_default();
+                        rejected.extend(routes_of(&self.rib, *prefix).map(|key| (key, (why, after))));
                     }
                     flow
                 }

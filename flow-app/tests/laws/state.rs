@@ -88,6 +88,8 @@ enum Event {
     BeginDump,
     EndDump,
     Batch(u8),
+    /// The switch confirms all batches.
+    Confirm,
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -105,6 +107,7 @@ fn event() -> impl Strategy<Value = Event> {
         6 => Just(Event::BeginDump),
         6 => Just(Event::EndDump),
         12 => (1..60u8).prop_map(Event::Batch),
+        6 => Just(Event::Confirm),
     ]
 }
 
@@ -115,7 +118,12 @@ struct Guest {
     synced: bool,
     /// Keys confirmed by the snapshot that is under way.
     confirmed: Option<BTreeSet<Key>>,
+    /// Asked for and not reached.
     marks: Vec<u64>,
+    /// Reached and not confirmed.
+    reached: Vec<u64>,
+    /// As far as its session is acknowledged.
+    confirmed_to: u64,
     /// The first mark of its session.
     since: u64,
     /// What its session has told it.
@@ -270,6 +278,13 @@ impl Run {
             Event::Reset(eighths) => {
                 self.app.switch_reset();
                 self.dump = None;
+                // What was not confirmed is asked for again.
+                for (r, guest) in &mut self.guests {
+                    for token in std::mem::take(&mut guest.reached) {
+                        self.app.mark(router_id(*r), token);
+                        guest.marks.push(token);
+                    }
+                }
                 let mut n = 0u8;
                 self.model.flows.retain(|_, _| {
                     n = n.wrapping_add(5) % 8;
@@ -292,9 +307,26 @@ impl Run {
                     self.app.dump_end();
                 }
             }
+            Event::Confirm => self.confirm(),
             Event::Batch(max) => self.batch(max.into())?,
         }
         Ok(())
+    }
+
+    /// The switch has confirmed what was sent. Marks of one session are told together.
+    fn confirm(&mut self) {
+        for (r, guest) in &mut self.guests {
+            let reached = std::mem::take(&mut guest.reached);
+            let reached = reached.into_iter().filter(|token| *token >= guest.since).collect::<Vec<_>>();
+            let mut answers = BTreeMap::new();
+            for token in &reached {
+                answers.extend(self.app.take_answers(router_id(*r), *token));
+            }
+            if let Some(last) = reached.into_iter().max() {
+                guest.confirmed_to = guest.confirmed_to.max(last);
+                guest.hear(guest.confirmed_to - u64::from(self.hastes), answers.into_iter().collect());
+            }
+        }
     }
 
     fn batch(&mut self, max: usize) -> Result<(), String> {
@@ -309,9 +341,7 @@ impl Run {
             if guest.marks.is_empty() || guest.marks.remove(0) != token {
                 return Err(format!("mark {token} of router {id}, but {:?}", guest.marks));
             }
-            if token >= guest.since {
-                guest.hear(token - u64::from(self.hastes), self.app.take_answers(id, token));
-            }
+            guest.reached.push(token);
         }
         Ok(())
     }
@@ -334,7 +364,9 @@ impl Run {
                         self.step(Event::Mark(r))?;
                     }
                 }
-                return self.batch(25);
+                self.batch(25)?;
+                self.confirm();
+                return Ok(());
             }
         }
         Err("it does not settle".to_owned())

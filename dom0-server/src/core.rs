@@ -20,7 +20,7 @@ use xenflow_flow_app::{
     Answer, App, Attachment, Batch, Dump, FlowChange, MeterChange, PortNo, PuntClass, RouterId,
 };
 use xenflow_proto::message::{GuestMessage, Hello, HostMessage, RefusalReason};
-use xenflow_proto::table::RouteKey;
+use xenflow_proto::table::{NeighborKey, RouteKey};
 use xenflow_proto::{Change, Identity, Name, Seq};
 
 use crate::core::meters::{Lacking, meter_id};
@@ -148,6 +148,8 @@ struct Session {
     answers: BTreeMap<RouteKey, Answer>,
     /// Answers are on their way to the guest: more wait for [`Event::Told`].
     is_telling: bool,
+    /// The neighbors that it was last told to keep fresh.
+    in_use: Vec<NeighborKey>,
     stage: Stage,
     /// What is left of its last message.
     rest: std::vec::IntoIter<Change>,
@@ -294,6 +296,7 @@ impl Core {
                 if let (Some(desired), Some(ports)) = (&self.desired, &self.ports) {
                     let names = Names::new(&self.node, desired, self.app.topology(), ports);
                     self.counters.take(&poll, &names);
+                    self.tell_in_use();
                 }
             }
             Event::Remembered(totals) => self.counters.remember(totals),

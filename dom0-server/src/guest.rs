@@ -153,6 +153,16 @@ pub async fn listen(
     let v6 = bind(SocketAddrV6::new(HOST_IPV6, PORT, 0, ifindex).into())?;
     let v4 = bind((HOST_IPV4, PORT).into())?;
     tracing::info!(ifindex, port = PORT, "listening for guests on {HOST_PORT_NAME}");
+    Ok(serve_all(&v6, &v4, server, sessions, events).await)
+}
+
+async fn serve_all(
+    v6: &TcpListener,
+    v4: &TcpListener,
+    server: tls::Access,
+    sessions: Sessions,
+    events: mpsc::Sender<Event>,
+) -> std::convert::Infallible {
     loop {
         let accepted = tokio::select! {
             accepted = v6.accept() => accepted,
@@ -523,3 +533,6 @@ async fn say_goodbye(stream: &mut TlsStream<TcpStream>, reason: RefusalReason, d
     })
     .await;
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,6 +40,7 @@ impl Core {
             acked: Seq(0),
             answers: BTreeMap::new(),
             is_telling: false,
+            in_use: Vec::new(),
             stage,
             rest: Vec::new().into_iter(),
         };
@@ -104,6 +105,18 @@ impl Core {
             Ok(true) => self.go_on(id),
             Ok(false) => self.effects.push(Effect::Taken(id)),
             Err((reason, detail)) => self.refuse(id, reason, detail),
+        }
+    }
+
+    /// Tells guests which neighbors the host sends to, where these are others than before.
+    pub(super) fn tell_in_use(&mut self) {
+        let mut in_use = self.counters.in_use(|flow| self.app.neighbor_of(flow));
+        for (id, session) in self.sessions.iter_mut().filter(|(_, session)| session.stage == Stage::Live) {
+            let now = in_use.remove(&session.router).unwrap_or_default();
+            if now != session.in_use {
+                session.in_use.clone_from(&now);
+                self.effects.push(Effect::Tell(*id, HostMessage::InUse(now)));
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! The core between a guest, a database and a switch that are played by hand; then between random ones.
 
 mod acks;
+mod in_use;
 mod lone;
 mod model;
 mod resume;

@@ -2,10 +2,11 @@
 //!
 //! Events change the mirror at once; a dump (begin, entries, end) corrects it over the union of keys. What a survey
 //! found ([`crate::obstacles`]) is kept here too, in the same way; dumps leave it alone. What of all this the host
-//! does not know yet is for the submodule to say.
+//! does not know yet is for `told` to say.
 //!
 //! Not here: how changes are numbered and confirmed ([`crate::session`]), when to dump ([`crate::driver`]).
 
+mod marks;
 mod told;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -19,6 +19,7 @@ use xenflow_proto::digest::{Digest, Keyed};
 use xenflow_proto::table::{NextHopKind, Route, RouteKey, RouteKind, RouteTarget};
 use xenflow_proto::{Change, Key, Object};
 
+use super::marks::Marks;
 use super::{Mirror, Slot};
 use crate::translate::UNDESCRIBED;
 
@@ -64,58 +65,6 @@ pub struct Confirmed {
     pub keys: Vec<Key>,
     /// That was its end: the switch confirmed all that the host held or was told before, too.
     pub whole: bool,
-}
-
-/// A key of which the host does not know the state.
-#[derive(Debug, Clone, Copy)]
-struct Dirty {
-    ticket: i64,
-    since: Duration,
-    /// Hash of what the host has under the key.
-    told: Option<u64>,
-}
-
-#[derive(Debug, Default)]
-struct Marks {
-    dirty: BTreeMap<Slot, Dirty>,
-    order: BTreeMap<i64, Slot>,
-    /// The lowest ticket is taken first. They count up, and down for what must overtake.
-    next_ticket: i64,
-    last_urgent: i64,
-}
-
-impl Marks {
-    fn mark(&mut self, slot: &Slot, told: Option<u64>, since: Duration, urgent: bool) {
-        let since = match self.dirty.get_mut(slot) {
-            Some(dirty) if !urgent => {
-                dirty.told = told;
-                return;
-            }
-            Some(before) => before.since,
-            None => since,
-        };
-        self.unmark(slot);
-        let ticket = if urgent {
-            self.last_urgent -= 1;
-            self.last_urgent
-        } else {
-            self.next_ticket += 1;
-            self.next_ticket
-        };
-        self.order.insert(ticket, slot.clone());
-        self.dirty.insert(slot.clone(), Dirty { ticket, since, told });
-    }
-
-    fn unmark(&mut self, slot: &Slot) -> Option<Dirty> {
-        let dirty = self.dirty.remove(slot)?;
-        self.order.remove(&dirty.ticket);
-        Some(dirty)
-    }
-
-    fn clear(&mut self) {
-        self.dirty.clear();
-        self.order.clear();
-    }
 }
 
 /// A message that is not acknowledged.
@@ -195,7 +144,7 @@ impl Told {
 
     /// What the host has under a key without an entry.
     pub(super) fn of_gone(&self, slot: &Slot) -> Option<u64> {
-        self.marks.dirty.get(slot).and_then(|dirty| dirty.told)
+        self.marks.get(slot).and_then(|dirty| dirty.told)
     }
 
     /// Number of the last message: what was told of any key was told by then.
@@ -319,16 +268,13 @@ impl Mirror {
         }
         // The next host is sent them in the order of a snapshot.
         told.listing = Some(Bound::Unbounded);
-        let marked = told.marks.dirty.keys().filter(|slot| self.entries.contains_key(*slot));
-        for slot in marked.cloned().collect::<Vec<_>>() {
-            told.marks.unmark(&slot);
-        }
+        told.marks.retain(|slot| !self.entries.contains_key(slot));
     }
 
     /// Number of keys that the host does not know the state of, what a running snapshot still sends apart.
     #[must_use]
     pub fn backlog(&self) -> usize {
-        self.told.marks.dirty.len()
+        self.told.marks.len()
     }
 
     /// Nothing may be taken before the host acknowledges something: [`MAX_IN_FLIGHT`] is reached.
@@ -361,8 +307,7 @@ impl Mirror {
         let mut bytes = 0;
         let told = &mut self.told;
         while batch.changes.len() < limits.changes {
-            let Some((_, slot)) = told.marks.order.first_key_value() else { break };
-            let slot = slot.clone();
+            let Some(slot) = told.marks.first().cloned() else { break };
             let entry = self.entries.get_mut(&slot);
             let change = match &entry {
                 Some(entry) => Change::Upsert(as_told(&entry.object, &self.duplicated).into_owned()),

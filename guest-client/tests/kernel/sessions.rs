@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use xenflow_guest_client::session::PING_AFTER;
 use xenflow_proto::control;
 
 use crate::support::{Host, Lab, in_namespace, ip, until};
@@ -89,6 +90,30 @@ fn a_nudge_of_the_host_makes_the_client_look_at_once() {
         until("another nudge", || client.log().matches("nudged").count() == 2);
         host.wait_same_as_kernel();
         assert_eq!(host.table().sessions, 1);
+    });
+}
+
+/// The old host is gone without a word, as the guest was moved; the new one holds the tables.
+#[test]
+fn nudges_end_a_session_that_is_dead() {
+    in_namespace("sessions::nudges_end_a_session_that_is_dead", || {
+        let lab = Lab::new();
+        let host = Host::start(&lab, 8);
+        let client = lab.client("");
+        host.wait("snapshot", |table| table.snapshots == 1 && table.unacked == 0);
+        // One that ends at once would not count as a good one.
+        std::thread::sleep(Duration::from_millis(1100));
+        host.desert();
+        std::thread::sleep(Duration::from_millis(100));
+        let start = Instant::now();
+        while host.table().sessions == 1 {
+            assert!(start.elapsed() < PING_AFTER, "not before timers end the session");
+            lab.datagram("fe80::1", control::NUDGE);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        host.wait("resume", |table| table.resumes == 1);
+        assert!(client.log().contains("nudged by a host that does not know of the session"));
+        assert_eq!(host.table().changes, 0);
     });
 }
 

@@ -393,6 +393,7 @@ pub struct Host {
     stop: Arc<AtomicBool>,
     hold: Arc<AtomicBool>,
     cut: Arc<AtomicBool>,
+    desert: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -443,11 +444,14 @@ impl Host {
             stop: Arc::default(),
             hold: Arc::default(),
             cut: Arc::default(),
+            desert: Arc::default(),
             thread: None,
         };
         let (table, stop) = (Arc::clone(&host.table), Arc::clone(&host.stop));
         let (hold, cut) = (Arc::clone(&host.hold), Arc::clone(&host.cut));
+        let desert = Arc::clone(&host.desert);
         let thread = std::thread::spawn(move || {
+            let mut deserted = Vec::new();
             while !stop.load(Ordering::Relaxed) {
                 let Ok((tcp, from)) = listener.accept() else {
                     std::thread::sleep(Duration::from_millis(5));
@@ -457,15 +461,13 @@ impl Host {
                 assert_eq!(from.ip(), control::guest_ipv6("52:54:00:00:01:00".parse().unwrap()));
                 tcp.set_nonblocking(false).unwrap();
                 tcp.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
-                let tls = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), tcp);
+                let mut tls = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), tcp);
                 cut.store(false, Ordering::Relaxed);
-                let ended = serve(
-                    tls,
-                    &table,
-                    window,
-                    &|| stop.load(Ordering::Relaxed) || cut.load(Ordering::Relaxed),
-                    &hold,
-                );
+                let over = || [&stop, &cut, &desert].iter().any(|flag| flag.load(Ordering::Relaxed));
+                let ended = serve(&mut tls, &table, window, &over, &hold);
+                if desert.swap(false, Ordering::Relaxed) {
+                    deserted.push(tls);
+                }
                 table.lock().unwrap().fresh = None;
                 drop(ended);
             }
@@ -482,6 +484,11 @@ impl Host {
     /// Keeps acknowledgements back, or not.
     pub fn hold(&self, hold: bool) {
         self.hold.store(hold, Ordering::Relaxed);
+    }
+
+    /// Neither reads nor writes in the session that runs, and does not end it: as a host that the guest left.
+    pub fn desert(&self) {
+        self.desert.store(true, Ordering::Relaxed);
     }
 
     /// Ends the session that runs.
@@ -592,7 +599,7 @@ fn say(tls: &mut Tls, message: &HostMessage) -> std::io::Result<()> {
 }
 
 fn serve(
-    mut tls: Tls,
+    tls: &mut Tls,
     table: &Mutex<Table>,
     window: u32,
     over: &dyn Fn() -> bool,
@@ -636,7 +643,7 @@ fn serve(
                         window,
                         held: table.held(),
                     };
-                    say(&mut tls, &HostMessage::Welcome(welcome))?;
+                    say(tls, &HostMessage::Welcome(welcome))?;
                 }
                 GuestMessage::SnapshotBegin(seq) => {
                     number(seq);
@@ -658,11 +665,11 @@ fn serve(
                         None => table.resumes += 1,
                     }
                 }
-                GuestMessage::Ping(token) => say(&mut tls, &HostMessage::Pong(token))?,
+                GuestMessage::Ping(token) => say(tls, &HostMessage::Pong(token))?,
                 GuestMessage::Resume(seq) => number(seq),
                 GuestMessage::Renew => {
                     let renewed = table.renewed.clone().expect("a certificate that does not end soon");
-                    say(&mut tls, &HostMessage::Renewed(renewed))?;
+                    say(tls, &HostMessage::Renewed(renewed))?;
                 }
                 GuestMessage::Pong(_) => {}
             }
@@ -673,7 +680,7 @@ fn serve(
         if acked.next() < expected && !hold.load(Ordering::Relaxed) {
             acked = Seq(expected.0 - 1);
             table.lock().unwrap().unacked = 0;
-            say(&mut tls, &HostMessage::Ack { seq: acked, rejected: Vec::new(), accepted: Vec::new() })?;
+            say(tls, &HostMessage::Ack { seq: acked, rejected: Vec::new(), accepted: Vec::new() })?;
         }
     }
 }

@@ -1,0 +1,171 @@
+//! The guest client without its I/O: the real mirror and session, and what the driver does between them.
+
+use std::time::Duration;
+
+use xenflow_guest_client::mirror::Mirror;
+use xenflow_guest_client::obstacles::Survey;
+use xenflow_guest_client::session::{Session, SessionError};
+use xenflow_proto::message::{Hello, RefusalReason, VERSION};
+use xenflow_proto::{GuestMessage, HostMessage};
+
+use crate::kernel::{Kernel, Message, Read};
+
+/// What a session's end means.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// The guest tries again.
+    Lost,
+    /// Somebody broke a rule.
+    Broken(String),
+}
+
+/// A client, and where it is wrong on purpose.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    boot_id: [u8; 16],
+    pub(crate) mirror: Mirror,
+    session: Option<Session>,
+    /// The dump under way, and whether it can still become whole.
+    dump: Option<u32>,
+    dumps: u32,
+    dump_due: bool,
+    /// The socket said that it dropped events, and was not seen empty since.
+    congested: bool,
+    survey: Option<Survey>,
+    /// The control: dumps after silent deletions are left out.
+    trusts_silence: bool,
+}
+
+impl Guest {
+    pub(crate) fn start(boot: u64, kernel: &mut Kernel, trusts_silence: bool) -> Self {
+        kernel.reopen();
+        let boot_id = (u128::from(boot) << 64 | 0x1234_5678).to_be_bytes();
+        Self {
+            boot_id,
+            mirror: Mirror::new(&boot_id),
+            session: None,
+            dump: None,
+            dumps: 0,
+            dump_due: true,
+            congested: false,
+            survey: Some(kernel.survey()),
+            trusts_silence,
+        }
+    }
+
+    pub(crate) fn boot_id(&self) -> &[u8; 16] {
+        &self.boot_id
+    }
+
+    /// Reads some messages of the kernel.
+    pub(crate) fn read(&mut self, kernel: &mut Kernel, messages: usize, now: Duration) {
+        for _ in 0..messages {
+            match kernel.socket.read() {
+                Read::Message(message) => self.heard(message, now),
+                Read::NoBuffers => {
+                    self.congested = true;
+                    // What the kernel still answers belongs to no dump.
+                    self.dump = None;
+                    self.mirror.distrust();
+                    self.dump_due = true;
+                }
+                Read::Again => {
+                    self.congested = false;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn heard(&mut self, message: Message, now: Duration) {
+        match message {
+            Message::Event(event) => {
+                let silent = self.mirror.apply(event, now);
+                self.dump_due |= silent && !self.trusts_silence;
+            }
+            Message::Dumped(number, event) if self.dump == Some(number) => {
+                self.mirror.apply_dumped(event, now);
+            }
+            Message::Done(number, whole) if self.dump == Some(number) => {
+                self.dump = None;
+                let sure = whole && self.mirror.end_dump(now);
+                self.dump_due |= !sure;
+            }
+            Message::Dumped(..) | Message::Done(..) => {}
+        }
+    }
+
+    /// Starts a dump, if one is due.
+    pub(crate) fn dump(&mut self, kernel: &mut Kernel) {
+        if self.dump_due && self.dump.is_none() && !self.congested {
+            self.dump_due = false;
+            self.dumps += 1;
+            self.dump = Some(self.dumps);
+            self.mirror.begin_dump();
+            kernel.begin_dump(self.dumps);
+        }
+    }
+
+    /// A survey that looked earlier reports, and another looks.
+    pub(crate) fn survey(&mut self, kernel: &Kernel, now: Duration) {
+        if let Some(survey) = self.survey.replace(kernel.survey()) {
+            self.mirror.apply_survey(&survey, now);
+        }
+    }
+
+    /// Nothing is asked of the kernel, and nothing is missing.
+    pub(crate) fn has_settled(&self) -> bool {
+        self.dump.is_none() && !self.dump_due && !self.congested && self.mirror.is_trusted()
+    }
+
+    /// A connection is made.
+    pub(crate) fn connect(&mut self, now: Duration) {
+        let hello = Hello {
+            versions: vec![VERSION],
+            router: "r1".parse().unwrap(),
+            boot_id: self.boot_id,
+            agent: "model".into(),
+        };
+        self.session = Some(Session::new(now, hello));
+    }
+
+    /// The connection is gone.
+    pub(crate) fn disconnect(&mut self) {
+        self.session = None;
+        self.mirror.hang_up();
+    }
+
+    /// Something tells that the host may be another now.
+    pub(crate) fn probe(&mut self, now: Duration) {
+        if let Some(session) = &mut self.session {
+            session.probe(now);
+        }
+    }
+
+    pub(crate) fn next_message(&mut self) -> Option<GuestMessage> {
+        self.session.as_mut()?.poll_transmit(&mut self.mirror)
+    }
+
+    pub(crate) fn hear(&mut self, message: HostMessage, now: Duration) -> Result<(), Ended> {
+        let Some(session) = &mut self.session else { return Ok(()) };
+        match session.handle_message(now, message, &mut self.mirror) {
+            Ok(_) => Ok(()),
+            Err(SessionError::Refused {
+                reason: RefusalReason::Replaced | RefusalReason::Identity | RefusalReason::UnknownRouter,
+                ..
+            }) => Err(Ended::Lost),
+            Err(error) => Err(Ended::Broken(error.to_string())),
+        }
+    }
+
+    /// The session is over because the host is silent.
+    pub(crate) fn is_over(&mut self, now: Duration) -> bool {
+        self.session.as_mut().is_some_and(|session| session.handle_timeout(now).is_err())
+    }
+
+    /// Everything was told, and the host confirmed it.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let done = |session: &Session| session.is_live() && session.acked() == session.sent();
+        self.has_settled() && self.mirror.backlog() == 0 && self.session.as_ref().is_some_and(done)
+    }
+}

@@ -1,0 +1,80 @@
+//! A kernel that is a model, the real guest client and the real host core between it and a switch that is a model, under
+//! random events, losses, breaks, restarts and moves, in virtual time and without I/O.
+//!
+//! The laws: whenever all is quiet, the mirror has what the kernel has, and the switch what a host holds that was told
+//! exactly that; nothing is withdrawn but by the word of a session; nobody breaks a rule of the protocol.
+//!
+//! `XENFLOW_MODEL_SEED` and `XENFLOW_MODEL_STEPS` make other runs; a failure names its seed.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+#![allow(clippy::wildcard_enum_match_arm, reason = "some effects are no business of the model")]
+
+mod guest;
+mod host;
+mod kernel;
+mod world;
+
+use std::str::FromStr;
+
+use host::Counts;
+use world::{Faults, World};
+use xenflow_tests::oracle::random::Random;
+
+/// Steps of one world.
+const LIFE: u64 = 2000;
+
+fn from_environment<T: FromStr>(name: &str, default: T) -> T {
+    std::env::var(name).map_or(default, |text| {
+        text.parse().unwrap_or_else(|_| panic!("{name} is {text:?}, which is no number"))
+    })
+}
+
+/// Worlds one after another; what they counted, or how a law was broken.
+fn run(seed: u64, steps: u64, faults: Faults) -> Result<Counts, String> {
+    let mut total = Counts::default();
+    for number in 0..steps.div_ceil(LIFE) {
+        let mut world = World::new(Random::new(seed, number + 1), faults);
+        let counts = world.live(LIFE.min(steps - number * LIFE));
+        let counts = counts.map_err(|broken| {
+            format!(
+                "{broken}\n(XENFLOW_MODEL_SEED={seed}, world {number}; its last steps: {})",
+                world.trace()
+            )
+        })?;
+        total = Counts {
+            snapshots: total.snapshots + counts.snapshots,
+            resumes: total.resumes + counts.resumes,
+            empty: total.empty + counts.empty,
+            watched: total.watched + counts.watched,
+        };
+    }
+    Ok(total)
+}
+
+#[test]
+fn the_host_ends_with_what_the_kernel_has() {
+    let seed = from_environment("XENFLOW_MODEL_SEED", 1);
+    let steps = from_environment("XENFLOW_MODEL_STEPS", 100_000);
+    let counts = run(seed, steps, Faults::default()).unwrap_or_else(|broken| panic!("{broken}"));
+    assert!(counts.snapshots > steps / 500, "seed {seed}: {counts:?}");
+    assert!(counts.resumes - counts.empty > steps / 1000, "seed {seed}: {counts:?}");
+    assert!(counts.empty > steps / 1000, "seed {seed}: {counts:?}");
+    assert!(counts.watched > steps / 100, "seed {seed}: {counts:?}");
+}
+
+/// Controls: the laws see what they are for.
+#[test]
+fn a_client_that_trusts_silence_is_found_out() {
+    let seed = from_environment("XENFLOW_MODEL_SEED", 1);
+    let faults = Faults { trusts_silence: true, ..Faults::default() };
+    let broken = run(seed, 20_000, faults).expect_err("nothing was missed");
+    assert!(broken.contains("the mirror"), "{broken}");
+}
+
+#[test]
+fn a_host_that_withdraws_is_found_out() {
+    let seed = from_environment("XENFLOW_MODEL_SEED", 1);
+    let faults = Faults { withdraws: true, ..Faults::default() };
+    let broken = run(seed, 20_000, faults).expect_err("nothing was missed");
+    assert!(broken.contains("no session said so"), "{broken}");
+}

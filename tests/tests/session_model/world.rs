@@ -1,0 +1,535 @@
+//! The kernel, its guest client, two hosts and the connections between them; steps, and the laws.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use dom0_server::core::SessionId;
+use xenflow_proto::digest::{Digest, Keyed};
+use xenflow_proto::frame::MAX_FRAME;
+use xenflow_proto::message::RefusalReason;
+use xenflow_proto::{FrameDecoder, GuestMessage, HostMessage, Key, Object};
+use xenflow_tests::oracle::random::Random;
+
+use crate::guest::{Ended, Guest};
+use crate::host::{Counts, Host, Output};
+use crate::kernel::Kernel;
+
+/// What is wrong on purpose.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Faults {
+    pub(crate) trusts_silence: bool,
+    pub(crate) withdraws: bool,
+}
+
+/// A step, and how often it is taken.
+#[derive(Debug, Clone, Copy)]
+enum Op {
+    Act,
+    Read,
+    List { late: bool },
+    Dump,
+    Survey,
+    Connect,
+    Transmit,
+    DeliverUp,
+    DeliverDown,
+    Work,
+    Answer,
+    Break { whole: bool },
+    GuestNotices,
+    HostNotices,
+    HostAsks,
+    Time { ms: u64 },
+    SwitchDown,
+    SwitchUp,
+    Refuse,
+    Waited,
+    Turn,
+    ClientRestarts,
+    Reboot,
+    DaemonRestarts,
+    Move,
+}
+
+const OPS: [(usize, Op); 28] = [
+    (120, Op::Act),
+    (100, Op::Read),
+    (40, Op::List { late: false }),
+    (10, Op::List { late: true }),
+    (40, Op::Dump),
+    (15, Op::Survey),
+    (40, Op::Connect),
+    (90, Op::Transmit),
+    (90, Op::DeliverUp),
+    (90, Op::DeliverDown),
+    (60, Op::Work),
+    (60, Op::Answer),
+    (8, Op::Break { whole: false }),
+    (4, Op::Break { whole: true }),
+    (30, Op::GuestNotices),
+    (20, Op::HostNotices),
+    (2, Op::HostAsks),
+    (60, Op::Time { ms: 20 }),
+    (3, Op::Time { ms: 2100 }),
+    (2, Op::SwitchDown),
+    (20, Op::SwitchUp),
+    (3, Op::Refuse),
+    (10, Op::Waited),
+    (40, Op::Turn),
+    (2, Op::ClientRestarts),
+    (1, Op::Reboot),
+    (2, Op::DaemonRestarts),
+    (4, Op::Move),
+];
+
+/// Frames under way in both directions.
+#[derive(Debug)]
+struct Connection {
+    host: usize,
+    up: VecDeque<BytesMut>,
+    down: VecDeque<BytesMut>,
+    has_hello: bool,
+    /// The host has taken the last message.
+    is_taken: bool,
+    /// Nothing more gets through, not even the news of that.
+    is_cut: bool,
+    /// The host has closed it, or does not know it any more.
+    is_gone: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct World {
+    random: Random,
+    faults: Faults,
+    now: Duration,
+    boots: u64,
+    kernel: Kernel,
+    guest: Guest,
+    hosts: [Host; 2],
+    /// Where the guest is.
+    place: usize,
+    connections: BTreeMap<u64, Connection>,
+    /// The guest's.
+    current: Option<u64>,
+    next_id: u64,
+    /// What the last host that took a session held.
+    held: Option<Digest>,
+    trace: VecDeque<Op>,
+}
+
+impl World {
+    pub(crate) fn new(random: Random, faults: Faults) -> Self {
+        let mut kernel = Kernel::new();
+        let guest = Guest::start(1, &mut kernel, faults.trusts_silence);
+        let mut hosts = ["a", "b"].map(|node| Host::new(node, faults.withdraws));
+        hosts[0].plug(true);
+        Self {
+            random,
+            faults,
+            now: Duration::from_secs(1),
+            boots: 1,
+            kernel,
+            guest,
+            hosts,
+            place: 0,
+            connections: BTreeMap::new(),
+            current: None,
+            next_id: 1,
+            held: None,
+            trace: VecDeque::new(),
+        }
+    }
+
+    /// The last steps.
+    pub(crate) fn trace(&self) -> String {
+        format!("{:?}", self.trace)
+    }
+
+    /// Takes steps; every now and then, and at the end, all becomes quiet and is compared.
+    pub(crate) fn live(&mut self, steps: u64) -> Result<Counts, String> {
+        for step in 1..=steps {
+            let op = self.random.weighted(&OPS);
+            if self.trace.len() == 60 {
+                self.trace.pop_front();
+            }
+            self.trace.push_back(op);
+            self.step(op)?;
+            self.hosts.iter_mut().try_for_each(Host::look)?;
+            if self.random.below(150) == 0 || step == steps {
+                self.settle()?;
+                self.compare()?;
+                if !self.faults.withdraws && self.random.percent(30) {
+                    self.return_unchanged()?;
+                }
+            }
+        }
+        let [a, b] = [&self.hosts[0].counts, &self.hosts[1].counts];
+        Ok(Counts {
+            snapshots: a.snapshots + b.snapshots,
+            resumes: a.resumes + b.resumes,
+            empty: a.empty + b.empty,
+            watched: a.watched + b.watched,
+        })
+    }
+
+    fn step(&mut self, op: Op) -> Result<(), String> {
+        let some = 1 + self.random.below(6);
+        let host = self.random.below(2);
+        match op {
+            Op::Act => self.kernel.act(self.guest.mirror.is_trusted(), &mut self.random),
+            Op::Read => self.guest.read(&mut self.kernel, 2 * some, self.now),
+            Op::List { late } => self.kernel.list(2 * some, late, &mut self.random),
+            Op::Dump => self.guest.dump(&mut self.kernel),
+            Op::Survey => self.guest.survey(&self.kernel, self.now),
+            Op::Connect => self.connect(),
+            Op::Transmit => self.transmit(some),
+            Op::DeliverUp => self.deliver_up(some)?,
+            Op::DeliverDown => self.deliver_down(some)?,
+            Op::Work => (0..some).for_each(|_| self.hosts[host].work()),
+            Op::Answer => {
+                for _ in 0..some {
+                    let out = self.hosts[host].answer();
+                    self.send(out)?;
+                }
+            }
+            Op::Break { whole } => self.cut(whole),
+            Op::GuestNotices => self.guest_notices(),
+            Op::HostNotices => self.host_notices()?,
+            Op::HostAsks => self.host_asks()?,
+            Op::Time { ms } => self.pass(Duration::from_millis(ms)),
+            Op::SwitchDown => {
+                let out = self.hosts[host].switch_down();
+                self.send(out)?;
+            }
+            Op::SwitchUp => {
+                let out = self.hosts[host].switch_up();
+                self.send(out)?;
+            }
+            Op::Refuse => {
+                let culprit = self.random.percent(50).then(|| self.random.below(8));
+                self.hosts[host].refuse(culprit);
+            }
+            Op::Waited => {
+                let out = self.hosts[host].waited();
+                self.send(out)?;
+            }
+            Op::Turn => {
+                let out = self.hosts[host].turn();
+                self.send(out)?;
+            }
+            Op::ClientRestarts => self.start_client(),
+            Op::Reboot => {
+                self.boots += 1;
+                self.kernel = Kernel::new();
+                self.start_client();
+            }
+            Op::DaemonRestarts => self.restart_daemon(host)?,
+            Op::Move => self.migrate()?,
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self) {
+        if self.current.is_some() || !self.guest.mirror.is_trusted() {
+            return;
+        }
+        let connection = Connection {
+            host: self.place,
+            up: VecDeque::new(),
+            down: VecDeque::new(),
+            has_hello: false,
+            is_taken: true,
+            is_cut: false,
+            is_gone: false,
+        };
+        self.connections.insert(self.next_id, connection);
+        self.current = Some(self.next_id);
+        self.next_id += 1;
+        self.guest.connect(self.now);
+    }
+
+    fn mine(&mut self) -> Option<&mut Connection> {
+        self.connections.get_mut(&self.current?)
+    }
+
+    fn transmit(&mut self, messages: usize) {
+        for _ in 0..messages {
+            let Some(message) = self.guest.next_message() else { return };
+            let mut frame = BytesMut::new();
+            message.encode(&mut frame);
+            if let Some(connection) = self.mine().filter(|it| !it.is_cut) {
+                connection.up.push_back(frame);
+            }
+        }
+    }
+
+    /// To the hosts: also what a guest said before it lost the connection.
+    fn deliver_up(&mut self, messages: usize) -> Result<(), String> {
+        let ids: Vec<u64> = self.connections.keys().copied().collect();
+        let Some(&id) = ids.get(self.random.below(ids.len().max(1))) else { return Ok(()) };
+        for _ in 0..messages {
+            let Some(connection) = self.connections.get_mut(&id) else { return Ok(()) };
+            if connection.is_gone {
+                connection.up.clear();
+            } else if !connection.is_taken {
+                return Ok(());
+            }
+            let Some(frame) = connection.up.pop_front() else { return Ok(()) };
+            let message = decode(frame, GuestMessage::decode)?;
+            let (session, has_hello, host) = (SessionId(id), connection.has_hello, connection.host);
+            connection.is_taken = !std::mem::replace(&mut connection.has_hello, true);
+            let out = match message {
+                GuestMessage::Hello(hello) if !has_hello => self.hosts[host].open(session, hello),
+                other if has_hello => self.hosts[host].said(session, other),
+                other => return Err(format!("{other:?} before Hello")),
+            };
+            self.send(out)?;
+        }
+        Ok(())
+    }
+
+    fn deliver_down(&mut self, messages: usize) -> Result<(), String> {
+        for _ in 0..messages {
+            let Some(frame) = self.mine().and_then(|it| it.down.pop_front()) else { return Ok(()) };
+            let message = decode(frame, HostMessage::decode)?;
+            match &message {
+                HostMessage::Welcome(welcome) => self.held = welcome.held,
+                HostMessage::Ack { rejected, accepted, .. }
+                    if !rejected.is_empty() || !accepted.is_empty() =>
+                {
+                    let id = self.current.unwrap_or_default();
+                    let known = self.connections.get(&id).filter(|it| !it.is_gone).map(|it| it.host);
+                    if let Some(host) = known {
+                        let out = self.hosts[host].told(SessionId(id));
+                        self.send(out)?;
+                    }
+                }
+                _ => {}
+            }
+            match self.guest.hear(message, self.now) {
+                Ok(()) => {}
+                Err(Ended::Lost) => self.leave(),
+                Err(Ended::Broken(rule)) => return Err(format!("the host broke a rule: {rule}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, out: Vec<Output>) -> Result<(), String> {
+        for output in out {
+            match output {
+                Output::Tell(_, HostMessage::Refusal { reason, detail })
+                    if matches!(reason, RefusalReason::Protocol | RefusalReason::Limit) =>
+                {
+                    return Err(format!("the guest broke a rule: {detail}"));
+                }
+                Output::Tell(id, message) => {
+                    let connection = self.connections.get_mut(&id.0);
+                    if let Some(connection) = connection.filter(|it| !it.is_cut && !it.is_gone) {
+                        let mut frame = BytesMut::new();
+                        message.encode(&mut frame);
+                        connection.down.push_back(frame);
+                    }
+                }
+                Output::Taken(id) => {
+                    if let Some(connection) = self.connections.get_mut(&id.0) {
+                        connection.is_taken = true;
+                    }
+                }
+                Output::Nudge => self.guest.probe(self.now),
+                Output::Close(id) => {
+                    if let Some(connection) = self.connections.get_mut(&id.0) {
+                        connection.is_gone = true;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest's connection breaks. Of what is under way, the first arrive, and neither end knows how many.
+    fn cut(&mut self, whole: bool) {
+        let arrive = (self.random.bits(), self.random.bits());
+        let Some(connection) = self.mine() else { return };
+        connection.is_cut = true;
+        if !whole {
+            let first = |queue: &VecDeque<BytesMut>, draw: u64| draw as usize % (queue.len() + 1);
+            connection.up.truncate(first(&connection.up, arrive.0));
+            connection.down.truncate(first(&connection.down, arrive.1));
+        }
+    }
+
+    /// Hears of the end of its connection, behind what was sent before.
+    fn guest_notices(&mut self) {
+        if self.mine().is_some_and(|it| it.down.is_empty() && (it.is_cut || it.is_gone)) {
+            self.leave();
+        }
+    }
+
+    /// The guest has no connection any more.
+    fn leave(&mut self) {
+        if let Some(connection) = self.mine() {
+            connection.is_cut = true;
+            connection.down.clear();
+        }
+        self.current = None;
+        self.guest.disconnect();
+    }
+
+    /// One of the hosts hears of the end of a connection, behind what was sent before.
+    fn host_notices(&mut self) -> Result<(), String> {
+        let over = |it: &Connection| it.is_gone || (it.is_cut && it.up.is_empty());
+        let Some(id) = self.connections.iter().find(|(_, it)| over(it)).map(|(id, _)| *id) else {
+            return Ok(());
+        };
+        let connection = &self.connections[&id];
+        let (is_known, host) = (connection.has_hello && !connection.is_gone, connection.host);
+        if Some(id) == self.current {
+            // The guest's end goes when the guest notices.
+            self.connections.entry(id).and_modify(|it| (it.is_gone, it.is_cut) = (true, true));
+        } else {
+            self.connections.remove(&id);
+        }
+        if is_known {
+            let out = self.hosts[host].closed(SessionId(id));
+            self.send(out)?;
+        }
+        Ok(())
+    }
+
+    fn host_asks(&mut self) -> Result<(), String> {
+        let known = |it: &&Connection| it.has_hello && !it.is_gone;
+        let Some((id, host)) =
+            self.current.and_then(|id| Some((id, self.connections.get(&id).filter(known)?.host)))
+        else {
+            return Ok(());
+        };
+        let out = self.hosts[host].silent(SessionId(id));
+        self.send(out)
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        if self.guest.is_over(self.now) {
+            self.leave();
+        }
+    }
+
+    fn start_client(&mut self) {
+        self.cut(false);
+        self.leave();
+        self.guest = Guest::start(self.boots, &mut self.kernel, self.faults.trusts_silence);
+    }
+
+    fn restart_daemon(&mut self, host: usize) -> Result<(), String> {
+        for connection in self.connections.values_mut().filter(|it| it.host == host) {
+            connection.is_gone = true;
+        }
+        let out = self.hosts[host].restart();
+        self.send(out)
+    }
+
+    /// The guest is on the other host now, which resets its connection as soon as the guest says something.
+    fn migrate(&mut self) -> Result<(), String> {
+        self.cut(false);
+        let out = self.hosts[self.place].plug(false);
+        self.send(out)?;
+        self.place = 1 - self.place;
+        let out = self.hosts[self.place].plug(true);
+        self.send(out)
+    }
+
+    /// Nothing happens any more but what must, until nothing must.
+    fn settle(&mut self) -> Result<(), String> {
+        for host in 0..2 {
+            // A dump would hide what was not noticed when it changed.
+            if self.hosts[host].is_tainted() || self.random.percent(20) {
+                let out = self.hosts[host].switch_down();
+                self.send(out)?;
+            }
+            let out = self.hosts[host].switch_up();
+            self.send(out)?;
+        }
+        for _ in 0..2000 {
+            // One that looked earlier reports, then one that looked now.
+            self.guest.survey(&self.kernel, self.now);
+            self.guest.survey(&self.kernel, self.now);
+            self.guest.dump(&mut self.kernel);
+            self.kernel.list(usize::MAX, false, &mut self.random);
+            self.guest.read(&mut self.kernel, usize::MAX, self.now);
+            self.guest_notices();
+            self.host_notices()?;
+            self.connect();
+            self.transmit(8);
+            (0..4).try_for_each(|_| self.deliver_up(8))?;
+            self.deliver_down(16)?;
+            for host in 0..2 {
+                for _ in 0..4 {
+                    self.hosts[host].work();
+                    let mut out = self.hosts[host].answer();
+                    out.extend(self.hosts[host].waited());
+                    out.extend(self.hosts[host].turn());
+                    self.send(out)?;
+                }
+            }
+            self.hosts.iter_mut().try_for_each(Host::look)?;
+            self.pass(Duration::from_millis(20));
+            let mine = self.mine().is_some_and(|it| it.up.is_empty() && it.down.is_empty() && !it.is_cut);
+            if mine && self.guest.is_quiet() && self.hosts.iter().all(Host::is_quiet) {
+                return Ok(());
+            }
+        }
+        Err(format!("it never becomes quiet: {:?}", self.guest))
+    }
+
+    fn compare(&self) -> Result<(), String> {
+        let tables = self.kernel.tables();
+        let mirrored: BTreeMap<Key, Object> =
+            self.guest.mirror.objects().map(|object| (object.key(), object.clone())).collect();
+        if let Some(differs) = difference(&tables, &mirrored) {
+            return Err(format!("the kernel and the mirror differ: {differs}"));
+        }
+        match self.hosts[self.place].difference(&tables) {
+            Some(differs) => Err(format!("the kernel and the host differ: {differs}")),
+            None => Ok(()),
+        }
+    }
+
+    /// A session that begins when all is quiet: the host holds just what the kernel has, and nothing is to be told.
+    fn return_unchanged(&mut self) -> Result<(), String> {
+        let empty = self.hosts[self.place].counts.empty;
+        self.cut(true);
+        self.leave();
+        self.settle()?;
+        self.compare()?;
+        let mut keyed = Keyed::new(self.guest.boot_id());
+        let mut digest = Digest::default();
+        self.kernel.tables().values().for_each(|object| digest.add(keyed.hash(object)));
+        if self.held != Some(digest) {
+            return Err(format!("the kernel has {digest:?}, the host {:?}", self.held));
+        }
+        if self.hosts[self.place].counts.empty != empty + 1 {
+            return Err("something was told of tables that had not changed".to_owned());
+        }
+        Ok(())
+    }
+}
+
+fn decode<T, E: std::fmt::Display>(
+    frame: BytesMut,
+    decode: impl Fn(bytes::Bytes) -> Result<T, E>,
+) -> Result<T, String> {
+    let mut decoder = FrameDecoder::new(MAX_FRAME);
+    *decoder.buffer() = frame;
+    let frame = decoder.next_frame().map_err(|error| error.to_string())?.ok_or("half a frame")?;
+    decode(frame).map_err(|error| error.to_string())
+}
+
+/// The first key under which two tables differ.
+fn difference(a: &BTreeMap<Key, Object>, b: &BTreeMap<Key, Object>) -> Option<String> {
+    let keys = a.keys().chain(b.keys());
+    let differs = keys.into_iter().find(|key| a.get(key) != b.get(key))?;
+    Some(format!("{:?} / {:?}", a.get(differs), b.get(differs)))
+}

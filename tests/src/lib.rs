@@ -14,6 +14,7 @@ pub mod cpu;
 pub mod endhost;
 pub mod figures;
 pub mod flood;
+pub mod fpm;
 pub mod frame;
 pub mod fresh;
 pub mod guest;

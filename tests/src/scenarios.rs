@@ -7,6 +7,7 @@ pub mod broken;
 mod chain;
 mod controls;
 mod demo;
+mod fpm;
 mod hostile;
 mod kernel;
 mod oracle;
@@ -25,6 +26,7 @@ pub const ALL: &[Scenario] = &[
     kernel::SCENARIO,
     oracle::SCENARIO,
     plane::SCENARIO,
+    fpm::SCENARIO,
     restart::SCENARIO,
     broken::SCENARIO,
 ];

@@ -14,6 +14,8 @@ use crate::job::Product;
 use crate::process::{describe, output_with_input};
 use crate::progress::say;
 
+pub mod frr;
+
 /// Packages, each with a file that is there if and only if it is installed.
 const PACKAGES: &[(&str, &str)] = &[
     ("user-mode-linux", "/usr/bin/linux.uml"),
@@ -172,6 +174,10 @@ pub fn product() -> Result<Product> {
         .args(["-p", "xenflow-guest-client", "--bins"])
         .env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
     let target = target_dir()?;
+    // One scenario needs it, and fails without it.
+    if let Err(error) = frr::unpack(&target) {
+        say(format!("lab: {error:#}"));
+    }
     let product = Product {
         dom0: target.join("lab/xenflow-dom0"),
         xenflow: target.join("lab/xenflow"),

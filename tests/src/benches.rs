@@ -15,12 +15,12 @@ mod update_loss;
 /// Every bench.
 pub const ALL: &[Scenario] = &[update_loss::BENCH, flood::BENCH];
 
-/// The arguments of a bench: `--name value` pairs, as they stand after `--`.
+/// The arguments of a bench or scenario: `--name value` pairs, as they stand after `--`.
 #[derive(Debug)]
-struct Options<'a>(Vec<(&'a str, &'a str)>);
+pub(crate) struct Options<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Options<'a> {
-    fn parse(args: &'a [String]) -> Result<Self> {
+    pub(crate) fn parse(args: &'a [String]) -> Result<Self> {
         let pairs = args.chunks(2).map(|pair| match pair {
             [name, value] if name.starts_with("--") => Ok((name.as_str(), value.as_str())),
             _ => bail!("{pair:?} is not --name value"),
@@ -29,16 +29,16 @@ impl<'a> Options<'a> {
     }
 
     /// Takes the value of an option, as `--seconds`; `default` if it was not given.
-    fn take<T: FromStr>(&mut self, name: &str, default: T) -> Result<T> {
+    pub(crate) fn take<T: FromStr>(&mut self, name: &str, default: T) -> Result<T> {
         let Some(at) = self.0.iter().position(|(given, _)| *given == name) else { return Ok(default) };
         let (_, value) = self.0.remove(at);
         value.parse().map_err(|_| anyhow!("{value:?} is no value of {name}"))
     }
 
     /// An error if an option is left that nobody took.
-    fn end(self) -> Result<()> {
+    pub(crate) fn end(self) -> Result<()> {
         match self.0.first() {
-            Some((name, _)) => bail!("this bench has no option {name}"),
+            Some((name, _)) => bail!("there is no option {name} here"),
             None => Ok(()),
         }
     }

@@ -10,6 +10,7 @@
 
 pub mod benches;
 pub mod capture;
+pub mod churn;
 pub mod cpu;
 pub mod endhost;
 pub mod figures;

@@ -5,6 +5,7 @@ use crate::scenario::Scenario;
 
 pub mod broken;
 mod chain;
+mod churn;
 mod controls;
 mod demo;
 mod fpm;
@@ -24,6 +25,7 @@ pub const ALL: &[Scenario] = &[
     hostile::SCENARIO,
     chain::SCENARIO,
     kernel::SCENARIO,
+    churn::SCENARIO,
     oracle::SCENARIO,
     plane::SCENARIO,
     fpm::SCENARIO,
@@ -34,6 +36,11 @@ pub const ALL: &[Scenario] = &[
 /// Finds a scenario, or a bench ([`crate::benches::ALL`]), by name.
 pub fn find(name: &str) -> Option<&'static Scenario> {
     ALL.iter().chain(benches::ALL).find(|scenario| scenario.name == name)
+}
+
+/// Arguments with which `lab test` runs a scenario.
+pub fn suite_args(name: &str) -> &'static [&'static str] {
+    if name == churn::SCENARIO.name { churn::SUITE_ARGS } else { &[] }
 }
 
 #[cfg(test)]

@@ -57,7 +57,8 @@ pub fn run(filter: Option<&str>, seed: u64, lab: &Path) -> Result<bool> {
 
 fn scenario(scenario: &Scenario, seed: u64, lab: &Path, product: Option<&Product>) -> Result<()> {
     ensure!(product.is_some() || !scenario.needs_product, "the product could not be built");
-    let job = job(scenario, seed, Vec::new(), lab, product);
+    let args = scenarios::suite_args(scenario.name).iter().map(|arg| (*arg).to_owned()).collect();
+    let job = job(scenario, seed, args, lab, product);
     let report = uml::run(scenario, &job, None, Logs::OnFailure)?;
     match report.outcome.error {
         None if report.outcome.ok => Ok(()),

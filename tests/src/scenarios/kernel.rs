@@ -40,7 +40,7 @@ const RECEIVE_BUFFER: u32 = 64 << 10;
 const NEXT_HOPS: &str = "nexthop add id 1 via 10.1.0.10 dev lan1\nnexthop add id 2 via 10.2.0.10 dev lan2\n";
 
 /// Prefixes with the gateways that may be used; an empty one where there is none.
-type Table = BTreeMap<String, BTreeSet<String>>;
+pub(super) type Table = BTreeMap<String, BTreeSet<String>>;
 
 struct Site {
     r1: VirtualRouter,
@@ -122,12 +122,12 @@ fn next_hops(lab: &Lab, site: &mut Site) -> Result<()> {
     site.act("nexthop replace id 1 via 10.1.0.11 dev lan1\n")?;
     site.act("nexthop add id 3 group 1/2\nroute add 10.60.3.0/24 nhid 3\n")?;
     site.act("nexthop del id 1\n")?;
-    let now = kernel(site.ns())?;
+    let now = kernel_table(site.ns())?;
     ensure!(!now.contains_key("10.60.0.0/24"), "the routes of a deleted next hop stayed: {now:?}");
     ensure!(now.contains_key("10.60.3.0/24"), "the route of the group went: {now:?}");
     site.act("nexthop del id 2\n")?;
     ensure!(
-        !kernel(site.ns())?.keys().any(|prefix| prefix.starts_with("10.60.")),
+        !kernel_table(site.ns())?.keys().any(|prefix| prefix.starts_with("10.60.")),
         "routes without next hops"
     );
     Ok(())
@@ -136,16 +136,16 @@ fn next_hops(lab: &Lab, site: &mut Site) -> Result<()> {
 fn links_and_addresses(lab: &Lab, site: &mut Site) -> Result<()> {
     lab.step("a link goes down with its routes, and comes up");
     site.act("link set lan2 down\n")?;
-    let now = kernel(site.ns())?;
+    let now = kernel_table(site.ns())?;
     ensure!(!now.contains_key("10.49.0.0/24") && !now.contains_key("10.2.0.0/24"), "routes stayed: {now:?}");
     site.act("link set lan2 up\nroute add 10.49.0.0/24 via 10.2.0.10\n")?;
     // Faster than a dump: nothing tells of these routes but the link.
     site.act("link set lan2 down\nlink set lan2 up\n")?;
     lab.step("an address goes with its routes");
     site.act("address add 10.3.0.1/24 dev lan1\nroute add 10.52.0.0/24 dev lan1 src 10.3.0.1\n")?;
-    ensure!(kernel(site.ns())?.contains_key("10.52.0.0/24"), "the route was not added");
+    ensure!(kernel_table(site.ns())?.contains_key("10.52.0.0/24"), "the route was not added");
     site.act("address del 10.3.0.1/24 dev lan1\n")?;
-    ensure!(!kernel(site.ns())?.contains_key("10.52.0.0/24"), "the route of a deleted address stayed");
+    ensure!(!kernel_table(site.ns())?.contains_key("10.52.0.0/24"), "the route of a deleted address stayed");
     Ok(())
 }
 
@@ -160,7 +160,7 @@ fn same_key(lab: &Lab, site: &mut Site) -> Result<()> {
     // They differ in their preferred source only.
     site.act("route append 10.53.0.0/24 via 10.2.0.10 src 10.1.0.1\n")?;
     site.act("route del 10.53.0.0/24 via 10.2.0.10 src 10.1.0.1\n")?;
-    ensure!(kernel(site.ns())?.contains_key("10.53.0.0/24"), "both routes went");
+    ensure!(kernel_table(site.ns())?.contains_key("10.53.0.0/24"), "both routes went");
     site.act("route del 10.53.0.0/24\n")
 }
 
@@ -273,7 +273,7 @@ impl Site {
     }
 
     fn differences(&self) -> Result<Vec<String>> {
-        let (kernel, host) = (kernel(self.ns())?, self.host()?);
+        let (kernel, host) = (kernel_table(self.ns())?, self.host()?);
         let prefixes: BTreeSet<&String> = kernel.keys().chain(host.keys()).collect();
         let differing = prefixes.into_iter().filter(|&prefix| match (kernel.get(prefix), host.get(prefix)) {
             (Some(may), Some(does)) => !does.is_subset(may),
@@ -282,29 +282,8 @@ impl Site {
         Ok(differing.map(|p| format!("{p}: {:?} / {:?}", kernel.get(p), host.get(p))).take(20).collect())
     }
 
-    /// The route flows of the host. There is one router only.
     fn host(&self) -> Result<Table> {
-        let mut table = Table::new();
-        for flow in self.node.flows()?.lines().filter(|flow| flow.contains("table=3,")) {
-            // Without a router: what stands in for a miss.
-            if !flow.contains("reg4=") || flow.contains("ipv6") {
-                continue;
-            }
-            let prefix = after(flow, "nw_dst=").unwrap_or("0.0.0.0/0");
-            // A punt sets another register: its class.
-            let hop = flow.split_once("->xreg3").and_then(|(before, _)| before.rsplit_once("set_field:0x"));
-            let gateway = match hop.map(|(_, hex)| hex) {
-                Some(hex) => {
-                    let value = hex.split("->").next().unwrap_or_default();
-                    // The lower half is the address.
-                    let value = u64::from_str_radix(value.split('/').next().unwrap_or_default(), 16)?;
-                    Ipv4Addr::from(u32::try_from(value & 0xffff_ffff)?).to_string()
-                }
-                None => String::new(),
-            };
-            table.entry(full(prefix)).or_default().insert(gateway);
-        }
-        Ok(table)
+        host_table(&self.node.flows()?)
     }
 
     fn status(&self) -> Result<Status> {
@@ -325,6 +304,31 @@ impl Site {
     }
 }
 
+/// The IPv4 route flows of a host with one router.
+pub(super) fn host_table(flows: &str) -> Result<Table> {
+    let mut table = Table::new();
+    for flow in flows.lines().filter(|flow| flow.contains("table=3,")) {
+        // Without a router: what stands in for a miss.
+        if !flow.contains("reg4=") || flow.contains("ipv6") {
+            continue;
+        }
+        let prefix = after(flow, "nw_dst=").unwrap_or("0.0.0.0/0");
+        // A punt sets another register: its class.
+        let hop = flow.split_once("->xreg3").and_then(|(before, _)| before.rsplit_once("set_field:0x"));
+        let gateway = match hop.map(|(_, hex)| hex) {
+            Some(hex) => {
+                let value = hex.split("->").next().unwrap_or_default();
+                // The lower half is the address.
+                let value = u64::from_str_radix(value.split('/').next().unwrap_or_default(), 16)?;
+                Ipv4Addr::from(u32::try_from(value & 0xffff_ffff)?).to_string()
+            }
+            None => String::new(),
+        };
+        table.entry(full(prefix)).or_default().insert(gateway);
+    }
+    Ok(table)
+}
+
 /// What follows `key` up to a blank or comma.
 fn after<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     text.split_once(key)?.1.split([' ', ',']).next()
@@ -340,7 +344,7 @@ fn full(prefix: &str) -> String {
 }
 
 /// The IPv4 routes that count and the resolved neighbors on segments.
-fn kernel(ns: &Netns) -> Result<Table> {
+pub(super) fn kernel_table(ns: &Netns) -> Result<Table> {
     let list = |args: &[&str]| -> Result<Vec<Value>> {
         let text = ns.ip(&[&["-json"], args].concat())?;
         if text.trim().is_empty() {

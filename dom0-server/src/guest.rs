@@ -71,10 +71,13 @@ struct Shared {
     taken: Notify,
 }
 
+/// The way to a session's task.
+type Door = (mpsc::Sender<Tell>, Arc<Shared>);
+
 /// The sessions that live.
 #[derive(Debug, Clone, Default)]
 pub struct Sessions {
-    open: Arc<Mutex<HashMap<SessionId, (mpsc::Sender<Tell>, Arc<Shared>)>>>,
+    open: Arc<Mutex<HashMap<SessionId, Door>>>,
     last: Arc<AtomicU64>,
     limits: Limits,
 }

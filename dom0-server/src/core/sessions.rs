@@ -136,10 +136,6 @@ impl Core {
             && let Some(change) = session.rest.next()
         {
             left = left.saturating_sub(if is_heavy(&change) { self.slice } else { 1 });
-            if let Key::Route(key) = change.key() {
-                // What the guest would be told of it is about what it was.
-                session.answers.remove(&key);
-            }
             if let Err(error) = self.app.apply(router, change) {
                 session.rest = Vec::new().into_iter();
                 self.refuse(id, RefusalReason::Limit, error.to_string());

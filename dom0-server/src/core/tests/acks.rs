@@ -28,9 +28,9 @@ fn limited(max: usize) -> Event {
 
 /// Numbers, and how many were rejected and accepted.
 fn told(told: &[(SessionId, HostMessage)]) -> Vec<(u64, usize, usize)> {
-    let ack = |(_, message): &(SessionId, HostMessage)| match message {
-        HostMessage::Ack { seq, rejected, accepted } => Some((seq.0, rejected.len(), accepted.len())),
-        _ => None,
+    let ack = |(_, message): &(SessionId, HostMessage)| {
+        let HostMessage::Ack { seq, rejected, accepted } = message else { return None };
+        Some((seq.0, rejected.len(), accepted.len()))
     };
     told.iter().filter_map(ack).collect()
 }
@@ -86,7 +86,7 @@ fn what_the_operator_changes_is_told_without_a_message_of_the_guest() {
 }
 
 #[test]
-fn what_was_to_be_told_of_a_route_is_void_when_the_guest_changes_it() {
+fn of_what_is_to_be_told_of_a_route_the_last_counts() {
     let (mut core, effects) = crowded();
     let (_, HostMessage::Ack { rejected, .. }) = confirm_all(&mut core, effects).remove(0) else { panic!() };
     let mut known: BTreeSet<Key> = rejected.into_iter().map(|(key, _)| key).collect();

@@ -66,9 +66,8 @@ fn tables_are_swept_after_the_hold_time_and_not_before() {
     confirm_all(&mut core, effects);
     assert_eq!((is_over(&core, "r1"), is_over(&core, "r2")), (false, true));
     let effects = tick(&mut core, 1061);
-    let removed = effects.iter().flat_map(|effect| match effect {
-        Effect::Send(_, _, changes) => changes.clone(),
-        _ => Vec::new(),
+    let removed = effects.iter().flat_map(|effect| {
+        if let Effect::Send(_, _, changes) = effect { changes.clone() } else { Vec::new() }
     });
     assert_eq!(removed.filter(|change| matches!(change, FlowChange::Remove(_))).count(), 5);
     confirm_all(&mut core, effects);

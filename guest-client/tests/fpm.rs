@@ -108,10 +108,10 @@ fn read(answer: &Answer) -> RouteMessage {
     let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).unwrap();
     // NLM_F_REQUEST: zebra skips anything else.
     assert_eq!(message.header.flags, 1);
-    match message.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => route,
-        other => panic!("{other:?}"),
-    }
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) = message.payload else {
+        panic!("this is no route: {out:?}");
+    };
+    route
 }
 
 #[test]

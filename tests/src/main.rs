@@ -10,7 +10,9 @@ use xenflow_tests::job::{Job, Mode};
 use xenflow_tests::progress::{print, say};
 use xenflow_tests::scenario::Scenario;
 use xenflow_tests::uml::Logs;
-use xenflow_tests::{benches, figures, flood, fresh, init, inject, probe, routes, scenarios, setup, suite, uml};
+use xenflow_tests::{
+    benches, figures, flood, fresh, init, inject, probe, routes, scenarios, setup, suite, uml,
+};
 
 /// Runs XenFlow in a lab: a real Linux kernel with a real Open vSwitch, booted as an ordinary process.
 ///

@@ -3,6 +3,7 @@
 //! Silent are: IPv4 routes, next-hop objects and the state of hops when a link goes down or comes up; routes of a
 //! next-hop object that goes; routes with the source address that goes; and everything that the socket has no room for.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -560,9 +561,9 @@ impl Kernel {
 
     fn link_comes_or_goes(&mut self, random: &mut Random) {
         let index = *random.pick(&LANS);
-        if !self.links.contains_key(&index) {
-            self.links.insert(index, link(index, true));
-            self.tell(Event::Upsert(Object::Link(link(index, true))));
+        if let Entry::Vacant(entry) = self.links.entry(index) {
+            let new = entry.insert(link(index, true)).clone();
+            self.tell(Event::Upsert(Object::Link(new)));
             return;
         }
         self.bury(index);

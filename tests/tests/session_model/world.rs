@@ -320,9 +320,10 @@ impl World {
     fn send(&mut self, out: Vec<Output>) -> Result<(), String> {
         for output in out {
             match output {
-                Output::Tell(_, HostMessage::Refusal { reason, detail })
-                    if matches!(reason, RefusalReason::Protocol | RefusalReason::Limit) =>
-                {
+                Output::Tell(
+                    _,
+                    HostMessage::Refusal { reason: RefusalReason::Protocol | RefusalReason::Limit, detail },
+                ) => {
                     return Err(format!("the guest broke a rule: {detail}"));
                 }
                 Output::Tell(id, message) => {

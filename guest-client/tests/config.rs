@@ -59,7 +59,9 @@ fn errors_name_line_and_key() {
         }
     }
     let no_router = error(&GOOD.replace("router = \"r1\"\n", ""));
-    assert!(no_router.starts_with("router is not given, and the certificate does not tell it: cannot read b"));
+    assert!(
+        no_router.starts_with("router is not given, and the certificate does not tell it: cannot read b")
+    );
     assert!(error(&GOOD.replace("\"r1\"", "\"r 1\"")).starts_with("router: "));
     assert!(error(&GOOD.replace("\"ctl\"", "\"a/b\"")).contains("control_interface \"a/b\""));
     assert!(

@@ -1,9 +1,10 @@
 //! The control network, in the admission table: each control vif talks to the host's own port, in neighbor
-//! discovery, ARP and one TCP port, with the addresses that follow from its MAC; to nobody else.
+//! discovery, ARP and one TCP port, with the addresses that follow from its MAC; to nobody else. The host's nudges
+//! go to one UDP port of the guest, and nothing comes back.
 
 use openflow::{Action, Flow, Match, MatchBuilder};
 use xenflow_proto::MacAddr;
-use xenflow_proto::control::{HOST_IPV4, HOST_IPV6, HOST_MAC, PORT, guest_ipv4, guest_ipv6};
+use xenflow_proto::control::{HOST_IPV4, HOST_IPV6, HOST_MAC, NUDGE_PORT, PORT, guest_ipv4, guest_ipv6};
 
 use super::admission::refuse;
 use crate::pipeline::{ADMISSION, ETH_ARP, ETH_IPV4, ETH_IPV6, cookie, priority};
@@ -11,6 +12,7 @@ use crate::refusal::Refusal;
 use crate::topology::{PortNo, Topology};
 
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 const NEIGHBOR_SOLICITATION: u8 = 135;
 const NEIGHBOR_ADVERTISEMENT: u8 = 136;
@@ -46,6 +48,9 @@ pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
         send(nd(NEIGHBOR_ADVERTISEMENT), &[port]);
         send(tcp(ETH_IPV4), &[port]);
         send(tcp(ETH_IPV6), &[port]);
+        let nudge = |eth_type| to().eth_type(eth_type).ip_proto(UDP).udp_dst(NUDGE_PORT);
+        send(nudge(ETH_IPV4).ipv4_src(HOST_IPV4), &[port]);
+        send(nudge(ETH_IPV6).ipv6_src(HOST_IPV6), &[port]);
     }
     if guests.is_empty() {
         return;

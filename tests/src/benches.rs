@@ -10,10 +10,11 @@ use anyhow::{Result, anyhow, bail};
 use crate::scenario::Scenario;
 
 mod flood;
+mod resume;
 mod update_loss;
 
 /// Every bench.
-pub const ALL: &[Scenario] = &[update_loss::BENCH, flood::BENCH];
+pub const ALL: &[Scenario] = &[update_loss::BENCH, flood::BENCH, resume::BENCH];
 
 /// The arguments of a bench or scenario: `--name value` pairs, as they stand after `--`.
 #[derive(Debug)]

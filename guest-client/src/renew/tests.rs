@@ -136,7 +136,8 @@ fn what_does_not_hold_changes_nothing() {
     };
     let key = &router.key;
     let stays = "the renewed certificate does not hold under the authorities of the answer";
-    let cases: [(&dyn Fn(&mut Renewed), &str); 9] = [
+    type Damage<'a> = &'a dyn Fn(&mut Renewed);
+    let cases: [(Damage, &str); 9] = [
         (
             &|a| a.chain = vec![leaf(&other_key, R1, CLIENT, 30)],
             "the renewed certificate is not for the key in ",

@@ -77,6 +77,8 @@ pub struct Binding {
     links: BTreeMap<IfIndex, BoundVif>,
     /// Links that are vifs of the router, whether they can be used or not.
     vif_links: BTreeSet<IfIndex>,
+    /// Links that are switched off, vifs or not.
+    down: BTreeSet<IfIndex>,
     tables: BTreeSet<u32>,
     /// IP packets that come in are not larger, in bytes.
     widest: u32,
@@ -139,7 +141,8 @@ impl Binding {
         let vif_links = links_of_vifs.map(|link| link.ifindex).collect();
         let widest = links.values().map(|vif| vif.mtu.0).max().unwrap_or(0);
         let tables = links.values().map(|vif| vif.table).chain([TABLE_MAIN]).collect();
-        Self { links, vif_links, tables, widest: widest.max(topology.max_mtu).max(ETHERNET_MTU) }
+        let down = rib.links().filter(|link| !link.up).map(|link| link.ifindex).collect();
+        Self { links, vif_links, down, tables, widest: widest.max(topology.max_mtu).max(ETHERNET_MTU) }
     }
 
     /// The vif of a link.
@@ -340,7 +343,7 @@ impl Fib<'_> {
     /// Several next hops: all that live must be usable. One whose link is down is dead for the kernel as well, even
     /// before the guest says so.
     fn share(&self, hops: &[Hop], route: &Route, prefix: IpNet) -> Result<Best, Option<Rejection>> {
-        let is_down = |hop: &Hop| hop.oif.and_then(|oif| self.rib.link(oif)).is_some_and(|link| !link.up);
+        let is_down = |hop: &Hop| hop.oif.is_some_and(|oif| self.binding.down.contains(&oif));
         let is_alive = |hop: &&Hop| hop.flags.0 & HopFlags::DEAD == 0 && !is_down(hop);
         let usable = |hop: &Hop| match self.hop(hop, route, prefix)? {
             Best::Via(to) => Ok((to, hop.weight)),

@@ -39,6 +39,8 @@ pub(crate) struct Groups {
     next: u16,
     /// What the switch holds and nobody uses yet, by what it does.
     found: HashMap<Group, u16>,
+    /// What it holds besides and is the same as another.
+    surplus: Vec<u16>,
 }
 
 #[derive(Debug, Clone)]
@@ -69,6 +71,7 @@ impl Groups {
             free: BTreeSet::new(),
             next: 1,
             found: HashMap::new(),
+            surplus: Vec::new(),
         }
     }
 
@@ -78,15 +81,15 @@ impl Groups {
         for (id, group) in found {
             let index = (id & 0xffff) as u16;
             self.next = self.next.max(index.saturating_add(1));
-            // Of two that do the same the later one is kept; the other's number is not used again in this life.
-            self.found.insert(Group { id: 0, ..group }, index);
+            self.surplus.extend(self.found.insert(Group { id: 0, ..group }, index));
         }
     }
 
     /// What was found and is not used: to be removed. Each number is free when [`Groups::removed`] is told.
     pub(crate) fn unused(&mut self) -> Vec<u32> {
-        let mut unused: Vec<u32> =
-            std::mem::take(&mut self.found).into_values().map(|index| self.id(index)).collect();
+        let unused: Vec<u16> =
+            self.found.drain().map(|(_, index)| index).chain(self.surplus.drain(..)).collect();
+        let mut unused: Vec<u32> = unused.into_iter().map(|index| self.id(index)).collect();
         unused.sort_unstable();
         unused
     }
@@ -180,8 +183,12 @@ impl Groups {
 
     /// Numbers of all groups that the switch may hold.
     pub(crate) fn ids(&self) -> Vec<u32> {
-        let found = self.found.values();
-        self.groups.keys().chain(found).map(|index| self.id(*index)).collect()
+        self.groups
+            .keys()
+            .chain(self.found.values())
+            .chain(&self.surplus)
+            .map(|index| self.id(*index))
+            .collect()
     }
 
     fn id(&self, index: u16) -> u32 {

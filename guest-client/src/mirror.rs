@@ -169,17 +169,19 @@ impl Mirror {
         })
     }
 
-    /// Takes in an event of the kernel. True: other objects may have gone without a word, a dump is needed.
+    /// Takes in an event of the kernel. True: other objects may have gone without a word, a dump is needed. While a dump
+    /// runs, that holds of an event that changes nothing here, too: what went with an object may have been listed
+    /// before, when the object itself was not known yet.
     #[must_use]
     pub fn apply(&mut self, event: Event, now: Duration) -> bool {
         match event {
             Event::Upsert(object) => {
                 let silent = has_silent_followers(&object.key());
-                self.put(object, now, Source::Event) && silent
+                (self.put(object, now, Source::Event) || self.dumping) && silent
             }
             Event::Remove(key) => {
                 let silent = has_silent_followers(&key);
-                self.take_away(&Slot::from(key), now) && silent
+                (self.take_away(&Slot::from(key), now) || self.dumping) && silent
             }
             Event::Route(route, place) => {
                 self.place(route, place, now);
@@ -292,6 +294,10 @@ impl Mirror {
             self.duplicated.remove(&key);
             self.tell_again(key, now);
         }
+        if let Some(surveyed) = &mut self.surveyed {
+            // One that went before the dump, and was never here, may come back as another.
+            surveyed.retain(|link| self.entries.contains_key(&Slot::from(Key::Link(*link))));
+        }
         self.dumping = false;
         self.removed.clear();
         self.trusted = true;
@@ -403,14 +409,15 @@ impl Mirror {
     }
 
     fn delete(&mut self, slot: &Slot, now: Duration) -> bool {
+        if let (Key::Link(link), Some(surveyed)) = (&slot.1, &mut self.surveyed) {
+            // Another may come under the same number, also of one that only the survey has seen.
+            surveyed.remove(link);
+        }
         let Some(entry) = self.entries.remove(slot) else { return false };
         self.count(slot, -1);
         self.gateways.remove(&entry.object);
-        match slot.1 {
-            Key::Route(key) => drop(self.duplicated.remove(&key)),
-            // Another may come under the same number.
-            Key::Link(link) => drop(self.surveyed.as_mut().map(|links| links.remove(&link))),
-            Key::Address(_) | Key::NextHop(_) | Key::Neighbor(_) | Key::Settings | Key::Obstacle(_) => {}
+        if let Key::Route(key) = &slot.1 {
+            self.duplicated.remove(key);
         }
         self.told.remove(entry.hash);
         self.review(slot, entry.told, now);

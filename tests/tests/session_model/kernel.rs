@@ -213,10 +213,7 @@ impl Kernel {
     }
 
     /// One thing that administrators, routing daemons, neighbors or cables do.
-    ///
-    /// What takes others along in silence happens only while the client knows what there is: of a link, an address or a
-    /// next-hop object that it never heard of, it takes the end for no reason to look.
-    pub(crate) fn act(&mut self, is_known: bool, random: &mut Random) {
+    pub(crate) fn act(&mut self, random: &mut Random) {
         self.changes += 1;
         match random.weighted(&[
             (50, 0),
@@ -236,7 +233,6 @@ impl Kernel {
             1 => self.ipv6(random),
             2 => self.neighbor(random),
             3 => self.next_hop(random),
-            4..=7 if !is_known => {}
             4 => self.next_hop_goes(random),
             5 => self.flap(random),
             6 => self.link_comes_or_goes(random),

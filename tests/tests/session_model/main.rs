@@ -54,7 +54,7 @@ fn run(seed: u64, steps: u64, faults: Faults) -> Result<Counts, String> {
 #[test]
 fn the_host_ends_with_what_the_kernel_has() {
     let seed = from_environment("XENFLOW_MODEL_SEED", 1);
-    let steps = from_environment("XENFLOW_MODEL_STEPS", 100_000);
+    let steps = from_environment("XENFLOW_MODEL_STEPS", 400_000);
     let counts = run(seed, steps, Faults::default()).unwrap_or_else(|broken| panic!("{broken}"));
     assert!(counts.snapshots > steps / 500, "seed {seed}: {counts:?}");
     assert!(counts.resumes - counts.empty > steps / 1000, "seed {seed}: {counts:?}");

@@ -178,7 +178,7 @@ impl World {
         let some = 1 + self.random.below(6);
         let host = self.random.below(2);
         match op {
-            Op::Act => self.kernel.act(self.guest.mirror.is_trusted(), &mut self.random),
+            Op::Act => self.kernel.act(&mut self.random),
             Op::Read => self.guest.read(&mut self.kernel, 2 * some, self.now),
             Op::List { late } => self.kernel.list(2 * some, late, &mut self.random),
             Op::Dump => self.guest.dump(&mut self.kernel),

@@ -43,8 +43,9 @@ const NTF_EXT_MANAGED: u32 = 1;
 const NDA_DST: u16 = 1;
 const NDA_PROTOCOL: u16 = 12;
 const NDA_FLAGS_EXT: u16 = 15;
-/// `RTM_NEWNEIGH` makes an entry if there is none.
+/// `RTM_NEWNEIGH` makes an entry if there is none, and only then.
 const NLM_F_CREATE: u16 = 0x400;
+const NLM_F_EXCL: u16 = 0x200;
 
 /// An entry of the kernel's neighbor table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,7 +96,9 @@ impl Entry {
 /// A request to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
-    /// Resolve it, and keep it resolved.
+    /// Resolve it, and keep it resolved: there is no entry. One that an operator made meanwhile stays as it is.
+    Add(NeighborKey),
+    /// Keep it resolved.
     Manage(NeighborKey),
     /// Keep it no longer.
     Release(NeighborKey),
@@ -107,7 +110,7 @@ impl Request {
     /// The neighbor.
     #[must_use]
     pub fn key(&self) -> NeighborKey {
-        let (Self::Manage(key) | Self::Release(key) | Self::Probe(key)) = self;
+        let (Self::Add(key) | Self::Manage(key) | Self::Release(key) | Self::Probe(key)) = self;
         *key
     }
 
@@ -117,7 +120,8 @@ impl Request {
         // Without NTF_USE, a kernel that does not know NDA_FLAGS_EXT would take it for the state "none". What is
         // told without NTF_EXT_MANAGED is managed no more.
         let (create, state, flags, ext) = match self {
-            Self::Manage(_) => (NLM_F_CREATE, 0, NTF_USE, NTF_EXT_MANAGED),
+            Self::Add(_) => (NLM_F_CREATE | NLM_F_EXCL, 0, NTF_USE, NTF_EXT_MANAGED),
+            Self::Manage(_) => (0, 0, NTF_USE, NTF_EXT_MANAGED),
             Self::Release(_) => (0, 0, NTF_USE, 0),
             Self::Probe(_) => (0, NUD_PROBE, 0, 0),
         };
@@ -186,11 +190,10 @@ impl Pace {
 
         let ours = entries.iter().filter(|entry| entry.is_ours());
         let released = ours.filter(|entry| !gateways.contains(&entry.key)).map(|e| Request::Release(e.key));
-        let unmanaged = gateways.iter().filter(|key| match there.get(key) {
-            Some(entry) => !entry.managed && entry.is_plain(),
-            None => true,
+        let managed = gateways.iter().filter_map(|key| match there.get(key) {
+            Some(entry) => (!entry.managed && entry.is_plain()).then_some(Request::Manage(*key)),
+            None => Some(Request::Add(*key)),
         });
-        let managed = unmanaged.map(|key| Request::Manage(*key));
         let stale = entries.iter().filter(|entry| {
             let known = wanted.links.contains(&entry.key.ifindex) && !gateways.contains(&entry.key);
             known && entry.is_plain() && !entry.managed && entry.state & NUD_STALE != 0

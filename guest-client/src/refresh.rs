@@ -40,13 +40,15 @@ impl Keeper {
                 Err(error) => return Err(error),
             }
         }
-        // What an operator does to an entry between the list and the request is lost: a moment.
+        // What an operator does to an entry that is there, between the list and the request, is lost: a moment.
         for request in self.pace.plan(now, &entries, wanted) {
             debug!(?request, "neighbor");
             let (flags, body) = request.message();
             match route.ask(rtm::NEWNEIGH, flags, &body, |_| None::<()>) {
-                // It went meanwhile, or its link did.
-                Ok(_) | Err(QuestionError::Kernel(Errno::NOENT | Errno::NODEV | Errno::NETDOWN)) => {}
+                // It went or came meanwhile, or its link went.
+                Ok(_)
+                | Err(QuestionError::Kernel(Errno::NOENT | Errno::EXIST | Errno::NODEV | Errno::NETDOWN)) => {
+                }
                 Err(error) => self.complain(&error),
             }
         }

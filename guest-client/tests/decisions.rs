@@ -303,9 +303,9 @@ proptest! {
                 let on_link = wanted.links.contains(&request.key().ifindex);
                 match request {
                     Request::Release(_) => prop_assert!(ours && !(gateway && on_link)),
-                    Request::Manage(_) | Request::Probe(_) => {
+                    Request::Add(_) | Request::Manage(_) | Request::Probe(_) => {
                         prop_assert!(on_link, "{:?}", request);
-                        prop_assert_eq!(gateway, matches!(request, Request::Manage(_)));
+                        prop_assert_eq!(gateway, !matches!(request, Request::Probe(_)));
                         let free = |e: &Entry| e.state & 0xc0 == 0 && e.flags & 0x18 == 0 && !e.managed;
                         prop_assert!(entry.is_none_or(free), "{:?}", request);
                         prop_assert!(gateway || entry.is_some_and(|e| e.state == 4), "only stale ones");

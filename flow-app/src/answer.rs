@@ -19,7 +19,8 @@
 //! the mark ([`crate::App::take_answers`]). What the guest says of a route makes it another one: a rejection of that is
 //! told with the mark behind it, never with an earlier one, and where the route was rejected before, it is told that it
 //! is accepted, too, also when it is gone. So of several answers the last one counts. At the end of a snapshot all
-//! rejections are told again, since a new session knows of none.
+//! rejections are told again, since a new session knows of none. **A guest may rely on it**: a rejection that it was told
+//! in a session stands until it is told otherwise.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -152,11 +153,15 @@ impl Answers {
         self.untold.insert(key, (answer, after));
     }
 
-    /// The guest knows of no rejection: all are to be told, and nothing that was to be told before.
+    /// The guest's session is a new one: all rejections are to be told. It may have been told of others since it
+    /// resumed, whose end is to be told as well.
     pub(crate) fn retell(&mut self) {
-        self.marked.clear();
-        self.revoked.clear();
-        self.untold = self.rejected.iter().map(|(key, why)| (*key, (Answer::Rejected(*why), 0))).collect();
+        let ended = mem::take(&mut self.revoked).into_iter();
+        let ended = ended.chain(mem::take(&mut self.untold).into_keys());
+        let ended = ended.chain(self.marked.drain(..).flat_map(|(_, of_mark)| of_mark.into_keys()));
+        self.untold = ended.map(|key| (key, (Answer::Accepted, 0))).collect();
+        let rejected = self.rejected.iter();
+        self.untold.extend(rejected.map(|(key, why)| (*key, (Answer::Rejected(*why), 0))));
     }
 
     /// A mark is asked for; tokens grow from 1.
@@ -326,16 +331,23 @@ mod tests {
     }
 
     #[test]
-    fn a_new_session_is_told_what_stands_and_nothing_else() {
+    fn a_new_session_is_told_what_stands_and_what_has_ended_since_it_resumed() {
         let mut answers = Answers::default();
-        settle(&mut answers, key(1, 0), FULL);
-        settle(&mut answers, key(2, 0), FULL);
+        for net in [1, 2, 3, 4] {
+            settle(&mut answers, key(net, 0), FULL);
+        }
         answers.mark(1);
-        settle(&mut answers, key(2, 0), None);
-        answers.retell();
-        assert_eq!(answers.take(1), [], "that was for somebody else");
+        // That much it is told; of three it is not said yet that they are rejected no more.
+        assert_eq!(answers.take(1).len(), 4);
+        answers.changed(key(2, 0));
+        settle(&mut answers, key(3, 0), None);
         answers.mark(2);
-        assert_eq!(answers.take(2), [(key(1, 0), REJECTED)]);
+        settle(&mut answers, key(4, 0), None);
+        answers.retell();
+        assert_eq!(answers.take(2), [], "nothing before the end of the snapshot");
+        answers.mark(3);
+        let accepted = |net| (key(net, 0), Answer::Accepted);
+        assert_eq!(answers.take(3), [(key(1, 0), REJECTED), accepted(2), accepted(3), accepted(4)]);
     }
 
     #[test]

@@ -300,7 +300,7 @@ impl Driver {
     /// Zebra told the kernel before it told us: once the kernel has nothing more to say, the mirror knows of it.
     fn answer_zebra(&mut self) -> Result<(), RunError> {
         if self.fpm.is_due() && self.read_kernel()? && self.mirror.is_trusted() {
-            self.fpm.answer(&self.mirror);
+            self.fpm.answer(&self.mirror, &self.rejected);
         }
         Ok(())
     }
@@ -492,12 +492,11 @@ impl Driver {
                     connection.node = Some(node);
                     connection.up_since = Some(time);
                     self.error = None;
-                    self.rejected.clear();
-                    self.fpm.session_began();
+                    self.rejected.session_began();
                 }
                 Some(Event::Acked(step)) => {
-                    self.rejected.step(&step);
-                    self.fpm.acknowledged(&step, &self.mirror);
+                    self.rejected.acknowledged(&step);
+                    self.fpm.acknowledged(&step);
                     acknowledged(&self.status, &step, time);
                 }
                 Some(Event::InUse(neighbors)) => self.in_use = neighbors,

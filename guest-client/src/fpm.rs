@@ -24,6 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
 use crate::mirror::Mirror;
+use crate::rejected::Rejected;
 use crate::session::Acked;
 use table::Table;
 use wire::Decoder;
@@ -127,14 +128,9 @@ impl Fpm {
         }
     }
 
-    /// A host took the session: it tells anew what it rejects.
-    pub fn session_began(&mut self) {
-        self.table.session_began();
-    }
-
-    /// The host acknowledged something, as the mirror knows already.
-    pub fn acknowledged(&mut self, step: &Acked, mirror: &Mirror) {
-        self.table.acknowledged(step, mirror);
+    /// The host acknowledged something.
+    pub fn acknowledged(&mut self, step: &Acked) {
+        self.table.acknowledged(step);
     }
 
     /// There may be something to answer.
@@ -143,11 +139,12 @@ impl Fpm {
         self.table.is_due() && self.zebra.as_ref().is_some_and(|zebra| zebra.out.len() < OUT_HIGH)
     }
 
-    /// Answers what can be answered. The mirror must have all that the kernel has sent so far.
-    pub fn answer(&mut self, mirror: &Mirror) {
+    /// Answers what can be answered. The mirror must have all that the kernel has sent so far, and both all that the
+    /// host has acknowledged.
+    pub fn answer(&mut self, mirror: &Mirror, rejected: &Rejected) {
         let Some(zebra) = &mut self.zebra else { return };
         while zebra.out.len() < OUT_HIGH {
-            let Some(answer) = self.table.answer(mirror) else { break };
+            let Some(answer) = self.table.answer(mirror, rejected) else { break };
             answer.encode(&mut zebra.out);
         }
     }

@@ -1,45 +1,71 @@
 //! What the host leaves to this guest at present, as its acknowledgements tell. Pure.
+//!
+//! A rejection stands until the host says that the key is accepted. A host says so whenever it ends, also where the
+//! guest has told something else of the key or removed it. That the switch has confirmed a key ends nothing: rejections
+//! of which there are many, or which something else than the guest has caused, come with other numbers than the
+//! message that they are about. So a rejection may be believed for too long, but never for too short.
+//!
+//! The end of a session takes nothing back. The next host tells all that it rejects by the end of the snapshot or
+//! resume; until then what the one before said stands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use xenflow_proto::Key;
 
 use crate::session::Acked;
 
-/// Most keys that are remembered.
-pub const MAX_KEYS: usize = 16 << 10;
+/// Most keys that are remembered; of a host that rejects more, all are taken for rejected.
+pub const MAX_KEYS: usize = 4 << 20;
 /// Most of them that are shown.
 pub const SHOWN: usize = 10;
+/// Most reasons that are told apart. There are a handful, and keys by the million.
+const MAX_REASONS: usize = 64;
+
+/// With the reasons.
+type Keys = BTreeMap<Key, Arc<str>>;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Rejected {
-    keys: BTreeMap<Key, String>,
+    /// What the host, or the one before, said it rejects.
+    keys: Keys,
+    /// The same of a session that has yet to tell all; it replaces `keys` then.
+    fresh: Option<Keys>,
+    /// There were more than are remembered.
+    is_over: bool,
+    reasons: BTreeSet<Arc<str>>,
     shown: Arc<[String]>,
 }
 
 impl Rejected {
-    /// Takes in an acknowledgement. What was rejected and is told anew is rejected again, or no more.
-    pub fn step(&mut self, step: &Acked) {
-        if self.keys.is_empty() && step.rejected.is_empty() {
-            return;
-        }
-        for key in step.confirmed.iter().chain(&step.accepted) {
-            self.keys.remove(key);
-        }
-        for (key, reason) in &step.rejected {
-            if self.keys.len() < MAX_KEYS || self.keys.contains_key(key) {
-                self.keys.insert(key.clone(), reason.clone());
-            }
-        }
-        self.show();
+    /// A host took a session.
+    pub fn session_began(&mut self) {
+        self.fresh = Some(Keys::new());
     }
 
-    /// A new session: its host tells all that it rejects.
-    pub fn clear(&mut self) {
-        self.keys.clear();
-        self.show();
+    /// Takes in an acknowledgement.
+    pub fn acknowledged(&mut self, step: &Acked) {
+        let Acked { whole, rejected, accepted, .. } = step;
+        let keys = self.fresh.as_mut().unwrap_or(&mut self.keys);
+        for key in accepted {
+            keys.remove(key);
+        }
+        for (key, why) in rejected {
+            if keys.len() < MAX_KEYS || keys.contains_key(key) {
+                keys.insert(key.clone(), reason(&mut self.reasons, why));
+            } else {
+                self.is_over = true;
+            }
+        }
+        if *whole && let Some(fresh) = self.fresh.take() {
+            self.is_over = fresh.len() >= MAX_KEYS;
+            self.keys = fresh;
+        }
+        let lines: Vec<String> = self.keys.iter().take(SHOWN).map(|(key, why)| line(key, why)).collect();
+        if *self.shown != *lines {
+            self.shown = lines.into();
+        }
     }
 
     /// Number of keys, up to [`MAX_KEYS`].
@@ -54,10 +80,10 @@ impl Rejected {
         self.keys.is_empty()
     }
 
-    /// It is rejected, as far as is remembered.
+    /// It is rejected, or may be.
     #[must_use]
     pub fn contains(&self, key: &Key) -> bool {
-        self.keys.contains_key(key)
+        self.is_over || self.keys.contains_key(key)
     }
 
     /// The first of them, in words.
@@ -65,13 +91,15 @@ impl Rejected {
     pub fn shown(&self) -> Arc<[String]> {
         Arc::clone(&self.shown)
     }
+}
 
-    fn show(&mut self) {
-        let lines: Vec<String> = self.keys.iter().take(SHOWN).map(|(key, why)| line(key, why)).collect();
-        if *self.shown != *lines {
-            self.shown = lines.into();
-        }
+fn reason(known: &mut BTreeSet<Arc<str>>, text: &str) -> Arc<str> {
+    if let Some(reason) = known.get(text) {
+        return Arc::clone(reason);
     }
+    let reason: Arc<str> = if known.len() < MAX_REASONS { text.into() } else { "for another reason".into() };
+    known.insert(Arc::clone(&reason));
+    reason
 }
 
 fn line(key: &Key, why: &str) -> String {
@@ -104,24 +132,52 @@ mod tests {
         }
     }
 
+    fn known(rejected: &Rejected) -> Vec<u32> {
+        (0..100).filter(|id| rejected.contains(&Key::NextHop(*id))).collect()
+    }
+
     #[test]
-    fn a_rejection_stands_until_the_host_or_the_key_says_otherwise() {
+    fn a_rejection_stands_until_the_host_says_otherwise() {
         let mut rejected = Rejected::default();
-        rejected.step(&step(&[4, 5], &[1, 2, 3], &[]));
-        assert_eq!(rejected.len(), 3);
-        // 1 is forwarded again, 2 was told anew and is forwarded, 3 was told anew and is rejected anew.
-        rejected.step(&step(&[2], &[3], &[1]));
-        assert!(rejected.contains(&Key::NextHop(3)) && rejected.len() == 1);
+        rejected.acknowledged(&step(&[4, 5], &[1, 2, 3], &[]));
+        assert_eq!((known(&rejected), rejected.len()), (vec![1, 2, 3], 3));
+        // 1 is forwarded again. 2 was told with an older number than the message that is confirmed here.
+        rejected.acknowledged(&step(&[2], &[], &[1]));
+        assert_eq!(known(&rejected), [2, 3]);
+        rejected.acknowledged(&step(&[], &[3], &[2]));
+        assert_eq!(known(&rejected), [3]);
         assert_eq!(*rejected.shown(), ["NextHop(3): no room".to_owned()]);
-        rejected.clear();
+        rejected.acknowledged(&step(&[3], &[], &[3]));
         assert!(rejected.is_empty() && rejected.shown().is_empty());
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn the_next_session_takes_the_place_of_the_one_before_when_it_has_told_all() {
         let mut rejected = Rejected::default();
-        let many: Vec<u32> = (1..20_000).collect();
-        rejected.step(&step(&[], &many, &[]));
-        assert_eq!((rejected.len(), rejected.shown().len()), (MAX_KEYS, SHOWN));
+        rejected.acknowledged(&step(&[], &[1, 2], &[]));
+        rejected.session_began();
+        rejected.acknowledged(&step(&[], &[2, 3, 4], &[]));
+        rejected.acknowledged(&step(&[], &[], &[4]));
+        assert_eq!(known(&rejected), [1, 2]);
+        rejected.acknowledged(&Acked { whole: true, ..step(&[2, 4], &[5], &[]) });
+        assert_eq!(known(&rejected), [2, 3, 5]);
+        // A session that ends before it has told all has told nothing.
+        rejected.session_began();
+        rejected.acknowledged(&step(&[], &[9], &[]));
+        rejected.session_began();
+        rejected.acknowledged(&Acked { whole: true, ..step(&[], &[], &[]) });
+        assert!(rejected.is_empty());
+    }
+
+    #[test]
+    fn reasons_are_kept_once_and_not_without_end() {
+        let mut rejected = Rejected::default();
+        let reasons = (0..1000).map(|id| (Key::NextHop(id), format!("reason {}", id % 500)));
+        let told = Acked { rejected: reasons.collect(), ..step(&[], &[], &[]) };
+        rejected.acknowledged(&told);
+        rejected.acknowledged(&told);
+        assert_eq!((rejected.len(), rejected.shown().len()), (1000, SHOWN));
+        assert!(rejected.reasons.len() <= MAX_REASONS + 1, "{:?}", rejected.reasons);
+        assert_eq!(rejected.shown()[9], "NextHop(9): reason 9");
     }
 }

@@ -15,6 +15,7 @@ use xenflow_guest_client::fpm::fuzz;
 use xenflow_guest_client::fpm::table::Table;
 use xenflow_guest_client::fpm::wire::{Answer, Asked, Decoder, WireError, Word, words};
 use xenflow_guest_client::mirror::{Limits, Mirror};
+use xenflow_guest_client::rejected::Rejected;
 use xenflow_guest_client::session::Acked;
 use xenflow_guest_client::translate::{Event, Place};
 use xenflow_proto::table::{Hop, HopFlags, Link, Route, RouteKey, RouteKind, RouteTarget};
@@ -136,12 +137,18 @@ fn answers_are_what_zebra_reads() {
 struct Guest {
     mirror: Mirror,
     untold: u64,
+    rejected: Rejected,
     table: Table,
 }
 
 impl Guest {
     fn new() -> Self {
-        let mut guest = Self { mirror: Mirror::new(&[7; 16]), untold: 0, table: Table::default() };
+        let mut guest = Self {
+            mirror: Mirror::new(&[7; 16]),
+            untold: 0,
+            rejected: Rejected::default(),
+            table: Table::default(),
+        };
         guest.session();
         guest.acked(&[], &[]);
         guest
@@ -163,7 +170,7 @@ impl Guest {
     /// A new session, whose snapshot is sent.
     fn session(&mut self) {
         self.mirror.begin(None, NOW);
-        self.table.session_began();
+        self.rejected.session_began();
         self.untold = 1;
         self.tell();
         self.mirror.end();
@@ -196,12 +203,13 @@ impl Guest {
             rejected,
             accepted: accepted.iter().map(|key| Key::Route(*key)).collect(),
         };
-        self.table.acknowledged(&step, &self.mirror);
+        self.rejected.acknowledged(&step);
+        self.table.acknowledged(&step);
     }
 
     /// What zebra is told now: prefixes, and whether they are offloaded.
     fn answers(&mut self) -> Vec<(String, bool)> {
-        let answers = std::iter::from_fn(|| self.table.answer(&self.mirror));
+        let answers = std::iter::from_fn(|| self.table.answer(&self.mirror, &self.rejected));
         answers.map(|answer| (answer.asked.key.dst.to_string(), answer.offloaded)).collect()
     }
 }
@@ -266,11 +274,28 @@ fn a_rejected_route_fails_until_it_is_accepted() {
     assert_eq!(guest.answers(), yes(DST));
     guest.acked(&[route], &[]);
     assert_eq!(guest.answers(), no(DST));
-    // Something else under the key is accepted without a word.
+    // Something else under the key: it is told that it is accepted, here with an older number.
     guest.kernel(route, 3);
     guest.tell();
+    guest.acked_some(0, &[], &[route]);
+    assert_eq!(guest.answers(), []);
     guest.acked(&[], &[]);
     assert_eq!(guest.answers(), yes(DST));
+}
+
+#[test]
+fn a_rejection_with_an_older_number_outlives_the_confirmation() {
+    let (mut guest, route) = (Guest::new(), key(254, DST));
+    guest.zebra(route);
+    for oif in [2, 3] {
+        guest.kernel(route, oif);
+        guest.tell();
+        // More than one message can name: those with the old number come first.
+        guest.acked_some(0, &[route], &[]);
+        guest.acked(&[], &[]);
+        assert!(guest.rejected.contains(&Key::Route(route)), "by {oif}");
+    }
+    assert_eq!(guest.answers(), no(DST), "and never anything else");
 }
 
 #[test]
@@ -286,14 +311,14 @@ fn rejections_may_come_before_what_they_are_about_is_confirmed() {
     assert_eq!(guest.answers(), []);
     guest.acked(&[two], &[]);
     assert_eq!(guest.answers(), [no(DST), no("203.0.113.16/28")].concat());
-    // The same at the end of a snapshot; what is told anew after it is accepted without a word.
+    // The same at the end of a snapshot.
     guest.session();
     guest.acked_some(0, &[one], &[]);
     guest.acked(&[], &[]);
     assert_eq!(guest.answers(), yes("203.0.113.16/28"));
     guest.kernel(one, 3);
     guest.tell();
-    guest.acked(&[], &[]);
+    guest.acked(&[], &[one]);
     assert_eq!(guest.answers(), yes(DST));
 }
 
@@ -340,7 +365,7 @@ fn a_vrf_is_named_by_its_interface() {
     guest.zebra(route);
     guest.tell();
     guest.acked(&[], &[]);
-    assert_eq!(guest.table.answer(&guest.mirror), None, "no VRF has this table");
+    assert_eq!(guest.table.answer(&guest.mirror, &guest.rejected), None, "no VRF has this table");
     let link = Link {
         ifindex: 300,
         name: "blue".into(),
@@ -355,7 +380,7 @@ fn a_vrf_is_named_by_its_interface() {
     };
     let _ = guest.mirror.apply(Event::Upsert(Object::Link(link)), NOW);
     guest.zebra(route);
-    let answer = guest.table.answer(&guest.mirror).unwrap();
+    let answer = guest.table.answer(&guest.mirror, &guest.rejected).unwrap();
     assert_eq!((answer.vrf, answer.offloaded), (300, true));
 }
 

@@ -1,16 +1,17 @@
 //! Zebra's routes and what was answered to each. Pure.
 //!
 //! A route is *offloaded* when the host's switch has confirmed it as the kernel has it now
-//! ([`Mirror::is_confirmed`]) and the host has not rejected it, *failed* when it has rejected it. Otherwise it stays as
-//! it is: an answer may be false in no moment, but may be late. Each answer is given once, and again when it changes.
+//! ([`Mirror::is_confirmed`]) and the host does not reject it ([`Rejected`]), *failed* when it is confirmed and the host
+//! rejects it. Otherwise it stays as it is: an answer may be late. Each is given once, and again when it changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use xenflow_proto::Key;
-use xenflow_proto::table::{Link, RouteKey};
+use xenflow_proto::table::Link;
 
 use super::wire::{Answer, Asked, Decoder, Prefix, WireError, Word, words};
 use crate::mirror::Mirror;
+use crate::rejected::Rejected;
 use crate::session::Acked;
 
 /// Most prefixes of zebra: more than the global tables of both families have, several times.
@@ -25,18 +26,10 @@ struct Entry {
     said: Option<bool>,
 }
 
-/// With each key, whether the rejection came before the confirmation of what it is about: where there are too many for
-/// one message, the host tells them first and confirms with the last.
-type Rejected = BTreeMap<RouteKey, bool>;
-
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Table {
     entries: BTreeMap<Prefix, Entry>,
-    /// What the host, or the one before, said it rejects.
-    rejected: Rejected,
-    /// The same of a session that has yet to tell all; it replaces `rejected` then.
-    fresh: Option<Rejected>,
     /// To be looked at: what decides about them may have changed.
     due: BTreeSet<Prefix>,
 }
@@ -80,41 +73,16 @@ impl Table {
         Ok(())
     }
 
-    /// A host took a session: what it rejects it tells by the end of the snapshot or resume.
-    pub fn session_began(&mut self) {
-        self.fresh = Some(Rejected::new());
-    }
-
-    /// A host acknowledged something, as the mirror knows already.
-    pub fn acknowledged(&mut self, step: &Acked, mirror: &Mirror) {
+    /// A host acknowledged something, which decides about these routes.
+    pub fn acknowledged(&mut self, step: &Acked) {
         let Acked { confirmed, whole, rejected, accepted, .. } = step;
-        let routes = |key: &Key| if let Key::Route(key) = key { Some(*key) } else { None };
-        let all = self.fresh.as_mut().unwrap_or(&mut self.rejected);
-        for key in confirmed.iter().filter_map(routes) {
-            match all.get_mut(&key) {
-                Some(early @ true) => *early = false,
-                // It was rejected as it was before, and is not as it is now.
-                Some(false) => drop(all.remove(&key)),
-                None => {}
-            }
-        }
-        for key in accepted.iter().filter_map(routes) {
-            all.remove(&key);
-        }
-        for key in rejected.iter().filter_map(|(key, _)| routes(key)) {
-            all.insert(key, !mirror.is_confirmed(&Key::Route(key)));
-        }
-        if *whole && let Some(mut fresh) = self.fresh.take() {
-            fresh.values_mut().for_each(|early| *early = false);
-            self.rejected = fresh;
-        }
         if *whole {
             self.due.extend(self.entries.keys());
             return;
         }
         let named = confirmed.iter().chain(accepted).chain(rejected.iter().map(|(key, _)| key));
-        let named = named.filter_map(routes).map(|key| (key.table, key.dst));
-        self.due.extend(named.filter(|prefix| self.entries.contains_key(prefix)));
+        let prefix = |key: &Key| if let Key::Route(key) = key { Some((key.table, key.dst)) } else { None };
+        self.due.extend(named.filter_map(prefix).filter(|prefix| self.entries.contains_key(prefix)));
     }
 
     /// Some routes are to be looked at.
@@ -123,15 +91,17 @@ impl Table {
         !self.due.is_empty()
     }
 
-    /// The next answer to give, which then counts as given.
-    pub fn answer(&mut self, mirror: &Mirror) -> Option<Answer> {
+    /// The next answer to give, which then counts as given. The mirror and what is rejected must know all that was
+    /// acknowledged.
+    pub fn answer(&mut self, mirror: &Mirror, rejected: &Rejected) -> Option<Answer> {
         while let Some(prefix) = self.due.pop_first() {
             let Some(entry) = self.entries.get_mut(&prefix) else { continue };
             let asked = entry.asked;
-            if !mirror.is_confirmed(&Key::Route(asked.key)) {
+            let key = Key::Route(asked.key);
+            if !mirror.is_confirmed(&key) {
                 continue;
             }
-            let offloaded = !self.rejected.contains_key(&asked.key);
+            let offloaded = !rejected.contains(&key);
             let Some(vrf) = vrf(asked.key.table, mirror.links()) else { continue };
             if entry.said != Some(offloaded) {
                 entry.said = Some(offloaded);

@@ -21,6 +21,7 @@ use xenflow_proto::frame::{FrameError, MAX_FRAME, MAX_HELLO};
 use xenflow_proto::message::{DecodeError, Hello, RefusalReason};
 use xenflow_proto::{FrameDecoder, GuestMessage, HostMessage, Identity};
 
+use crate::chain::Chain;
 use crate::core::{Event, SessionId};
 use crate::guest::limits::{HANDSHAKES, HANDSHAKES_RATE, Handshake, Hits, Limit, Limits};
 use crate::tls;
@@ -159,7 +160,8 @@ pub async fn listen(
     Ok(serve_all(&v6, &v4, server, sessions, events).await)
 }
 
-async fn serve_all(
+/// Serves who comes to either of two doors, until the task is aborted.
+pub(crate) async fn serve_all(
     v6: &TcpListener,
     v4: &TcpListener,
     server: tls::Access,
@@ -193,8 +195,8 @@ async fn serve_all(
             let (end, stream) = session(stream, peer, server, handshake, &sessions, &events).await;
             end.count(&sessions.limits);
             end.log(peer, &sessions.limits);
-            if let Some(mut stream) = stream {
-                say_why(&mut stream, &end).await;
+            if let (Some(mut stream), Some((_, reason, detail))) = (stream, end.refusal()) {
+                say_why(&mut stream, reason, detail).await;
             }
         });
     }
@@ -274,41 +276,40 @@ impl End {
 
     /// A broken rule keeps the router waiting; that and other limits are counted.
     fn count(&self, limits: &Limits) {
-        match self {
-            Self::Frame { router, .. } | Self::Message { router, .. } | Self::NotHello { router } => {
-                limits.broke(router, Instant::now());
+        if let Self::Slow { router } = self {
+            limits.hit(Some(router), Limit::Slow);
+        }
+        if let Some((router, RefusalReason::Protocol | RefusalReason::Limit, _)) = self.refusal() {
+            limits.broke(router, Instant::now());
+        }
+    }
+
+    /// What the guest is told, if the session ended because of what the guest did or is.
+    fn refusal(&self) -> Option<(&Identity, RefusalReason, String)> {
+        Some(match self {
+            Self::Refused { router, reason, detail } => (router, *reason, detail.clone()),
+            Self::Frame { router, source: error @ FrameError::TooLong { .. } } => {
+                (router, RefusalReason::Limit, error.to_string())
             }
-            Self::Refused { router, reason: RefusalReason::Protocol | RefusalReason::Limit, .. } => {
-                limits.broke(router, Instant::now());
+            Self::Frame { router, source: error @ FrameError::Empty } => {
+                (router, RefusalReason::Protocol, error.to_string())
             }
-            Self::Slow { router } => limits.hit(Some(router), Limit::Slow),
+            Self::Message { router, source } => (router, RefusalReason::Protocol, source.to_string()),
+            Self::NotHello { router } => {
+                (router, RefusalReason::Protocol, "the first message must be hello".to_owned())
+            }
+            Self::Distrusted(gone) => (&gone.identity, RefusalReason::Identity, Chain(gone).to_string()),
             Self::Tls(_)
-            | Self::Distrusted(_)
             | Self::NoHello { .. }
             | Self::Io { .. }
             | Self::Closed { .. }
             | Self::Truncated { .. }
             | Self::Silent { .. }
-            | Self::Refused { .. }
+            | Self::Slow { .. }
             | Self::Crowded
             | Self::Hasty
-            | Self::Stopped => {}
-        }
-    }
-}
-
-/// An error with its causes, in one line.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
+            | Self::Stopped => return None,
+        })
     }
 }
 
@@ -497,32 +498,8 @@ async fn write(writer: &mut (impl AsyncWrite + Unpin), out: &mut BytesMut) -> io
     writer.flush().await
 }
 
-/// Tells the guest what it did wrong, if the session ended because of that.
-async fn say_why(stream: &mut TlsStream<TcpStream>, end: &End) {
-    let (reason, detail) = match end {
-        End::Refused { reason, detail, .. } => (*reason, detail.clone()),
-        End::Frame { source: error @ FrameError::TooLong { .. }, .. } => {
-            (RefusalReason::Limit, error.to_string())
-        }
-        End::Frame { source: error @ FrameError::Empty, .. } => (RefusalReason::Protocol, error.to_string()),
-        End::Message { source, .. } => (RefusalReason::Protocol, source.to_string()),
-        End::Distrusted(_) => (RefusalReason::Identity, Chain(end).to_string()),
-        End::NotHello { .. } => (RefusalReason::Protocol, "the first message must be hello".to_owned()),
-        End::Tls(_)
-        | End::NoHello { .. }
-        | End::Io { .. }
-        | End::Closed { .. }
-        | End::Truncated { .. }
-        | End::Silent { .. }
-        | End::Slow { .. }
-        | End::Crowded
-        | End::Hasty
-        | End::Stopped => return,
-    };
-    say_goodbye(stream, reason, detail).await;
-}
-
-async fn say_goodbye(stream: &mut TlsStream<TcpStream>, reason: RefusalReason, detail: String) {
+/// Tells the guest what it did wrong.
+async fn say_why(stream: &mut TlsStream<TcpStream>, reason: RefusalReason, detail: String) {
     let mut out = BytesMut::new();
     HostMessage::Refusal { reason, detail }.encode(&mut out);
     // A guest that does not read gets nothing; the session is over either way.

@@ -1,5 +1,8 @@
 //! The host daemon xenflow-dom0 and the operator's command xenflow.
 
+#[cfg(test)]
+mod captured;
+pub mod chain;
 pub mod config;
 pub mod control_port;
 pub mod core;

@@ -10,6 +10,7 @@ mod credentials;
 pub mod fuzz;
 mod reload;
 mod renewal;
+mod shown;
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tracing::Instrument;
 use x509_parser::extensions::GeneralName;
 use xenflow_proto::Identity;
 use xenflow_proto::identity::IdentityError;
@@ -28,6 +30,7 @@ use xenflow_proto::identity::IdentityError;
 pub use credentials::{ConfigError, Files, Lists, Server, Trust, server_config};
 pub use reload::{Access, Current, Distrusted, Handshaking, Peer, follow};
 pub use renewal::Renewals;
+pub use shown::Shown;
 
 /// Why a certificate says nobody's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -159,10 +162,12 @@ impl Refusal {
 
 /// A connection that was refused.
 #[derive(Debug, thiserror::Error)]
-#[error("{peer} is refused")]
+#[error("{peer} is refused{}", .shown.as_ref().map(|shown| format!(" with {shown}")).unwrap_or_default())]
 pub struct AcceptError {
     /// Who.
     pub peer: SocketAddr,
+    /// What it showed, if it came so far. Nothing of it may be true.
+    pub shown: Option<Shown>,
     /// Why.
     #[source]
     pub reason: Refusal,
@@ -184,7 +189,8 @@ pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
         let identity = peer_identity(stream.get_ref().1.peer_certificates().unwrap_or_default())?;
         Ok((stream, identity))
     };
-    handshake.await.map_err(|reason| AcceptError { peer, reason })
+    let (done, shown) = shown::watch(handshake).instrument(tracing::debug_span!("handshake", %peer)).await;
+    done.map_err(|reason| AcceptError { peer, shown, reason })
 }
 
 #[cfg(test)]

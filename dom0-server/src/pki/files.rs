@@ -34,15 +34,24 @@ pub(super) fn exists(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
-pub(super) fn read(path: &Path) -> Result<String, FileError> {
+/// The bytes of a file of certificates, keys or lists, however others wrote their comments in it.
+pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>, FileError> {
     let read = || {
-        let mut text = String::new();
-        if File::open(path)?.take(LIMIT).read_to_string(&mut text)? as u64 == LIMIT {
-            return Err(io::ErrorKind::FileTooLarge.into());
+        let mut bytes = Vec::new();
+        File::open(path)?.take(LIMIT + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > LIMIT {
+            let text = format!("more than {} MiB", LIMIT >> 20);
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
         }
-        Ok(text)
+        Ok(bytes)
     };
     read().map_err(failed("read", path))
+}
+
+/// A file of text.
+pub(super) fn read(path: &Path) -> Result<String, FileError> {
+    let text = String::from_utf8(read_bytes(path)?);
+    text.map_err(|error| failed("read", path)(io::Error::new(io::ErrorKind::InvalidData, error.utf8_error())))
 }
 
 /// Creates a directory for the owner alone; one that is there stays as it is.

@@ -22,6 +22,7 @@ use x509_parser::extensions::ParsedExtension;
 use xenflow_proto::{Identity, Name, control};
 
 pub use files::FileError;
+pub(crate) use files::read_bytes;
 pub use index::{Reason, Record, RecordError, Revoked, Serial, SerialError, State};
 pub use store::{Finish, Rotation, Store, Which, Written};
 

@@ -1,34 +1,29 @@
 //! The files of the listener, and what they make: whom to trust, whom not any more, and who the host is.
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoServerSessionStorage, ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::server::{ParsedCertificate, StoresServerSessions, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 use time::OffsetDateTime;
 use xenflow_proto::Identity;
 
+use super::shown::Watching;
 use super::{PeerIdentityError, Refusal, peer_identity};
+use crate::pki::{self, FileError};
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A file.
-    #[error("cannot read {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A file without certificate.
     #[error("{path} holds no certificate in PEM")]
     NoCertificate {
@@ -91,7 +86,7 @@ pub(super) type Stamp = [Option<(u64, u64, u64, i64, i64)>; 4];
 
 impl Files {
     fn lists(&self) -> PathBuf {
-        self.crl.clone().unwrap_or_else(|| self.ca.with_file_name(crate::pki::CRL))
+        self.crl.clone().unwrap_or_else(|| self.ca.with_file_name(pki::CRL))
     }
 
     pub(super) fn stamp(&self) -> Stamp {
@@ -110,7 +105,7 @@ impl Files {
     pub(super) fn load_after(&self, before: Option<&Server>) -> Result<Server, ConfigError> {
         let anchors = certificates(&self.ca)?;
         let chain = certificates(&self.cert)?;
-        let key = PrivateKeyDer::from_pem_slice(&read(&self.key)?)
+        let key = PrivateKeyDer::from_pem_slice(&pki::read_bytes(&self.key)?)
             .map_err(|_| ConfigError::NoKey { path: self.key.clone() })?;
         let path = self.lists();
         let wanted = self.crl.is_some() || before.is_some_and(|server| !server.trust.lists.0.is_empty());
@@ -144,12 +139,8 @@ impl Files {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
-    fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
-}
-
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pki::read_bytes(path)?).collect();
     let all = all.ok().filter(|all| !all.is_empty());
     all.ok_or_else(|| ConfigError::NoCertificate { path: path.to_owned() })
 }
@@ -174,7 +165,8 @@ pub struct Lists(pub Vec<CertificateRevocationListDer<'static>>);
 impl Lists {
     /// Reads a file of at least one.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let all: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&read(path)?).collect();
+        let all: Result<Vec<_>, _> =
+            CertificateRevocationListDer::pem_slice_iter(&pki::read_bytes(path)?).collect();
         let all = all.ok().filter(|all| !all.is_empty());
         all.map(Self).ok_or_else(|| ConfigError::NoList { path: path.to_owned() })
     }
@@ -217,6 +209,7 @@ impl Trust {
             .with_crls(lists.0.iter().cloned())
             .allow_unknown_revocation_status()
             .build()?;
+        let verifier = Arc::new(Watching(verifier));
         Ok(Self { verifier, roots, anchors, lists })
     }
 
@@ -276,8 +269,32 @@ pub fn server_config(
         .with_client_cert_verifier(trust.verifier.clone())
         .with_single_cert(chain, key)
         .map_err(ConfigError::Pair)?;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.session_storage = Arc::new(NoSessions);
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     Ok(config)
+}
+
+/// Keeps no session, and says so when one is asked for.
+#[derive(Debug)]
+struct NoSessions;
+
+impl StoresServerSessions for NoSessions {
+    fn put(&self, _: Vec<u8>, _: Vec<u8>) -> bool {
+        false
+    }
+
+    fn get(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// What it was issued with may have been revoked since.
+    fn take(&self, _: &[u8]) -> Option<Vec<u8>> {
+        tracing::debug!("it asks to resume a session: refused, its certificate is looked at again");
+        None
+    }
+
+    fn can_cache(&self) -> bool {
+        false
+    }
 }

@@ -12,7 +12,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use xenflow_proto::Identity;
 
-use super::{ConfigError, Files, Refusal, Server};
+use super::{Files, Refusal, Server};
+use crate::chain::Chain;
 
 /// Between two looks at the files.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -67,7 +68,7 @@ async fn run(files: Files, sender: watch::Sender<Arc<Server>>) {
             // Certificate and key cannot be replaced in one step: the second look counts.
             Err(_) if failed != Some(stamp) => failed = Some(stamp),
             Err(error) => {
-                tell_failure(&error);
+                tracing::error!(error = %Chain(&error), "what was read before stays in force");
                 seen = Some(stamp);
             }
         }
@@ -81,11 +82,6 @@ async fn hung_up(signal: Option<&mut Signal>) {
         }
         None => std::future::pending().await,
     }
-}
-
-fn tell_failure(error: &ConfigError) {
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
-    tracing::error!(error = format!("{error}{cause}"), "what was read before stays in force");
 }
 
 fn tell_idle(server: &Server) {

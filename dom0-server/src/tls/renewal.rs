@@ -11,6 +11,7 @@ use xenflow_proto::message::{MAX_CERTIFICATE, MAX_CERTIFICATES, Renewed};
 
 use super::reload::Peer;
 use super::{Refusal, Server};
+use crate::chain::Chain;
 use crate::pki::{PkiError, Store};
 
 /// A session gets no more than one certificate in this time.
@@ -65,9 +66,7 @@ impl Renewals {
                 None
             }
             Err(error) => {
-                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-                let reason = format!("{error}{}", cause.unwrap_or_default());
-                tracing::warn!(%router, reason, "its certificate was not renewed");
+                tracing::warn!(%router, reason = %Chain(&error), "its certificate was not renewed");
                 None
             }
         }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use tokio::time::timeout;
 
 use super::*;
+use crate::captured::Log;
 
 /// A host's directory, which goes away with the test.
 struct Dir(PathBuf);
@@ -139,14 +140,26 @@ async fn a_revoked_peer_is_told_apart_at_once_and_others_stay() {
 async fn broken_files_bring_nobody_back() {
     let dir = Dir::new("broken");
     dir.revoke("xenflow://router/r1");
+    let log = Log::start();
     let mut current = follow_from_now(dir.files()).await;
     let list = fs::read(dir.at("crl.pem")).unwrap();
-    for broken in [&b""[..], b"-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n"] {
-        fs::write(dir.at("crl.pem"), broken).unwrap();
-        tokio::time::sleep(Duration::from_millis(2500)).await;
+    let path = dir.at("crl.pem").display().to_string();
+    let broken = [
+        (Some(&b""[..]), format!("{path} holds no revocation list in PEM")),
+        (
+            Some(b"-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n"),
+            format!("a revocation list in {path} cannot be used: "),
+        ),
+        (None, format!("cannot read {path}: No such file or directory (os error 2)")),
+    ];
+    for (number, (contents, said)) in broken.iter().enumerate() {
+        match contents {
+            Some(contents) => fs::write(&path, contents).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+        let lines = log.wait(number + 1, "what was read before stays in force").await;
+        assert!(lines[number].contains(said) && lines[number].starts_with("ERROR"), "{lines:#?}");
     }
-    fs::remove_file(dir.at("crl.pem")).unwrap();
-    tokio::time::sleep(Duration::from_millis(2500)).await;
     assert!(!current.has_changed().unwrap(), "nothing of this was taken");
     let check = |server: &Server| {
         server.trust.check(&dir.chain("r1.pem"), rustls_pki_types::UnixTime::now()).unwrap_err().to_string()

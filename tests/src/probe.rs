@@ -8,7 +8,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -32,13 +32,15 @@ const TICK: Duration = Duration::from_millis(10);
 const BATCH: usize = 64;
 /// Highest packet number the receiver keeps account of: an hour at 10,000 a second.
 const MAX_PACKETS: u64 = 36_000_000;
+/// How long a probe's first packet may take.
+const FIRST: Duration = Duration::from_secs(20);
 /// The receiver's silence that ends the drain after the sender has stopped.
 const QUIET: Duration = Duration::from_millis(500);
 
 /// The two ends of a probe.
 #[derive(Debug, Subcommand)]
 pub enum ProbeCommand {
-    /// Sends numbered packets until standard input ends (or --packets are sent), then reports.
+    /// Sends numbered packets until standard input ends, then reports.
     Send(SendArgs),
     /// Receives until standard input has ended and nothing more comes, then reports.
     Recv(RecvArgs),
@@ -59,9 +61,9 @@ pub struct SendArgs {
     /// Bytes of UDP payload.
     #[arg(long, default_value_t = 64)]
     size: usize,
-    /// Stop after so many packets.
+    /// Send the first packet alone, and the others once a byte came on standard input.
     #[arg(long)]
-    packets: Option<u64>,
+    first_alone: bool,
 }
 
 /// Options of the receiver.
@@ -118,7 +120,7 @@ pub struct ProbeReport {
     pub foreign: u64,
     /// Sends the kernel refused (such as: no route); they count as lost.
     pub send_errors: u64,
-    /// Longest time between two arrivals, in ms, within the sender's life.
+    /// Longest time between two arrivals from the second packet on, in ms, within the sender's life.
     pub longest_gap_ms: f64,
     /// Longest run of lost numbers, in packets.
     pub longest_loss: u64,
@@ -134,9 +136,31 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Starts a probe from one namespace to an address of another, `rate` packets a second, and returns when the
-    /// receiver listens and the sender has been started.
+    /// Starts a probe from one namespace to an address of another, and returns when its first packet has arrived.
+    ///
+    /// `rate` packets a second follow that one. It is alone because Open vSwitch handles the first packets of a
+    /// flow in a queue of its own: those that come once the flow is in the datapath overtake what still waits there.
     pub fn start(lab: &Lab, from: &Netns, to: &Netns, address: SocketAddr, rate: u32) -> Result<Self> {
+        let mut probe = Self::spawn(lab, from, to, address, &["--rate", &rate.to_string(), "--first-alone"])?;
+        let said = probe.receiver.next(FIRST).context("while waiting for the probe's first packet")?;
+        ensure!(said == Tell::First, "the probe's receiver said {said:?} before its first packet");
+        let stdin = probe.sender.stdin.as_mut().context("the probe's sender has no standard input")?;
+        stdin.write_all(b"\n").context("cannot tell the probe's sender to go on")?;
+        Ok(probe)
+    }
+
+    /// Starts a probe that sends at its full rate from the first packet, whether that arrives or not.
+    pub fn start_at_once(
+        lab: &Lab,
+        from: &Netns,
+        to: &Netns,
+        address: SocketAddr,
+        rate: u32,
+    ) -> Result<Self> {
+        Self::spawn(lab, from, to, address, &["--rate", &rate.to_string()])
+    }
+
+    fn spawn(lab: &Lab, from: &Netns, to: &Netns, address: SocketAddr, options: &[&str]) -> Result<Self> {
         // Each probe its own number, so that one that strays into another is seen.
         let stream = lab.next_id().to_string();
         let program = lab.binary();
@@ -147,16 +171,9 @@ impl Probe {
         let began = receiver.next(Duration::from_secs(10))?;
         ensure!(began == Tell::Listening, "the probe's receiver began with {began:?}");
         let mut command = from.command(program);
-        command.args(["probe", "send", "--to", &address, "--stream", &stream, "--rate", &rate.to_string()]);
+        command.args(["probe", "send", "--to", &address, "--stream", &stream]).args(options);
         let sender = End::start(command)?;
         Ok(Self { sender, receiver })
-    }
-
-    /// Waits for the first packet to arrive.
-    pub fn wait_first(&mut self, limit: Duration) -> Result<()> {
-        let said = self.receiver.next(limit).context("while waiting for the probe's first packet")?;
-        ensure!(said == Tell::First, "the probe's receiver said {said:?} before its first packet");
-        Ok(())
     }
 
     /// Ends the sender, lets the receiver drain, and gives the report.
@@ -244,15 +261,39 @@ impl Drop for End {
 
 /// The program `lab probe`.
 pub fn main(command: &ProbeCommand) -> Result<()> {
-    let ended = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&ended);
-    std::thread::spawn(move || {
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        flag.store(true, Ordering::Relaxed);
-    });
+    let driver = Arc::new(Driver(AtomicU8::new(Driver::SILENT)));
+    let heard = Arc::clone(&driver);
+    std::thread::spawn(move || heard.listen());
     match command {
-        ProbeCommand::Send(args) => send(args, &ended),
-        ProbeCommand::Recv(args) => receive(args, &ended),
+        ProbeCommand::Send(args) => send(args, &driver),
+        ProbeCommand::Recv(args) => receive(args, &driver),
+    }
+}
+
+/// What standard input has said so far.
+struct Driver(AtomicU8);
+
+impl Driver {
+    const SILENT: u8 = 0;
+    const SPOKE: u8 = 1;
+    const ENDED: u8 = 2;
+
+    /// Reads standard input until it ends.
+    fn listen(&self) {
+        let mut input = std::io::stdin().lock();
+        let mut bytes = [0; 64];
+        while input.read(&mut bytes).is_ok_and(|count| count > 0) {
+            self.0.store(Self::SPOKE, Ordering::Relaxed);
+        }
+        self.0.store(Self::ENDED, Ordering::Relaxed);
+    }
+
+    fn is_silent(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Self::SILENT
+    }
+
+    fn ended(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Self::ENDED
     }
 }
 
@@ -263,21 +304,28 @@ fn tell(what: &Tell) -> Result<()> {
     Ok(())
 }
 
-fn send(args: &SendArgs, ended: &AtomicBool) -> Result<()> {
+fn send(args: &SendArgs, driver: &Driver) -> Result<()> {
     ensure!((HEADER..=1472).contains(&args.size), "size {} is not in {HEADER}..=1472", args.size);
     ensure!(args.rate > 0, "rate 0 sends nothing");
     let any: SocketAddr = if args.to.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
     let socket = UdpSocket::bind(any)?;
-    let limit = args.packets.unwrap_or(MAX_PACKETS).min(MAX_PACKETS);
     let to = SockaddrStorage::from(args.to);
     let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, None);
     let mut errors = 0;
     let mut number = 0_u64;
+    let begin = Instant::now();
+    if args.first_alone {
+        socket.send_to(&packet(args.stream, number, args.size), args.to).context("cannot send")?;
+        number = 1;
+        while driver.is_silent() {
+            std::thread::sleep(TICK);
+        }
+    }
     let start = Instant::now();
-    while number < limit && !ended.load(Ordering::Relaxed) {
+    while number < MAX_PACKETS && !driver.ended() {
         let due = (start.elapsed().as_secs_f64() * f64::from(args.rate)) as u64;
-        while number < due.min(limit) {
-            let batch = usize::try_from(due.min(limit) - number)?.min(BATCH);
+        while number < due.min(MAX_PACKETS) {
+            let batch = usize::try_from(due.min(MAX_PACKETS) - number)?.min(BATCH);
             let packets: Vec<Vec<u8>> =
                 (number..).take(batch).map(|number| packet(args.stream, number, args.size)).collect();
             let slices: Vec<[IoSlice<'_>; 1]> = packets.iter().map(|packet| [IoSlice::new(packet)]).collect();
@@ -303,7 +351,7 @@ fn send(args: &SendArgs, ended: &AtomicBool) -> Result<()> {
         }
         std::thread::sleep(TICK);
     }
-    tell(&Tell::Sent { packets: number, errors, seconds: start.elapsed().as_secs_f64() })
+    tell(&Tell::Sent { packets: number, errors, seconds: begin.elapsed().as_secs_f64() })
 }
 
 fn packet(stream: u32, number: u64, size: usize) -> Vec<u8> {
@@ -321,7 +369,7 @@ fn number_of(bytes: &[u8], stream: u32) -> Option<u64> {
     (number < MAX_PACKETS).then_some(number)
 }
 
-fn receive(args: &RecvArgs, ended: &AtomicBool) -> Result<()> {
+fn receive(args: &RecvArgs, driver: &Driver) -> Result<()> {
     let socket = UdpSocket::bind(args.bind).with_context(|| format!("cannot listen on {}", args.bind))?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     // Root inside the lab may go past rmem_max; elsewhere the default has to do.
@@ -343,14 +391,15 @@ fn receive(args: &RecvArgs, ended: &AtomicBool) -> Result<()> {
         };
         let now = Instant::now();
         if lengths.is_empty() {
-            if ended.load(Ordering::Relaxed) && now.duration_since(last) >= QUIET {
+            if driver.ended() && now.duration_since(last) >= QUIET {
                 break;
             }
             continue;
         }
         if tally.count.unique == 0 {
             tell(&Tell::First)?;
-        } else {
+        } else if tally.count.unique > 1 {
+            // The second packet waits until the first is known to have come.
             tally.gap(now.duration_since(last));
         }
         last = now;

@@ -47,7 +47,6 @@ const FRESH_RATE: u32 = 20;
 const FEW: u64 = 50;
 /// Flows that a flood must add if the switch needs one for each frame: the control of the count.
 const MANY: u64 = 1000;
-const LIMIT: Duration = Duration::from_secs(20);
 
 /// What the arguments say.
 struct Plan {
@@ -169,8 +168,7 @@ fn phase(lab: &Lab, site: &mut Site, kind: Option<&Kind>, plan: &Plan) -> Result
     for victim in &site.victims {
         let to = format!("{TARGET}:7000").parse()?;
         let (near, far) = (victim.near.netns(), victim.far.netns());
-        let mut probe = Probe::start(lab, near, far, to, ESTABLISHED)?;
-        probe.wait_first(LIMIT)?;
+        let probe = Probe::start(lab, near, far, to, ESTABLISHED)?;
         probes.push(probe);
     }
     let flood = match kind {

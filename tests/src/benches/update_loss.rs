@@ -207,8 +207,7 @@ fn measure(
     let acks = acknowledgements(&site.r1)?;
     let (mut routes, mut stdin) = writer(lab, site)?;
     let to = format!("{TARGET}:7000").parse()?;
-    let mut probe = Probe::start(lab, site.h[0].netns(), site.h[1].netns(), to, rate)?;
-    probe.wait_first(LIMIT)?;
+    let probe = Probe::start(lab, site.h[0].netns(), site.h[1].netns(), to, rate)?;
     let punted = site.r1.guest().forwarded()?;
     let meter = Meter::start(&[
         ("xenflow-guest", site.r1.client()?.id()),

@@ -164,8 +164,7 @@ fn measure(lab: &Lab, topology: &Topology, line: &Line, segment: u8) -> Result<R
 
 fn probe(lab: &Lab, line: &Line, segment: u8) -> Result<Probe> {
     let address = (line.address(segment), PORT).into();
-    let mut probe = Probe::start(lab, line.end(0)?.netns(), line.end(segment)?.netns(), address, RATE)?;
-    probe.wait_first(Duration::from_secs(5))?;
+    let probe = Probe::start(lab, line.end(0)?.netns(), line.end(segment)?.netns(), address, RATE)?;
     Ok(probe)
 }
 

@@ -60,8 +60,7 @@ fn run(lab: &mut Lab) -> Result<Value> {
     lab.step("a restart that clears the tables first: the probe must lose packets");
     let red = &twin.networks[0];
     let to = format!("{H2}:7000").parse()?;
-    let mut probe = Probe::start(lab, red.h[0].netns(), red.h[1].netns(), to, 1000)?;
-    probe.wait_first(Duration::from_secs(5))?;
+    let probe = Probe::start(lab, red.h[0].netns(), red.h[1].netns(), to, 1000)?;
     twin.nodes[0].kill_daemon()?;
     twin.nodes[0].host().ofctl(&["del-flows", BRIDGE, OURS])?;
     twin.nodes[0].start_daemon()?;

@@ -154,8 +154,7 @@ fn restart(lab: &Lab, twin: &mut Twin) -> Result<crate::probe::ProbeReport> {
     lab.step(format!("kill -9 and restart of xenflow-dom0 on a under {RESTART_RATE} packets/s"));
     let red = &twin.networks[0];
     let to = format!("{H2}:7000").parse()?;
-    let mut probe = Probe::start(lab, red.h[0].netns(), red.h[1].netns(), to, RESTART_RATE)?;
-    probe.wait_first(Duration::from_secs(5))?;
+    let probe = Probe::start(lab, red.h[0].netns(), red.h[1].netns(), to, RESTART_RATE)?;
     let mut watch = red.r[0].watch()?;
     twin.nodes[0].kill_daemon()?;
     std::thread::sleep(Duration::from_millis(500));

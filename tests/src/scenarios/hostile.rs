@@ -97,8 +97,7 @@ impl Door<'_> {
 fn run(lab: &mut Lab) -> Result<Value> {
     let mut site = build(lab)?;
     lab.ready()?;
-    let mut probe = start_probe(lab, &site)?;
-    probe.wait_first(LIMIT)?;
+    let probe = start_probe(lab, &site)?;
     let before = flows(&site.node)?;
     ensure!(before.iter().any(|flow| flow.contains("nw_dst=10.2.0.10")), "h2 is no neighbor: {before:#?}");
 

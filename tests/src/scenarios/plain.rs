@@ -120,15 +120,13 @@ fn run(lab: &mut Lab) -> Result<Value> {
 
     lab.step("probe, 1000 packets/s");
     let to = "10.0.0.2:7000".parse()?;
-    let mut probe = Probe::start(lab, red[0].netns(), red[1].netns(), to, 1000)?;
-    probe.wait_first(Duration::from_secs(5))?;
+    let probe = Probe::start(lab, red[0].netns(), red[1].netns(), to, 1000)?;
     let steady = probe.run_for(PROBE_TIME)?;
     ensure!(steady.lost == 0 && steady.duplicated == 0 && steady.foreign == 0, "the probe found {steady:?}");
     ensure!(steady.sent >= 2500, "the probe sent only {} packets in {:?}", steady.sent, PROBE_TIME);
 
     lab.step("the same with the wire cut for half a second");
-    let mut probe = Probe::start(lab, red[0].netns(), red[1].netns(), to, 1000)?;
-    probe.wait_first(Duration::from_secs(5))?;
+    let probe = Probe::start(lab, red[0].netns(), red[1].netns(), to, 1000)?;
     topology.trunk.set_link(&topology.hosts[1], false)?;
     std::thread::sleep(Duration::from_millis(500));
     topology.trunk.set_link(&topology.hosts[1], true)?;

@@ -176,8 +176,7 @@ impl Site {
 
     fn probe(&self, lab: &Lab) -> Result<Probe> {
         let to = format!("{H2}:7000").parse()?;
-        let mut probe = Probe::start(lab, self.h[0].netns(), self.h[1].netns(), to, RATE)?;
-        probe.wait_first(LIMIT)?;
+        let probe = Probe::start(lab, self.h[0].netns(), self.h[1].netns(), to, RATE)?;
         Ok(probe)
     }
 

@@ -57,13 +57,12 @@ pub(super) fn run(lab: &Lab, site: &mut Site, figures: &mut Map<String, Value>) 
 
     lab.step(format!("{RATE} packets/s to a neighbor that nothing was ever sent to"));
     let to_fresh = (FRESH, PORT).into();
-    let first = Probe::start(lab, &site.h.ns, &site.n[0].ns, to_fresh, RATE)?;
+    let first = Probe::start_at_once(lab, &site.h.ns, &site.n[0].ns, to_fresh, RATE)?;
     let first = first.run_for(Duration::from_secs(1))?;
 
     // Beside all that follows: nothing but the host sends to this neighbor.
     let guest = Wire::open(site.guest(), "lan")?;
-    let mut running = Probe::start(lab, &site.h.ns, &site.n[0].ns, to_fresh, RATE / 5)?;
-    running.wait_first(LIMIT)?;
+    let running = Probe::start(lab, &site.h.ns, &site.n[0].ns, to_fresh, RATE / 5)?;
     guest.take()?;
 
     lab.step("a gateway's address moves to another host, which says so");

@@ -62,8 +62,7 @@ const ACTS: &[Act] = &[
 /// Measures; adds its figures.
 pub(super) fn run(lab: &Lab, site: &Site, figures: &mut Map<String, Value>) -> Result<()> {
     let n1 = &site.n[0];
-    let mut probe = Probe::start(lab, &site.h.ns, &n1.ns, (n1.address, PORT).into(), RATE)?;
-    probe.wait_first(LIMIT)?;
+    let probe = Probe::start(lab, &site.h.ns, &n1.ns, (n1.address, PORT).into(), RATE)?;
     let (mut acts, mut transit_fast, mut unnamed) = (Map::new(), 0, Vec::new());
     transit_fast += looked(site)?;
     for act in ACTS {

@@ -52,7 +52,7 @@ pub struct Config {
     /// Seconds between two looks at the switch's counters; 0: they are not looked at.
     #[serde(default = "default_statistics")]
     pub statistics_interval_s: u32,
-    /// What is logged, as `RUST_LOG` would say it.
+    /// What is logged: a level, and others for single modules, as `info,openflow=debug`.
     #[serde(default = "default_log")]
     pub log: String,
 }
@@ -171,7 +171,7 @@ impl Config {
             let value = config.max_change_rate.to_string();
             return Err(refuse("max_change_rate", &value, format!("at least {MIN_CHANGE_RATE}, or 0")));
         }
-        if let Err(error) = config.log.parse::<tracing_subscriber::EnvFilter>() {
+        if let Err(error) = config.log.parse::<tracing_subscriber::filter::Targets>() {
             return Err(refuse("log", &config.log, error.to_string()));
         }
         Ok(config)

@@ -7,7 +7,8 @@ use clap::{Parser, Subcommand};
 use dom0_server::config::Config;
 use dom0_server::daemon;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 /// The host daemon of XenFlow: keeps this host's Open vSwitch forwarding what its virtual routers decide.
 #[derive(Debug, Parser)]
@@ -51,8 +52,9 @@ fn main() -> ExitCode {
 
 fn run(config: Config) -> ExitCode {
     // Checked when the settings were read.
-    let filter = config.log.parse::<EnvFilter>().unwrap_or_default();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let filter = config.log.parse::<Targets>().unwrap_or_default();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,

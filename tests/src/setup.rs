@@ -167,7 +167,9 @@ impl Drop for Policy {
 /// Builds the product's programs and says where they are.
 pub fn product() -> Result<Product> {
     say("lab: building the host daemon and the command line");
-    run(cargo()?.args(["build", "--quiet", "--profile", "lab", "-p", "xenflow-dom0-server", "--bins"]))?;
+    // Of the whole workspace: with the features that everything else has been built with.
+    let bins = ["--workspace", "--bin", "xenflow-dom0", "--bin", "xenflow"];
+    run(cargo()?.args(["build", "--quiet", "--profile", "lab"]).args(bins))?;
     say("lab: building the static guest client");
     run(cargo()?
         .args(["build", "--quiet", "--profile", "guest", "--target", GUEST_TARGET])

@@ -27,6 +27,7 @@ pub mod iperf;
 pub mod job;
 pub mod net;
 pub mod node;
+pub mod one_router;
 pub mod oracle;
 pub mod probe;
 pub mod process;

@@ -1,5 +1,6 @@
 //! A virtual router: a [`Guest`] that runs `xenflow-guest`, with its control vif.
 
+use std::fmt::Display;
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -139,6 +140,15 @@ impl VirtualRouter {
     /// The configuration file of its client.
     pub fn config(&self) -> &std::path::Path {
         &self.config
+    }
+
+    /// Sets a key of its client's configuration to a value as TOML has it; the client reads it when it starts.
+    pub fn configure(&self, key: &str, value: impl Display) -> Result<()> {
+        let config = std::fs::read_to_string(&self.config)?;
+        let others = config.lines().filter(|line| line.split(" = ").next() != Some(key));
+        let mut config: String = others.map(|line| format!("{line}\n")).collect();
+        config.push_str(&format!("{key} = {value}\n"));
+        Ok(std::fs::write(&self.config, config)?)
     }
 
     /// Starts `xenflow-guest`. Its log is `<router>-xenflow-guest-<n>.log`.

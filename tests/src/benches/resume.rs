@@ -21,10 +21,11 @@ use xenflow_proto::control;
 use super::{Options, round};
 use crate::churn::plan::{FLAPPING, NEXT_HOPS, Plan, STEADY};
 use crate::churn::writer::Writer;
-use crate::node::{Node, Pki};
+use crate::node::Node;
+use crate::one_router::OneRouter;
 use crate::process::wait_for;
 use crate::scenario::{Lab, Scenario};
-use crate::virtual_router::{CONTROL, Link, VirtualRouter};
+use crate::virtual_router::{CONTROL, VirtualRouter};
 
 /// The registry's entry.
 pub(super) const BENCH: Scenario = Scenario {
@@ -132,17 +133,9 @@ fn run(lab: &mut Lab) -> Result<Value> {
 
 fn build(lab: &Lab, routes: u32) -> Result<Site> {
     lab.step(format!("making host a with router r1 and {routes} routes"));
-    let pki = Pki::create(lab)?;
-    let mut node = Node::create(lab, "a", &pki)?;
-    node.start()?;
-    node.configure(
-        "network add red\nsegment add lan1 --network red --vlan 11\nsegment add lan2 --network red --vlan 12\n",
-    )?;
-    let links = [
-        Link { name: "lan1", segment: "lan1", address: "10.1.0.1/24" },
-        Link { name: "lan2", segment: "lan2", address: "10.2.0.1/24" },
-    ];
-    let r1 = VirtualRouter::create(lab, &node, &pki, ("red", "r1", 1), &links)?;
+    let mut site = OneRouter::create(lab)?;
+    site.node.start()?;
+    let OneRouter { r1, node, .. } = site;
     let mut lines = String::new();
     for (dev, gateways) in [("lan1", STEADY), ("lan2", FLAPPING)] {
         for gateway in gateways {

@@ -14,10 +14,11 @@ use super::kernel::{Table, host_table, kernel_table};
 use crate::benches::Options;
 use crate::churn::plan::{NEXT_HOPS, Plan, STEADY};
 use crate::churn::writer::Writer;
-use crate::node::{Node, Pki};
+use crate::node::Node;
+use crate::one_router::OneRouter;
 use crate::process::wait_for;
 use crate::scenario::{Lab, Scenario};
-use crate::virtual_router::{Link, VirtualRouter};
+use crate::virtual_router::VirtualRouter;
 
 /// The registry's entry.
 pub(super) const SCENARIO: Scenario = Scenario {
@@ -108,21 +109,8 @@ fn run(lab: &mut Lab) -> Result<Value> {
 fn build(lab: &Lab, routes: u32) -> Result<Site> {
     lab.step("making host a with router r1");
     let plan = Plan::new(routes, lab.seed())?;
-    let pki = Pki::create(lab)?;
-    let mut node = Node::create(lab, "a", &pki)?;
-    node.start()?;
-    node.configure(
-        "network add red\n\
-         segment add lan1 --network red --vlan 11\n\
-         segment add lan2 --network red --vlan 12\n",
-    )?;
-    let links = [
-        Link { name: "lan1", segment: "lan1", address: "10.1.0.1/24" },
-        Link { name: "lan2", segment: "lan2", address: "10.2.0.1/24" },
-    ];
-    let mut r1 = VirtualRouter::create(lab, &node, &pki, ("red", "r1", 1), &links)?;
-    let config = std::fs::read_to_string(r1.config())?;
-    std::fs::write(r1.config(), format!("{config}receive_buffer_bytes = {RECEIVE_BUFFER}\n"))?;
+    let mut site = OneRouter::create(lab)?;
+    site.r1.configure("receive_buffer_bytes", RECEIVE_BUFFER)?;
     let mut lines = String::new();
     for (at, gateway) in STEADY.iter().enumerate() {
         lines.push_str(&format!(
@@ -130,10 +118,10 @@ fn build(lab: &Lab, routes: u32) -> Result<Site> {
         ));
     }
     lines.extend(NEXT_HOPS.map(next_hop));
-    r1.guest().netns().ip_batch(&lines)?;
-    let writer = Writer::open(r1.guest().netns())?;
-    r1.start_client()?;
-    node.wait_session("r1", FOLLOW)?;
+    site.guest().ip_batch(&lines)?;
+    let writer = Writer::open(site.guest())?;
+    site.start(FOLLOW)?;
+    let OneRouter { r1, node, .. } = site;
     Ok(Site { r1, node, writer, plan, flaps: 0, deleted: 0 })
 }
 

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use crate::endhost::{EndHost, NIC};
+use crate::endhost::EndHost;
 use crate::fpm::{FlowMonitor, Frr, Seen, held, updates};
-use crate::host::Vif;
-use crate::node::{BRIDGE, Node, Pki};
+use crate::node::{BRIDGE, Node};
+use crate::one_router::OneRouter;
 use crate::process::wait_for;
 use crate::scenario::{Lab, Scenario};
-use crate::virtual_router::{Link, VirtualRouter};
+use crate::virtual_router::VirtualRouter;
 
 /// The registry's entry.
 pub(super) const SCENARIO: Scenario = Scenario {
@@ -120,31 +120,12 @@ fn run(lab: &mut Lab) -> Result<Value> {
 
 fn build(lab: &Lab) -> Result<Site> {
     lab.step("making host a with r1 between the speakers h1 and h2");
-    let pki = Pki::create(lab)?;
-    let mut node = Node::create(lab, "a", &pki)?;
-    node.configure(
-        "network add red\n\
-         segment add lan1 --network red --vlan 11\n\
-         segment add lan2 --network red --vlan 12\n",
-    )?;
-    node.start()?;
+    let mut site = OneRouter::create(lab)?;
+    let h = site.end_hosts()?;
+    site.r1.configure("fpm_listen", "\"127.0.0.1:2620\"")?;
+    site.start(LIMIT)?;
+    let OneRouter { r1, node, .. } = site;
     let monitor = FlowMonitor::start(lab, node.host(), BRIDGE)?;
-    let links = [
-        Link { name: "lan1", segment: "lan1", address: "10.1.0.1/24" },
-        Link { name: "lan2", segment: "lan2", address: "10.2.0.1/24" },
-    ];
-    let mut r1 = VirtualRouter::create(lab, &node, &pki, ("red", "r1", 1), &links)?;
-    let h = [EndHost::create("h1")?, EndHost::create("h2")?];
-    for (end, number) in h.iter().zip(1..) {
-        node.configure(&format!("access add h{number} --segment lan{number}"))?;
-        let (port, mac) = (format!("h{number}"), format!("02:48:00:00:00:0{number}"));
-        node.plug(end.netns(), NIC, &Vif { port: &port, iface_id: &port, mac: &mac, vm_uuid: None })?;
-        end.configure(&format!("10.{number}.0.10/24"), Some(&format!("10.{number}.0.1")))?;
-    }
-    let config = std::fs::read_to_string(r1.config())?;
-    std::fs::write(r1.config(), format!("{config}fpm_listen = \"127.0.0.1:2620\"\n"))?;
-    r1.start_client()?;
-    node.wait_session("r1", LIMIT)?;
     for (end, number) in h.iter().zip(1..) {
         end.wait_reachable(&format!("10.{number}.0.1"), LIMIT)?;
     }

@@ -15,10 +15,11 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::net::Netns;
-use crate::node::{Node, Pki};
+use crate::node::Node;
+use crate::one_router::OneRouter;
 use crate::process::wait_for;
 use crate::scenario::{Lab, Scenario};
-use crate::virtual_router::{Link, VirtualRouter};
+use crate::virtual_router::VirtualRouter;
 
 /// The registry's entry.
 pub(super) const SCENARIO: Scenario = Scenario {
@@ -73,28 +74,15 @@ fn run(lab: &mut Lab) -> Result<Value> {
 
 fn build(lab: &Lab) -> Result<Site> {
     lab.step("making host a with router r1");
-    let pki = Pki::create(lab)?;
-    let mut node = Node::create(lab, "a", &pki)?;
-    node.start()?;
-    node.configure(
-        "network add red\n\
-         segment add lan1 --network red --vlan 11\n\
-         segment add lan2 --network red --vlan 12\n",
-    )?;
-    let links = [
-        Link { name: "lan1", segment: "lan1", address: "10.1.0.1/24" },
-        Link { name: "lan2", segment: "lan2", address: "10.2.0.1/24" },
-    ];
-    let mut r1 = VirtualRouter::create(lab, &node, &pki, ("red", "r1", 1), &links)?;
-    let config = std::fs::read_to_string(r1.config())?;
-    std::fs::write(r1.config(), format!("{config}receive_buffer_bytes = {RECEIVE_BUFFER}\n"))?;
-    r1.guest().netns().ip_batch(
+    let mut site = OneRouter::create(lab)?;
+    site.r1.configure("receive_buffer_bytes", RECEIVE_BUFFER)?;
+    site.guest().ip_batch(
         "route add default via 10.1.0.10\n\
          route add 10.49.0.0/24 via 10.2.0.10\n\
          neigh add 10.1.0.10 lladdr 02:aa:00:00:00:01 dev lan1\n",
     )?;
-    r1.start_client()?;
-    node.wait_session("r1", LIMIT)?;
+    site.start(LIMIT)?;
+    let OneRouter { r1, node, .. } = site;
     Ok(Site { r1, node, steps: 0, slowest: Duration::ZERO })
 }
 

@@ -146,8 +146,7 @@ impl Site {
         let mut site = Self { r1, r2, h, h2, u, far, n, node, numbers: Cell::new(1) };
         for router in [&site.r1, &site.r2] {
             // Settings that the kernel does not tell of are looked for often.
-            let config = std::fs::read_to_string(router.config())?;
-            std::fs::write(router.config(), format!("{config}survey_interval_ms = 500\n"))?;
+            router.configure("survey_interval_ms", 500)?;
         }
         lab.step("starting the switch, the daemon and xenflow-guest in both routers");
         site.node.start()?;

@@ -9,12 +9,13 @@ use anyhow::{Result, anyhow, bail};
 
 use crate::scenario::Scenario;
 
+pub mod fairness;
 mod flood;
 mod resume;
 mod update_loss;
 
 /// Every bench.
-pub const ALL: &[Scenario] = &[update_loss::BENCH, flood::BENCH, resume::BENCH];
+pub const ALL: &[Scenario] = &[update_loss::BENCH, flood::BENCH, resume::BENCH, fairness::BENCH];
 
 /// The arguments of a bench or scenario: `--name value` pairs, as they stand after `--`.
 #[derive(Debug)]

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use xenflow_tests::benches::fairness::attack;
 use xenflow_tests::job::{Job, Mode};
 use xenflow_tests::progress::{print, say};
 use xenflow_tests::scenario::Scenario;
@@ -90,6 +91,9 @@ enum Command {
     /// Changes routes as `ip -batch` does, faster (runs inside the lab)
     #[command(hide = true)]
     Routes,
+    /// Does to a host what a guest at its worst does (runs inside the lab)
+    #[command(hide = true)]
+    Attack(attack::AttackArgs),
     /// Kills a lab's process group when standard input ends
     #[command(hide = true)]
     Guard {
@@ -176,6 +180,7 @@ fn run(command: Command, binary: &Path) -> Result<u8> {
         Command::Flood(args) => flood::main(&args).map(|()| 0),
         Command::Fresh(args) => fresh::main(&args).map(|()| 0),
         Command::Routes => routes::main().map(|()| 0),
+        Command::Attack(args) => attack::main(&args).map(|()| 0),
         Command::Guard { group } => uml::guard(group).map(|()| 0),
         Command::Inside => init::inside().map(|()| 0),
     }

@@ -1,0 +1,322 @@
+//! `fairness`: what a guest at its worst does to another router of the same host.
+//!
+//! Two routers on one host. The victim runs the real client; route after route is put into its kernel, and for each the
+//! time until the client holds the acknowledgement that the switch has it. The other guest is a program that does one
+//! thing as fast as it can ([`attack`]), with the processor time of 20 % of the lab: it is the host that is measured,
+//! and the lab has one processor for all. Quiet and attacked phases take turns, in one run.
+//!
+//! The control is what nothing shares out: a route of the victim's behind ten thousand of its own.
+
+pub mod attack;
+mod cap;
+
+use std::io::{BufRead as _, BufReader};
+use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum as _;
+use nix::sys::signal::Signal;
+use nix::time::{ClockId, clock_gettime};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use self::attack::{Kind, READY, Report};
+use self::cap::Cap;
+use super::{Options, percentile, round};
+use crate::churn::writer::{Route, Way, Writer};
+use crate::cpu::Meter;
+use crate::node::{Node, Pki};
+use crate::oracle::random::Random;
+use crate::process::{Process, wait_for};
+use crate::scenario::{Lab, Scenario};
+use crate::virtual_router::{Link, VirtualRouter};
+
+/// The registry's entry.
+pub(super) const BENCH: Scenario = Scenario {
+    name: "fairness",
+    about: "a router's route-to-flow time beside a guest at its worst (--kinds all, --routes N, --rounds N, --changes N, --cap N)",
+    memory_mib: 4 << 10,
+    limit: Duration::from_secs(3600),
+    needs_product: true,
+    in_suite: false,
+    targets: &[("worst_ratio_p50", "at most 2"), ("control_ratio_p50", "more than 2")],
+    run,
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// For an attacker to tell its tables, and for the host to come to rest after.
+const LONG: Duration = Duration::from_secs(600);
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 20);
+/// The victim's routes, one address each, and those of the control.
+const FIRST: u32 = 0x0a40_0000;
+const CONTROL_FIRST: u32 = 0x0a50_0000;
+const CONTROL: u32 = 10_000;
+const PROTOCOL: u8 = 99;
+/// Between two changes, so that they meet every state of the host, in milliseconds.
+const PAUSE_MS: (u8, u8) = (5, 35);
+/// Busy for less than this, in percent of the processor, the host is at rest.
+const REST: f64 = 4.0;
+const TARGET: f64 = 2.0;
+
+struct Site {
+    r1: VirtualRouter,
+    evil: VirtualRouter,
+    node: Node,
+    pki: Pki,
+    writer: Writer,
+    acks: Receiver<Ack>,
+    random: Random,
+    made: u32,
+}
+
+/// A line of the victim's status socket, where it is an acknowledgement.
+#[derive(Debug, Deserialize)]
+struct Ack {
+    changes: u64,
+    monotonic_ns: u64,
+    queued_ns: Option<u64>,
+}
+
+fn run(lab: &mut Lab) -> Result<Value> {
+    let mut options = Options::parse(lab.args())?;
+    let kinds: String = options.take("--kinds", "all".to_owned())?;
+    let routes: u32 = options.take("--routes", 100_000)?;
+    let rounds: u32 = options.take("--rounds", 4)?;
+    let changes: u32 = options.take("--changes", 50)?;
+    let cap: u32 = options.take("--cap", 20)?;
+    options.end()?;
+    let kinds: Vec<Kind> = match kinds.as_str() {
+        "all" => Kind::value_variants().to_vec(),
+        some => {
+            let kinds = some.split(',').map(|name| Kind::from_str(name, false));
+            kinds.collect::<Result<_, _>>().map_err(anyhow::Error::msg)?
+        }
+    };
+    ensure!((1..=1_000_000).contains(&routes), "{routes} routes is not 1 to 1000000");
+    ensure!((1..=100).contains(&rounds) && changes >= 1, "{rounds} rounds of {changes} changes");
+    let mut site = build(lab)?;
+    lab.ready()?;
+
+    let mut figures = Map::new();
+    let mut worst = (0.0_f64, 0.0_f64);
+    for kind in kinds {
+        let (ratios, of_kind) = measure(lab, &mut site, kind, (routes, rounds, changes), cap)?;
+        worst = (worst.0.max(ratios.0), worst.1.max(ratios.1));
+        figures.insert(name_of(kind), of_kind);
+    }
+    lab.step(format!("control: a route behind {CONTROL} of its own router"));
+    let control = control(&mut site)?;
+    let figures = json!({
+        "attacker_cpu_percent": cap,
+        "attacker_routes": routes,
+        "kinds": figures,
+        "worst_ratio_p50": round(worst.0),
+        "worst_ratio_p99": round(worst.1),
+        "control_ratio_p50": round(control),
+    });
+    ensure!(control > TARGET, "what waits for ten thousand routes shows nothing: {figures}");
+    ensure!(worst.0 <= TARGET, "another router's route takes more than twice as long: {figures}");
+    Ok(figures)
+}
+
+fn name_of(kind: Kind) -> String {
+    kind.to_possible_value().map(|value| value.get_name().replace('-', "_")).unwrap_or_default()
+}
+
+fn build(lab: &Lab) -> Result<Site> {
+    lab.step("making host a with routers r1 and evil");
+    let pki = Pki::create(lab)?;
+    let mut node = Node::create(lab, "a", &pki)?;
+    node.start()?;
+    node.configure(
+        "network add red\nsegment add lan1 --network red --vlan 11\nsegment add lan2 --network red --vlan 12\n\
+         network add blue\nsegment add lan3 --network blue --vlan 13\n",
+    )?;
+    let links = [
+        Link { name: "lan1", segment: "lan1", address: "10.1.0.1/24" },
+        Link { name: "lan2", segment: "lan2", address: "10.2.0.1/24" },
+    ];
+    let mut r1 = VirtualRouter::create(lab, &node, &pki, ("red", "r1", 1), &links)?;
+    let links = [Link { name: "lan3", segment: "lan3", address: "10.3.0.1/24" }];
+    let evil = VirtualRouter::create(lab, &node, &pki, ("blue", "evil", 2), &links)?;
+    r1.guest()
+        .netns()
+        .ip_batch(&format!("neigh add {GATEWAY} lladdr 02:aa:00:00:00:20 dev lan2 nud permanent\n"))?;
+    r1.start_client()?;
+    node.wait_session("r1", LIMIT)?;
+    let writer = Writer::open(r1.guest().netns())?;
+    let acks = acknowledgements(&r1)?;
+    Ok(Site { r1, evil, node, pki, writer, acks, random: Random::new(lab.seed(), 1), made: 0 })
+}
+
+/// A thread that reads acknowledgements until the receiver is gone or the client says no more.
+fn acknowledgements(router: &VirtualRouter) -> Result<Receiver<Ack>> {
+    let path = router.guest().dir().join("status.sock");
+    let stream = wait_for("the client's status socket", LIMIT, || Ok(UnixStream::connect(&path).ok()))?;
+    let (tell, acks) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stream).lines().map_while(std::io::Result::ok) {
+            // The first line is a state.
+            let Ok(ack) = serde_json::from_str::<Ack>(&line) else { continue };
+            if tell.send(ack).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(acks)
+}
+
+/// One kind of attack: the ratios of p50 and p99, and all figures.
+fn measure(
+    lab: &Lab,
+    site: &mut Site,
+    kind: Kind,
+    (routes, rounds, changes): (u32, u32, u32),
+    cap: u32,
+) -> Result<((f64, f64), Value)> {
+    let name = name_of(kind);
+    lab.step(format!("{name}: the attacker tells what it has"));
+    let group = Cap::create("attacker", cap)?;
+    let mut attack = start(lab, site, kind, routes, &group)?;
+    attack.wait_for_log(READY, LONG)?;
+    let (mut quiet, mut attacked) = (Vec::new(), Vec::new());
+    let mut busy = Map::new();
+    for round in 1..=rounds {
+        lab.step(format!("{name}: round {round} of {rounds}"));
+        attack.signal(Signal::SIGSTOP)?;
+        rest(site)?;
+        quiet.extend(site.route_to_flow(changes)?);
+        attack.signal(Signal::SIGCONT)?;
+        std::thread::sleep(Duration::from_millis(500));
+        let meter = Meter::start(&[
+            ("attacker", attack.id()),
+            ("xenflow-dom0", site.node.daemon()?.id()),
+            ("ovs-vswitchd", site.node.host_mut().vswitchd()?.id()),
+            ("xenflow-guest", site.r1.client()?.id()),
+        ])?;
+        attacked.extend(site.route_to_flow(changes)?);
+        busy = meter.percent()?;
+        attack.check()?;
+    }
+    let report = stop(attack)?;
+    drop(group);
+    rest(site)?;
+    site.clear()?;
+    ensure!(report.connections > 0, "the attacker did nothing");
+    let [quiet, attacked] = [quiet, attacked].map(|mut all| {
+        all.sort_by(f64::total_cmp);
+        [50, 99].map(|percent| percentile(&all, percent).unwrap_or_default())
+    });
+    let ratios = (attacked[0] / quiet[0], attacked[1] / quiet[1]);
+    let figures = json!({
+        "quiet_p50_ms": round(quiet[0]),
+        "quiet_p99_ms": round(quiet[1]),
+        "worst_p50_ms": round(attacked[0]),
+        "worst_p99_ms": round(attacked[1]),
+        "ratio_p50": round(ratios.0),
+        "ratio_p99": round(ratios.1),
+        "connections": report.connections,
+        "messages": report.messages,
+        "changes": report.changes,
+        "cpu_percent": busy,
+    });
+    lab.step(format!("{name}: {figures}"));
+    Ok((ratios, figures))
+}
+
+fn start(lab: &Lab, site: &Site, kind: Kind, routes: u32, group: &Cap) -> Result<Process> {
+    let mut command = site.evil.guest().netns().command(lab.binary());
+    let name = name_of(kind).replace('_', "-");
+    command.args(["attack", "--router", site.evil.name(), "--kind", &name]);
+    command.args(["--mac", &site.evil.mac(0), "--routes", &routes.to_string(), "--pki"]);
+    command.arg(site.pki.dir()).stdin(Stdio::piped());
+    let log = lab.results().join(format!("attack-{name}.log"));
+    let attack = Process::spawn_with_stdin("lab attack", &mut command, &log)?;
+    group.hold(attack.id())?;
+    Ok(attack)
+}
+
+fn stop(mut attack: Process) -> Result<Report> {
+    drop(attack.child().stdin.take());
+    attack.wait(LIMIT)?;
+    attack::report(&attack.log())
+}
+
+/// Waits until the host has nothing more to do.
+fn rest(site: &mut Site) -> Result<()> {
+    let processes =
+        [("xenflow-dom0", site.node.daemon()?.id()), ("ovs-vswitchd", site.node.host_mut().vswitchd()?.id())];
+    wait_for("the host to come to rest", LONG, || {
+        let meter = Meter::start(&processes)?;
+        std::thread::sleep(Duration::from_millis(500));
+        let busy: f64 = meter.percent()?.values().filter_map(Value::as_f64).sum();
+        Ok((busy < REST).then_some(()))
+    })
+}
+
+/// `CLOCK_MONOTONIC`, as the client has it.
+fn now_ns() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+    Ok(u64::try_from(now.tv_sec())? * 1_000_000_000 + u64::try_from(now.tv_nsec())?)
+}
+
+fn route(number: u32) -> Route {
+    Route { dst: Ipv4Addr::from(number), len: 32, way: Way::Via(GATEWAY), protocol: PROTOCOL }
+}
+
+impl Site {
+    /// Puts routes into the victim's kernel, one after the other; the milliseconds of each.
+    fn route_to_flow(&mut self, changes: u32) -> Result<Vec<f64>> {
+        let mut times = Vec::new();
+        for _ in 0..changes {
+            let pause = self.random.between(PAUSE_MS.0, PAUSE_MS.1);
+            std::thread::sleep(Duration::from_millis(pause.into()));
+            let start = now_ns()?;
+            self.writer.add(&[route(FIRST + self.made)])?;
+            self.made += 1;
+            let end = loop {
+                let ack = self.acks.recv_timeout(LIMIT).context("no acknowledgement")?;
+                if ack.changes > 0 && ack.queued_ns.is_some_and(|queued| queued >= start) {
+                    break ack.monotonic_ns;
+                }
+            };
+            times.push((end - start) as f64 / 1e6);
+        }
+        Ok(times)
+    }
+
+    /// Takes the victim's routes back.
+    fn clear(&mut self) -> Result<()> {
+        let routes: Vec<Route> = (0..self.made).map(|number| route(FIRST + number)).collect();
+        self.writer.remove(&routes)?;
+        self.made = 0;
+        self.await_changes(routes.len() as u64)
+    }
+
+    fn await_changes(&mut self, changes: u64) -> Result<()> {
+        let mut acked = 0;
+        while acked < changes {
+            acked += self.acks.recv_timeout(LIMIT).context("no acknowledgement")?.changes;
+        }
+        Ok(())
+    }
+}
+
+/// A quiet route, and one behind many others of its router: the ratio.
+fn control(site: &mut Site) -> Result<f64> {
+    rest(site)?;
+    let mut quiet = site.route_to_flow(20)?;
+    quiet.sort_by(f64::total_cmp);
+    let quiet = percentile(&quiet, 50).unwrap_or_default();
+    let routes: Vec<Route> = (0..CONTROL).map(|number| route(CONTROL_FIRST + number)).collect();
+    site.writer.add(&routes)?;
+    let start = Instant::now();
+    site.writer.add(&[route(FIRST + site.made)])?;
+    site.made += 1;
+    site.await_changes(u64::from(CONTROL) + 1)?;
+    Ok(start.elapsed().as_secs_f64() * 1000.0 / quiet)
+}

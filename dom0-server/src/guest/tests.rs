@@ -35,7 +35,7 @@ impl Host {
         crate::pki::init(&dir, now).unwrap();
         let mut store = crate::pki::Store::open(&dir).unwrap();
         for uri in ["xenflow://node/a", "xenflow://router/r1", "xenflow://router/r2"] {
-            store.issue(&dir, &uri.parse().unwrap(), 1, now, false).unwrap();
+            store.issue(&dir, &uri.parse().unwrap(), time::Duration::DAY, now, false).unwrap();
         }
         let at = |name| dir.join(name);
         let files = tls::Files { ca: at("ca.pem"), cert: at("a.pem"), key: at("a.key"), crl: None };

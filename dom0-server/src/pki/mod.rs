@@ -40,6 +40,8 @@ pub const INDEX: &str = "index.jsonl";
 pub const CA_DAYS: u32 = 3650;
 /// How long a leaf is valid unless told.
 pub const LEAF_DAYS: u32 = 30;
+/// The shortest that a leaf is valid.
+pub const MIN_LIFE: Duration = Duration::minutes(1);
 /// When a revocation list says that the next one will be there. An older one still counts.
 pub const CRL_DAYS: u32 = 30;
 /// Certificates begin so long before they are issued, for peers whose clock is behind.
@@ -86,18 +88,18 @@ pub enum PkiError {
         cert: PathBuf,
     },
     /// The leaf would outlive the authority.
-    #[error("{days} days are too long: the authority ends on {end}")]
+    #[error("{life} is too long: the authority ends on {end}")]
     TooLong {
-        /// Days asked for.
-        days: u32,
+        /// What was asked for.
+        life: Duration,
         /// Last day of the authority.
         end: time::Date,
     },
     /// No validity.
-    #[error("{days} days are out of range: 1 to {CA_DAYS}")]
-    Days {
-        /// Days asked for.
-        days: u32,
+    #[error("{life} is out of range: {MIN_LIFE} to {}", Duration::days(CA_DAYS.into()))]
+    Life {
+        /// What was asked for.
+        life: Duration,
     },
     /// A file that every name but this one may use.
     #[error("\"{0}\" is the authority's own file name: choose another name or directory")]
@@ -188,10 +190,16 @@ pub struct Validity {
 }
 
 impl Validity {
-    /// From five minutes before `now`, for so many days from `now` on.
+    /// From five minutes before `now`, for so long from `now` on.
+    #[must_use]
+    pub fn lasting(now: OffsetDateTime, life: Duration) -> Self {
+        Self { not_before: now - BACKDATE, not_after: now + life }
+    }
+
+    /// The same in days.
     #[must_use]
     pub fn days(now: OffsetDateTime, days: u32) -> Self {
-        Self { not_before: now - BACKDATE, not_after: now + Duration::days(days.into()) }
+        Self::lasting(now, Duration::days(days.into()))
     }
 }
 

@@ -14,7 +14,8 @@ use xenflow_proto::Identity;
 use super::files::{self, PRIVATE, PUBLIC};
 use super::index::{Index, Reason, Record, Revoked, Serial, State};
 use super::{
-    Authority, BACKDATE, CA_CERT, CA_DAYS, CA_KEY, CA_OLD_KEY, CRL, INDEX, PkiError, Validity, name_of,
+    Authority, BACKDATE, CA_CERT, CA_DAYS, CA_KEY, CA_OLD_KEY, CRL, INDEX, MIN_LIFE, PkiError, Validity,
+    name_of,
 };
 
 /// The lists are signed anew when something is issued and they are older than this.
@@ -146,21 +147,21 @@ impl Store {
         &mut self,
         out: &Path,
         identity: &Identity,
-        days: u32,
+        life: Duration,
         now: OffsetDateTime,
         renew: bool,
     ) -> Result<Written, PkiError> {
-        if !(1..=CA_DAYS).contains(&days) {
-            return Err(PkiError::Days { days });
+        if !(MIN_LIFE..=Duration::days(CA_DAYS.into())).contains(&life) {
+            return Err(PkiError::Life { life });
         }
         let name = name_of(identity);
         if [CA_CERT, CA_OLD_KEY, CRL].iter().any(|file| file.split('.').next() == Some(name.as_str())) {
             return Err(PkiError::Reserved(name.clone()));
         }
         let authority = self.signer(identity, now).ok_or_else(|| self.no_key())?;
-        let validity = Validity::days(now, days);
+        let validity = Validity::lasting(now, life);
         if validity.not_after > authority.not_after {
-            return Err(PkiError::TooLong { days, end: authority.not_after.date() });
+            return Err(PkiError::TooLong { life, end: authority.not_after.date() });
         }
         files::create_dir(out)?;
         let (cert, key) = (out.join(format!("{name}.pem")), out.join(format!("{name}.key")));
@@ -285,7 +286,30 @@ impl Store {
     fn write_lists(&self, now: OffsetDateTime) -> Result<(), PkiError> {
         let lists: Result<String, _> =
             self.authorities.iter().map(|authority| authority.revocations(&self.index.0, now)).collect();
-        Ok(files::replace(&self.dir.join(CRL), &lists?, PUBLIC)?)
+        let lists = lists? + &self.lists_of_others()?;
+        Ok(files::replace(&self.dir.join(CRL), &lists, PUBLIC)?)
+    }
+
+    /// The lists, in PEM, of authorities in `ca.pem` whose key is not here: one that somebody else runs, or one whose
+    /// key was lost. Without their lists, whom they revoked would come back.
+    fn lists_of_others(&self) -> Result<String, PkiError> {
+        let path = self.dir.join(CRL);
+        if !files::exists(&path) {
+            return Ok(String::new());
+        }
+        let text = files::read(&path)?;
+        let trusted: Vec<_> =
+            self.bundle.iter().filter_map(|cert| Some(parse(cert)?.subject().to_string())).collect();
+        let is_other = |block: &&str| {
+            let Ok(list) = CertificateRevocationListDer::from_pem_slice(block.as_bytes()) else {
+                return false;
+            };
+            let Ok((_, list)) = x509_parser::parse_x509_crl(&list) else { return false };
+            let issuer = list.issuer().to_string();
+            trusted.contains(&issuer) && !self.authorities.iter().any(|authority| authority.name == issuer)
+        };
+        let blocks = text.split_inclusive("-----END X509 CRL-----").map(str::trim).filter(is_other);
+        Ok(blocks.fold(String::new(), |all, block| all + block + "\n"))
     }
 
     /// What everybody may know: the authorities' certificates and their revocation lists, in PEM.
@@ -352,7 +376,12 @@ fn read_authorities(dir: &Path) -> Result<(Vec<CertificateDer<'static>>, Vec<Aut
     }
     let mut keys = vec![files::read(&key)?];
     if files::exists(&old) {
-        keys.push(files::read(&old)?);
+        let text = files::read(&old)?;
+        // Without it, what the old authority revoked would be published no more.
+        if KeyPair::from_pem(&text).is_err() {
+            return Err(PkiError::CaKey { path: old, cert });
+        }
+        keys.push(text);
     }
     // Whose a key is, the certificates say: a rotation that was killed halfway is none.
     let signer = |cert| keys.iter().find_map(|key| Authority::of(cert, KeyPair::from_pem(key).ok()?).ok()?);

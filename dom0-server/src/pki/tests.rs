@@ -65,9 +65,10 @@ fn no_leaf_outlives_the_authority() {
     let dir = Dir::new("long");
     init(&dir.0, now()).unwrap();
     let late = now() + Duration::days(i64::from(CA_DAYS) - 10);
-    let try_days = |days| open(&dir).issue(&dir.0, &identity("xenflow://node/a"), days, late, false);
+    let try_days =
+        |days| open(&dir).issue(&dir.0, &identity("xenflow://node/a"), Duration::days(days), late, false);
     let error = try_days(11).unwrap_err();
-    assert!(matches!(error, PkiError::TooLong { days: 11, .. }), "{error}");
+    assert!(matches!(error, PkiError::TooLong { .. }), "{error}");
     assert_eq!(try_days(10).unwrap().not_after, now() + Duration::days(CA_DAYS.into()));
 }
 
@@ -75,13 +76,15 @@ fn no_leaf_outlives_the_authority() {
 fn a_killed_renewal_does_not_block_the_next() {
     let dir = Dir::new("renew");
     init(&dir.0, now()).unwrap();
-    let run = |renew| open(&dir).issue(&dir.0, &identity("xenflow://node/a"), 30, now(), renew);
+    let run = |renew| open(&dir).issue(&dir.0, &identity("xenflow://node/a"), MONTH, now(), renew);
     let written = run(false).unwrap();
     std::fs::write(dir.0.join("a.key.new"), "half").unwrap();
     run(true).unwrap();
     assert!(std::fs::read_to_string(&written.key).unwrap().ends_with("-----END PRIVATE KEY-----\n"));
     assert!(!dir.0.join("a.key.new").exists());
 }
+
+const MONTH: Duration = Duration::days(30);
 
 fn router(name: &str) -> Identity {
     identity(&format!("xenflow://router/{name}"))
@@ -92,7 +95,7 @@ fn populated(name: &str) -> Dir {
     let dir = Dir::new(name);
     init(&dir.0, now()).unwrap();
     for uri in ["xenflow://router/r1", "xenflow://router/r2", "xenflow://node/a"] {
-        open(&dir).issue(&dir.0, &identity(uri), 30, now(), false).unwrap();
+        open(&dir).issue(&dir.0, &identity(uri), MONTH, now(), false).unwrap();
     }
     dir
 }
@@ -118,7 +121,7 @@ fn what_is_revoked_is_on_the_list_and_stays_there() {
     assert_eq!(revoked(&dir), [Vec::<String>::new()], "there is a list from the beginning");
     let revoke =
         |which: &Which, days| open(&dir).revoke(which, Reason::KeyCompromise, now() + Duration::days(days));
-    open(&dir).issue(&dir.0, &router("r1"), 30, now(), true).unwrap();
+    open(&dir).issue(&dir.0, &router("r1"), MONTH, now(), true).unwrap();
     let gone = revoke(&Which::Identity(router("r1")), 0).unwrap();
     let serials: Vec<_> = gone.iter().map(|record| record.serial.to_string()).collect();
     assert_eq!(serials.len(), 2, "the renewed one too");
@@ -138,8 +141,53 @@ fn what_is_revoked_is_on_the_list_and_stays_there() {
     assert_eq!(revoke(&Which::Identity(identity("xenflow://node/a")), 100).unwrap().len(), 1);
     assert_eq!(revoked(&dir)[0].len(), 5);
     // The name may be used again, with a certificate of its own.
-    open(&dir).issue(&dir.0, &router("r1"), 30, now(), true).unwrap();
+    open(&dir).issue(&dir.0, &router("r1"), MONTH, now(), true).unwrap();
     assert_eq!(open(&dir).records().last().unwrap().state(now()), State::Valid);
+}
+
+/// Of an authority that is trusted here and run elsewhere, or whose key was lost.
+#[test]
+fn lists_of_others_stay_while_they_are_trusted() {
+    let dir = populated("others");
+    let (other, pair) = Authority::new(Validity::days(now(), 30)).unwrap();
+    let gone = Record {
+        serial: "0badcafe".parse().unwrap(),
+        issuer: other.name.clone(),
+        identity: None,
+        not_before: 0,
+        not_after: NOW,
+        revoked: Some(Revoked { at: NOW, reason: Reason::Superseded }),
+    };
+    let list = other.revocations([&gone], now()).unwrap();
+    let append = |file: &str, more: &str| {
+        let text = std::fs::read_to_string(dir.0.join(file)).unwrap();
+        std::fs::write(dir.0.join(file), text + more).unwrap();
+    };
+    append(CRL, &list);
+    open(&dir).revoke(&Which::Identity(router("r1")), Reason::Superseded, now()).unwrap();
+    assert_eq!(revoked(&dir).len(), 1, "it is trusted by nobody here");
+    append(CA_CERT, &pair.cert);
+    append(CRL, &list);
+    for _ in 0..2 {
+        open(&dir).publish(now()).unwrap();
+        assert_eq!(revoked(&dir)[1], ["0badcafe"]);
+        assert_eq!(revoked(&dir).len(), 2);
+    }
+}
+
+#[test]
+fn an_old_key_that_is_none_is_told_before_anything_is_published() {
+    let dir = populated("oldkey");
+    open(&dir).rotate(now()).unwrap();
+    open(&dir).revoke(&Which::Identity(router("r1")), Reason::Superseded, now()).unwrap();
+    std::fs::write(dir.0.join(CA_OLD_KEY), "").unwrap();
+    let error = Store::open(&dir.0).err().unwrap().to_string();
+    let at = |file| dir.0.join(file).display().to_string();
+    assert_eq!(error, format!("{} is not the key of {}", at(CA_OLD_KEY), at(CA_CERT)));
+    // One that is gone: what it revoked is on its last list, which stays.
+    std::fs::remove_file(dir.0.join(CA_OLD_KEY)).unwrap();
+    open(&dir).publish(now()).unwrap();
+    assert_eq!(revoked(&dir).iter().map(Vec::len).collect::<Vec<_>>(), [0, 1]);
 }
 
 #[test]
@@ -150,7 +198,7 @@ fn lists_do_not_get_old_while_something_is_issued() {
         x509_parser::parse_x509_crl(&pem.contents).unwrap().1.last_update().timestamp() - NOW
     };
     let renew = |hours| {
-        open(&dir).issue(&dir.0, &router("r1"), 30, now() + Duration::hours(hours), true).unwrap();
+        open(&dir).issue(&dir.0, &router("r1"), MONTH, now() + Duration::hours(hours), true).unwrap();
     };
     renew(23);
     assert_eq!(signed(), 0);
@@ -216,7 +264,7 @@ fn a_rotation_ends_when_nobody_needs_the_old_authority() {
     assert_eq!(open(&dir).anchors().len(), 2);
     assert_eq!(revoked(&dir).len(), 2);
     let renew = |uri| {
-        open(&dir).issue(&dir.0, &identity(uri), 30, now(), true).unwrap();
+        open(&dir).issue(&dir.0, &identity(uri), MONTH, now(), true).unwrap();
         open(&dir).records().last().unwrap().issuer.clone()
     };
     // A guest that knows only the old authority must still know its host.
@@ -253,7 +301,7 @@ fn a_rotation_that_is_killed_halfway_is_none() {
     // As it was just before the last step.
     std::fs::write(dir.0.join(CA_CERT), cert).unwrap();
     assert_eq!(open(&dir).name(), name);
-    open(&dir).issue(&dir.0, &router("r1"), 30, now(), true).unwrap();
+    open(&dir).issue(&dir.0, &router("r1"), MONTH, now(), true).unwrap();
     assert_eq!(open(&dir).rotate(now()).unwrap().old, name);
     assert_eq!(open(&dir).anchors().len(), 2);
 }

@@ -51,21 +51,40 @@ pub enum ConfigError {
         #[source]
         source: rustls::Error,
     },
-    /// The authority's certificate cannot be a trust anchor.
-    #[error("the authority's certificate cannot be used")]
+    /// An authority's certificate cannot be a trust anchor.
+    #[error("a certificate of ca is not that of an authority")]
     Authority(#[source] rustls::Error),
     /// The verifier could not be made.
     #[error("clients cannot be verified against the authority")]
     Verifier(#[from] VerifierBuilderError),
     /// Certificate and key are not a pair, or unusable.
-    #[error("the certificate and its key cannot be used")]
-    Pair(#[source] rustls::Error),
-    /// The host's own certificate names no node.
-    #[error("the host's certificate is refused")]
-    Own(#[from] PeerIdentityError),
+    #[error("{cert} and {key} are no certificate and its key")]
+    Pair {
+        /// The file of the certificate.
+        cert: PathBuf,
+        /// The file of the key.
+        key: PathBuf,
+        /// Why.
+        #[source]
+        source: rustls::Error,
+    },
+    /// The host's own certificate names nobody.
+    #[error("{path} is not of a node: 'xenflow pki issue node' makes one that is")]
+    Own {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: PeerIdentityError,
+    },
     /// The host's own certificate is of somebody else.
-    #[error("the host's certificate is of {0}, not of a node")]
-    NotNode(Identity),
+    #[error("{path} is of {identity}, not of a node: 'xenflow pki issue node' makes one that is")]
+    NotNode {
+        /// The file.
+        path: PathBuf,
+        /// Whose it is.
+        identity: Identity,
+    },
 }
 
 /// Where everything is, in PEM.
@@ -121,8 +140,11 @@ impl Files {
                 error
             }
         })?;
-        let identity = peer_identity(&chain)?;
-        let Identity::Node(_) = identity else { return Err(ConfigError::NotNode(identity)) };
+        let own = || self.cert.clone();
+        let identity = peer_identity(&chain).map_err(|source| ConfigError::Own { path: own(), source })?;
+        let Identity::Node(_) = identity else {
+            return Err(ConfigError::NotNode { path: own(), identity });
+        };
         match trust.verify(&chain, UnixTime::now()) {
             // Its signature is looked at when it is first needed, which would be a guest's handshake.
             Err(source @ rustls::Error::InvalidCertRevocationList(_)) => {
@@ -134,8 +156,9 @@ impl Files {
             // An authority need not let hosts be clients.
             Ok(()) | Err(_) => {}
         }
-        let config = Arc::new(server_config(&trust, chain.clone(), key)?);
-        Ok(Server { config, identity, trust: Arc::new(trust), chain })
+        let config = server_config(&trust, chain.clone(), key);
+        let pair = |source| ConfigError::Pair { cert: own(), key: self.key.clone(), source };
+        Ok(Server { config: Arc::new(config.map_err(pair)?), identity, trust: Arc::new(trust), chain })
     }
 }
 
@@ -156,6 +179,16 @@ pub struct Server {
     pub trust: Arc<Trust>,
     /// The host's own certificate chain.
     pub chain: Vec<CertificateDer<'static>>,
+}
+
+impl Server {
+    /// When the host's own certificate ends, once no more than a third of its time is left.
+    pub(super) fn ends_soon(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
+        let (_, cert) = x509_parser::parse_x509_certificate(self.chain.first()?).ok()?;
+        let validity = cert.validity();
+        let (begin, end) = (validity.not_before.to_datetime(), validity.not_after.to_datetime());
+        (end - now <= (end - begin) / 3).then_some(end)
+    }
 }
 
 /// Revocation lists in DER.
@@ -225,7 +258,8 @@ impl Trust {
         &self.lists
     }
 
-    /// Lists that are of none of the authorities, by the name of who signed them.
+    /// Lists that are of none of the authorities, by the name of who signed them. That may be an authority below one of
+    /// them, which only its guests show.
     #[must_use]
     pub fn idle_lists(&self) -> Vec<String> {
         let parsed = |der| x509_parser::parse_x509_certificate(der).ok().map(|(_, cert)| cert);
@@ -261,14 +295,12 @@ pub fn server_config(
     trust: &Trust,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-) -> Result<ServerConfig, ConfigError> {
+) -> Result<ServerConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(ConfigError::Pair)?
+        .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(trust.verifier.clone())
-        .with_single_cert(chain, key)
-        .map_err(ConfigError::Pair)?;
+        .with_single_cert(chain, key)?;
     config.session_storage = Arc::new(NoSessions);
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;

@@ -17,7 +17,7 @@ use crate::chain::Chain;
 
 /// Between two looks at the files.
 const PERIOD: Duration = Duration::from_secs(1);
-/// Between two warnings of lists that are old.
+/// Between two warnings of the same.
 const REMIND: Duration = Duration::from_secs(86_400);
 
 /// The credentials now, and whoever waits for others.
@@ -36,7 +36,7 @@ async fn run(files: Files, sender: watch::Sender<Arc<Server>>) {
     // Whatever changed since the first reading is read again: the first stamp is nobody's.
     let mut seen = None;
     let mut failed = None;
-    let mut reminded = None;
+    let mut reminders = Reminders::default();
     let mut hangup = signal(SignalKind::hangup()).ok();
     let mut tick = interval(PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -45,7 +45,7 @@ async fn run(files: Files, sender: watch::Sender<Arc<Server>>) {
             _ = tick.tick() => false,
             () = hung_up(hangup.as_mut()) => true,
         };
-        remind(&sender.borrow(), &mut reminded);
+        reminders.look(&sender.borrow());
         let stamp = files.stamp();
         if seen == Some(stamp) && !asked {
             continue;
@@ -86,17 +86,44 @@ async fn hung_up(signal: Option<&mut Signal>) {
 
 fn tell_idle(server: &Server) {
     for issuer in server.trust.idle_lists() {
-        tracing::warn!(issuer, "a revocation list is of none of the authorities: it revokes nothing");
+        tracing::warn!(
+            issuer,
+            "a revocation list is of none of the authorities in ca: it counts only for what an authority below one issued"
+        );
     }
 }
 
-/// A list that should have been replaced still counts, but somebody must know.
-fn remind(server: &Server, reminded: &mut Option<Instant>) {
-    let Some(due) = server.trust.lists().due().filter(|&due| due < OffsetDateTime::now_utc()) else { return };
-    if reminded.is_none_or(|at| at.elapsed() >= REMIND) {
-        *reminded = Some(Instant::now());
-        tracing::warn!(%due, "a revocation list is older than it should be; what it revokes stays revoked");
+/// When somebody was last told of what needs them soon.
+#[derive(Default)]
+struct Reminders {
+    list: Option<Instant>,
+    own: Option<Instant>,
+}
+
+impl Reminders {
+    fn look(&mut self, server: &Server) {
+        let now = OffsetDateTime::now_utc();
+        // A list that should have been replaced still counts.
+        if let Some(due) = server.trust.lists().due().filter(|&due| due < now)
+            && is_due(&mut self.list)
+        {
+            tracing::warn!(%due, "a revocation list is older than it should be; what it revokes stays revoked");
+        }
+        // From then on no guest would begin a session.
+        if let Some(ends) = server.ends_soon(now)
+            && is_due(&mut self.own)
+        {
+            tracing::warn!(%ends, "this host's certificate ends soon: 'xenflow pki renew node' replaces it");
+        }
     }
+}
+
+fn is_due(last: &mut Option<Instant>) -> bool {
+    let due = last.is_none_or(|at| at.elapsed() >= REMIND);
+    if due {
+        *last = Some(Instant::now());
+    }
+    due
 }
 
 /// Why a session ends although nothing is wrong with what its peer said.

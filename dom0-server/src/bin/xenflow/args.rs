@@ -346,6 +346,9 @@ pub(crate) struct IssueArgs {
     /// Validity in days
     #[arg(long, default_value_t = dom0_server::pki::LEAF_DAYS)]
     pub(crate) days: u32,
+    /// Validity in minutes, for a holder that renews by itself and is to be trusted for hours only
+    #[arg(long, conflicts_with = "days")]
+    pub(crate) minutes: Option<u32>,
 }
 
 /// Who can have a certificate.

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use dom0_server::pki::{self, FileError, PkiError, Reason, Record, Serial, SerialError, State, Store, Which};
 use serde_json::{Value, json};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use xenflow_proto::Identity;
 use xenflow_proto::identity::NameError;
 
@@ -19,7 +19,7 @@ impl From<PkiError> for Failure {
             | PkiError::LeafExists { .. }
             | PkiError::OtherIdentity { .. }
             | PkiError::TooLong { .. }
-            | PkiError::Days { .. }
+            | PkiError::Life { .. }
             | PkiError::Reserved(_)
             | PkiError::Unknown(_)
             | PkiError::AllRevoked(_)
@@ -144,7 +144,9 @@ fn issue(args: &IssueArgs, now: OffsetDateTime, json: bool, renew: bool) -> Resu
     let identity = identity(args.kind, &args.name)?;
     let ca = &args.authority.ca;
     let out = args.out.as_ref().unwrap_or(ca);
-    let written = Store::open(ca)?.issue(out, &identity, args.days, now, renew)?;
+    let days = Duration::days(args.days.into());
+    let life = args.minutes.map_or(days, |minutes| Duration::minutes(minutes.into()));
+    let written = Store::open(ca)?.issue(out, &identity, life, now, renew)?;
     let end = view::date(written.not_after);
     if json {
         let identity = identity.to_string();

@@ -25,7 +25,7 @@ impl Dir {
     }
 
     fn issue(&self, uri: &str) {
-        self.store().issue(&self.0, &identity(uri), 1, now(), false).unwrap();
+        self.store().issue(&self.0, &identity(uri), DAY, now(), false).unwrap();
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -51,6 +51,7 @@ impl Drop for Dir {
     }
 }
 
+const DAY: time::Duration = time::Duration::DAY;
 const LONG: Duration = Duration::from_secs(20);
 
 /// Waits until the files were read again after a change.
@@ -82,10 +83,19 @@ fn files_are_read_and_misuse_is_named() {
     };
     let at = |name: &str| dir.at(name).display().to_string();
     let router = |f: &mut Files| (f.cert, f.key) = (dir.at("r1.pem"), dir.at("r1.key"));
-    assert_eq!(said(&router), "the host's certificate is of xenflow://router/r1, not of a node");
+    let advice = "'xenflow pki issue node' makes one that is";
+    assert_eq!(said(&router), format!("{} is of xenflow://router/r1, not of a node: {advice}", at("r1.pem")));
+    assert_eq!(
+        said(&|f| (f.cert, f.key) = (dir.at("ca.pem"), dir.at("ca.key"))),
+        format!("{} is not of a node: {advice}: the certificate names no xenflow:// identity", at("ca.pem"))
+    );
     assert_eq!(
         said(&|f| f.key = dir.at("r1.key")),
-        "the certificate and its key cannot be used: keys may not be consistent: KeyMismatch"
+        format!(
+            "{} and {} are no certificate and its key: keys may not be consistent: KeyMismatch",
+            at("a.pem"),
+            at("r1.key")
+        )
     );
     assert_eq!(said(&|f| f.ca = dir.at("a.key")), format!("{} holds no certificate in PEM", at("a.key")));
     assert_eq!(said(&|f| f.key = dir.at("ca.pem")), format!("{} holds no private key in PEM", at("ca.pem")));
@@ -170,6 +180,23 @@ async fn broken_files_bring_nobody_back() {
 }
 
 #[tokio::test]
+async fn a_host_whose_certificate_ends_soon_says_so() {
+    let dir = Dir::new("soon");
+    let log = Log::start();
+    let current = follow_from_now(dir.files()).await;
+    assert_eq!(log.lines("ends soon"), Vec::<String>::new());
+    let a = identity("xenflow://node/a");
+    // Two days, of which less than a day and a half is over.
+    let written = dir.store().issue(&dir.0, &a, DAY * 2, now() - DAY * 3 / 2, true).unwrap();
+    let [line] = log.wait(1, "ends soon").await.try_into().unwrap();
+    assert!(
+        line.starts_with("WARN") && line.contains(&format!("ends={}", written.not_after.date())),
+        "{line}"
+    );
+    drop(current);
+}
+
+#[tokio::test]
 async fn rotation_keeps_everybody_until_it_is_finished() {
     let dir = Dir::new("rotate");
     let mut current = follow_from_now(dir.files()).await;
@@ -179,8 +206,8 @@ async fn rotation_keeps_everybody_until_it_is_finished() {
     let who = identity("xenflow://router/r1");
     let stays = timeout(Duration::from_millis(100), old.distrusted(&who)).await;
     assert!(stays.is_err(), "both authorities are trusted");
-    dir.store().issue(&dir.0, &who, 1, now(), true).unwrap();
-    dir.store().issue(&dir.0, &identity("xenflow://node/a"), 1, now(), true).unwrap();
+    dir.store().issue(&dir.0, &who, DAY, now(), true).unwrap();
+    dir.store().issue(&dir.0, &identity("xenflow://node/a"), DAY, now(), true).unwrap();
     next(&mut current).await;
     let mut new = peer(&current, &dir.chain("r1.pem"), None);
     dir.store().finish(now(), false).unwrap();

@@ -1,25 +1,31 @@
 //! A look at everything that a session and the fast path need, before there is one: `xenflow-guest check`. I/O. Changes
 //! nothing, and disturbs no client that runs: a session begins with a `Hello`, which is not said here.
 
+use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustls::{AlertDescription, CertificateError};
 use serde::Serialize;
 use tokio::io::AsyncReadExt;
 use xenflow_proto::table::Link;
 use xenflow_proto::{MacAddr, control};
 
 use crate::config::Config;
-use crate::connection::{attempt, chain};
+use crate::connection::{LinkError, Place, attempt, chain};
+use crate::control::candidates;
 use crate::obstacles::{describe, survey};
 use crate::renew;
 use crate::survey::Surveyor;
-use crate::tls;
+use crate::tls::{self, TlsError};
 
 /// A host that refuses the certificate says so after the handshake (TLS 1.3), at once.
 const OBJECTION: Duration = Duration::from_millis(500);
+/// The running client answers at once, in one line.
+const ANSWER: Duration = Duration::from_secs(2);
+const ANSWER_BYTES: u64 = 1 << 20;
 const DAY: u64 = 86_400;
 
 /// How something looks.
@@ -43,114 +49,165 @@ pub struct Line {
     pub verdict: Verdict,
     /// In words.
     pub detail: String,
+    /// What to do about it, where something is to be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+impl Line {
+    /// Something without which nothing works.
+    #[must_use]
+    pub fn failure(check: &'static str, detail: String, remedy: &str) -> Self {
+        Self { check, verdict: Verdict::Fail, detail, remedy: Some(remedy.to_owned()) }
+    }
 }
 
 #[derive(Default)]
 struct Report(Vec<Line>);
 
 impl Report {
-    fn add(&mut self, check: &'static str, verdict: Verdict, detail: impl Into<String>) {
-        self.0.push(Line { check, verdict, detail: detail.into() });
+    fn ok(&mut self, check: &'static str, detail: impl Into<String>) {
+        self.0.push(Line { check, verdict: Verdict::Ok, detail: detail.into(), remedy: None });
+    }
+
+    fn warn(&mut self, check: &'static str, detail: impl Into<String>, remedy: impl Into<String>) {
+        let (detail, remedy) = (detail.into(), Some(remedy.into()));
+        self.0.push(Line { check, verdict: Verdict::Warn, detail, remedy });
+    }
+
+    fn fail(&mut self, check: &'static str, detail: impl Into<String>, remedy: impl AsRef<str>) {
+        self.0.push(Line::failure(check, detail.into(), remedy.as_ref()));
     }
 }
 
 /// Looks at all of it, as the client would.
 pub async fn check(config: &Config) -> Vec<Line> {
     let mut report = Report::default();
-    credentials(config, &mut report);
+    let credentials_are_good = credentials(config, &mut report);
     let facts = Surveyor::default().facts();
-    let link = facts.links.iter().map(|facts| &facts.link).find(|link| link.name == config.control_interface);
-    if interface(config, link, &mut report) {
-        host(config, link, &mut report).await;
+    let links = || facts.links.iter().map(|facts| &facts.link);
+    let places = match &config.control_interface {
+        Some(name) => named(config, name, links().find(|link| link.name == *name), &mut report),
+        None => any(links(), &mut report),
+    };
+    if let Some(places) = places.filter(|_| credentials_are_good) {
+        host(config, places, &mut report).await;
     }
     let name = |ifindex| {
-        let link = facts.links.iter().map(|facts| &facts.link).find(|link| link.ifindex == ifindex);
+        let link = links().find(|link| link.ifindex == ifindex);
         link.map_or_else(|| format!("link {ifindex}"), |link| link.name.clone())
     };
     let obstacles = survey(&facts).obstacles;
     for obstacle in &obstacles {
-        report.add("forwarding", Verdict::Warn, format!("left to this guest: {}", describe(obstacle, name)));
+        let detail = format!("left to this guest: {}", describe(obstacle, name));
+        report.warn("forwarding", detail, "undo that if the host should forward such packets");
     }
     if obstacles.is_empty() {
-        report.add("forwarding", Verdict::Ok, "nothing in this kernel is in the host's way");
+        report.ok("forwarding", "nothing in this kernel is in the host's way");
     }
     redirects(&mut report);
     kernel(config, &mut report);
+    client(config, &mut report);
     report.0
 }
 
-fn credentials(config: &Config, report: &mut Report) {
+/// Whether it makes sense to connect.
+fn credentials(config: &Config, report: &mut Report) -> bool {
     let (ca, cert, key) = (&config.ca, &config.cert, &config.key);
     match std::fs::metadata(key).map(|found| found.permissions().mode() & 0o7777) {
         Ok(mode) if mode & 0o077 == 0 => {
-            report.add("key", Verdict::Ok, format!("{} has mode {mode:04o}", key.display()))
+            report.ok("key", format!("{} has mode {mode:04o}", key.display()));
         }
         Ok(mode) => {
             let text = format!("{} has mode {mode:04o}: others than its owner may read it", key.display());
-            report.add("key", Verdict::Warn, text);
+            report.warn("key", text, format!("chmod 600 {}", key.display()));
         }
         // What follows names it.
         Err(_) => {}
     }
-    if let Err(error) = tls::client_config(ca, cert, key, &config.router) {
-        report.add("certificate", Verdict::Fail, chain(&error));
-        return;
-    }
-    let validity = match renew::current(config) {
+    let read = tls::client_config(ca, cert, key, &config.router).and_then(|_| renew::current(config));
+    let validity = match read {
         Ok(validity) => validity,
         Err(error) => {
-            report.add("certificate", Verdict::Fail, chain(&error));
-            return;
+            let remedy = match &error {
+                TlsError::Pem { .. } | TlsError::Empty(_) => {
+                    "copy the three files that `xenflow pki issue router NAME` wrote at the host, and ca.pem among them"
+                }
+                TlsError::Ca { .. } => "copy ca.pem from the host anew",
+                TlsError::Own { .. } => "use the certificate of this router, or correct `router`",
+                TlsError::Key(_) => "use the certificate and the key of the same `xenflow pki issue`",
+            };
+            report.fail("certificate", chain(&error), remedy);
+            return false;
         }
     };
     let now = renew::now();
     let (whose, days) = (format!("that of router {}", config.router), |time: Duration| time.as_secs() / DAY);
+    let again = format!("`xenflow pki renew router {}` at the host, and copy the files", config.router);
     if now < validity.not_before {
-        let text = format!(
-            "{whose}, is not valid for another {} s: is the clock right?",
-            (validity.not_before - now).as_secs()
-        );
-        report.add("certificate", Verdict::Fail, text);
+        let left = (validity.not_before - now).as_secs();
+        report.fail("certificate", format!("{whose}, is not valid for another {left} s"), "set the clock");
     } else if now > validity.not_after {
         let text = format!("{whose}, expired {} days ago", days(now - validity.not_after));
-        report.add("certificate", Verdict::Fail, text);
+        report.fail("certificate", text, again);
     } else {
         let left = format!("{whose}, ends in {} days", days(validity.not_after - now));
         match renew::due(validity, now).is_zero() {
-            true => report.add("certificate", Verdict::Warn, format!("{left}, and was not renewed yet")),
-            false => report.add("certificate", Verdict::Ok, left),
+            true => report.warn(
+                "certificate",
+                format!("{left}, and was not renewed yet"),
+                format!("give the host's daemon an issuer_dir, or {again}"),
+            ),
+            false => report.ok("certificate", left),
         }
     }
+    true
 }
 
-/// Whether it makes sense to connect.
-fn interface(config: &Config, link: Option<&Link>, report: &mut Report) -> bool {
-    let name = &config.control_interface;
-    let refusal = match link {
-        None => Some("is not there".to_owned()),
-        Some(link) if !link.up => Some("is not up".to_owned()),
-        Some(link) => match (link.mac, config.host) {
-            (None, _) => Some("has no MAC address of six bytes".to_owned()),
-            (Some(mac), IpAddr::V6(_)) => missing(name, mac),
-            (Some(_), IpAddr::V4(_)) => None,
-        },
+/// The interface that is configured, if it makes sense to connect by it.
+fn named(config: &Config, name: &str, link: Option<&Link>, report: &mut Report) -> Option<Vec<Place>> {
+    let place = match Place::named(name, link) {
+        Ok(place) => place,
+        Err(error) => {
+            let remedy = if matches!(error, LinkError::InterfaceDown(_)) {
+                format!("ip link set {name} up")
+            } else {
+                "plug in the control vif, or leave `control_interface` out: the client finds it".into()
+            };
+            report.fail("interface", error.to_string(), remedy);
+            return None;
+        }
     };
-    match refusal {
-        Some(refusal) => report.add("interface", Verdict::Fail, format!("{name} {refusal}")),
-        None if link.is_some_and(|link| !link.running) => {
-            report.add("interface", Verdict::Warn, format!("{name} has no carrier"));
-            return true;
-        }
-        None => {
-            report.add("interface", Verdict::Ok, format!("{name} is up"));
-            return true;
-        }
+    if let (IpAddr::V6(_), Some((problem, remedy))) = (config.host, missing(name, place.mac)) {
+        report.fail("interface", format!("{name} {problem}"), remedy);
+        return None;
     }
-    false
+    if link.is_some_and(|link| !link.running) {
+        report.warn(
+            "interface",
+            format!("{name} has no carrier"),
+            "plug its other end into the host's bridge",
+        );
+    } else {
+        report.ok("interface", format!("{name} is up"));
+    }
+    Some(vec![place])
 }
 
-/// What is wrong with the one address that the host's switch lets through.
-fn missing(name: &str, mac: MacAddr) -> Option<String> {
+/// All interfaces that may be the one.
+fn any<'a>(links: impl Iterator<Item = &'a Link>, report: &mut Report) -> Option<Vec<Place>> {
+    match candidates(links, |_| false) {
+        Ok(places) => Some(places),
+        Err(error) => {
+            let remedy = "plug in the control vif, and `ip link set NAME up`";
+            report.fail("interface", error.to_string(), remedy);
+            None
+        }
+    }
+}
+
+/// What is wrong with the one address that the host's switch lets through, and what to do about it.
+fn missing(name: &str, mac: MacAddr) -> Option<(String, String)> {
     const TENTATIVE: u32 = 0x40;
     const DAD_FAILED: u32 = 0x08;
     let wanted = control::guest_ipv6(mac);
@@ -163,25 +220,35 @@ fn missing(name: &str, mac: MacAddr) -> Option<String> {
         (*link == name && address == wanted).then(|| u32::from_str_radix(flags, 16).ok())?
     });
     match flags {
-        None => Some(format!("has not the address {wanted}, the only one that the host answers")),
-        Some(flags) if flags & DAD_FAILED != 0 => Some(format!("may not use {wanted}: somebody else does")),
+        None => {
+            let remedy = format!("ip address add {wanted}/64 dev {name}");
+            Some((format!("has not the address {wanted}, the only one that the host answers"), remedy))
+        }
+        Some(flags) if flags & DAD_FAILED != 0 => {
+            let remedy = "give the control vif a MAC address of its own".to_owned();
+            Some((format!("may not use {wanted}: somebody else does"), remedy))
+        }
         Some(flags) if flags & TENTATIVE != 0 => {
-            Some(format!("may not use {wanted} yet: it is being probed"))
+            Some((format!("may not use {wanted} yet: it is being probed"), "wait a second".to_owned()))
         }
         Some(_) => None,
     }
 }
 
-async fn host(config: &Config, link: Option<&Link>, report: &mut Report) {
-    let connected = match attempt(config, link) {
-        Ok(task) => task.await,
-        Err(error) => return report.add("host", Verdict::Fail, chain(&error)),
+async fn host(config: &Config, places: Vec<Place>, report: &mut Report) {
+    let is_search = config.control_interface.is_none();
+    let connected = match attempt(config, places) {
+        Ok(task) => task.await.unwrap_or_else(|error| Err(LinkError::Io(std::io::Error::other(error)))),
+        Err(error) => Err(error),
     };
-    let mut stream = match connected {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return report.add("host", Verdict::Fail, chain(&error)),
-        Err(error) => return report.add("host", Verdict::Fail, error.to_string()),
+    let (mut stream, place) = match connected {
+        Ok(found) => found,
+        Err(error) => return report.fail("host", chain(&error), remedy(config, &error)),
     };
+    let name = &place.name;
+    if is_search {
+        report.ok("interface", format!("{name}: a node of the authority answers there"));
+    }
     let node = stream
         .get_ref()
         .1
@@ -190,13 +257,59 @@ async fn host(config: &Config, link: Option<&Link>, report: &mut Report) {
     let node = node.map_or_else(|| "the host".to_owned(), |node| node.to_string());
     match tokio::time::timeout(OBJECTION, stream.read_u8()).await {
         Ok(Err(error)) => {
-            report.add(
-                "host",
-                Verdict::Fail,
-                format!("{node} closed the connection: {}", tls::in_words(error)),
-            );
+            let remedy = refusal(config, &error);
+            let error = tls::in_words(error);
+            report.fail("host", format!("{node} closed the connection: {error}"), remedy);
         }
-        Ok(Ok(_)) | Err(_) => report.add("host", Verdict::Ok, format!("{node} answers at {}", config.host)),
+        Ok(Ok(_)) | Err(_) => report.ok("host", format!("{node} answers {} at {name}", config.host)),
+    }
+}
+
+/// What to do where no node was found.
+fn remedy(config: &Config, error: &LinkError) -> String {
+    use std::io::ErrorKind;
+    let vif = format!(
+        "at the host: `xenflow show router {}` names the control vif, whose MAC is this interface's",
+        config.router
+    );
+    if let LinkError::NoAddress { device, from } = error {
+        return format!("ip address add {from}/64 dev {device}");
+    }
+    if let LinkError::Connect { source, .. } = error
+        && source.kind() == ErrorKind::ConnectionRefused
+    {
+        return "start xenflow-dom0 at the host".into();
+    }
+    let LinkError::Handshake { source, .. } = error else { return vif };
+    match tls::certificate_error(source) {
+        Some(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+            "copy ca.pem from the host anew: its certificate is of another authority".into()
+        }
+        Some(
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. },
+        ) => "set the clocks, or renew the certificate of the node".into(),
+        _ => vif,
+    }
+}
+
+/// What to do where the host does not take this router's certificate.
+fn refusal(config: &Config, error: &std::io::Error) -> String {
+    let renew = format!("`xenflow pki issue router {}` at the host, and copy the files", config.router);
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    match cause {
+        Some(rustls::Error::AlertReceived(AlertDescription::UnknownCA)) => {
+            format!("the certificate is of another authority than the host's: {renew}")
+        }
+        Some(rustls::Error::AlertReceived(AlertDescription::CertificateRevoked)) => {
+            format!("the certificate was revoked: {renew}")
+        }
+        Some(rustls::Error::AlertReceived(AlertDescription::CertificateExpired)) => {
+            format!("the certificate ended, or the clocks differ: {renew}")
+        }
+        _ => "the log of xenflow-dom0 at the host says why".into(),
     }
 }
 
@@ -213,9 +326,9 @@ fn redirects(report: &mut Report) {
     }
     on.sort();
     if on.is_empty() {
-        report.add("redirects", Verdict::Ok, "send_redirects is 0");
+        report.ok("redirects", "send_redirects is 0");
     } else {
-        report.add("redirects", Verdict::Warn, format!("should be 0: {}", on.join(", ")));
+        report.warn("redirects", format!("should be 0: {}", on.join(", ")), "set them to 0 with sysctl");
     }
 }
 
@@ -225,13 +338,13 @@ fn kernel(config: &Config, report: &mut Report) {
     let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let capabilities = capabilities.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0);
     if capabilities >> CAP_NET_ADMIN & 1 == 0 {
-        report.add(
+        report.warn(
             "rights",
-            Verdict::Warn,
             "without CAP_NET_ADMIN, nftables and XFRM cannot be looked at, nor neighbors kept",
+            "run it as root, or with that capability",
         );
     } else {
-        report.add("rights", Verdict::Ok, "CAP_NET_ADMIN");
+        report.ok("rights", "CAP_NET_ADMIN");
     }
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
@@ -240,15 +353,38 @@ fn kernel(config: &Config, report: &mut Report) {
     if config.keep_neighbors && version < (5, 16) {
         let text =
             format!("Linux {release} cannot keep gateways resolved (5.16 can): they are asked instead");
-        report.add("kernel", Verdict::Warn, text);
+        report.warn("kernel", text, "use Linux 5.16 or later");
     } else {
-        report.add("kernel", Verdict::Ok, format!("Linux {release}"));
+        report.ok("kernel", format!("Linux {release}"));
     }
-    let socket: &Path = &config.status_socket;
-    match std::os::unix::net::UnixStream::connect(socket) {
-        Ok(_) => report.add("client", Verdict::Ok, "runs"),
+}
+
+/// The client that runs, and how it stands.
+fn client(config: &Config, report: &mut Report) {
+    let socket = &config.status_socket;
+    let ask = || {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        let mut line = String::new();
+        BufReader::new(stream.take(ANSWER_BYTES)).read_line(&mut line)?;
+        std::io::Result::Ok(line)
+    };
+    let line = match ask() {
+        Ok(line) => line,
         Err(error) => {
-            report.add("client", Verdict::Warn, format!("does not run ({}: {error})", socket.display()))
+            let text = format!("does not run ({}: {error})", socket.display());
+            return report.warn("client", text, "start it: `xenflow-guest run`, or its systemd unit");
         }
+    };
+    let state: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+    let field = |key: &str| state.get(key).and_then(serde_json::Value::as_str);
+    let is = field("state").unwrap_or("silent");
+    let at = field("interface").map(|name| format!(" at {name}")).unwrap_or_default();
+    match (is, field("node"), field("error")) {
+        ("up", Some(node), _) => report.ok("client", format!("runs; its session with {node}{at} is up")),
+        (_, _, Some(error)) => {
+            report.warn("client", format!("runs and is {is}{at}: {error}"), "see the lines above")
+        }
+        (_, _, None) => report.warn("client", format!("runs and is {is}{at}"), "look again in a second"),
     }
 }

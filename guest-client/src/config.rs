@@ -1,13 +1,20 @@
 //! The configuration file: TOML, unknown keys refused. Reads files; opens nothing else.
+//!
+//! It may be empty, or missing: the certificate tells the router, and the control interface is found.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use xenflow_proto::{Name, control};
 
+use crate::control::is_link_local;
 use crate::tls::{self, TlsError};
+
+/// Where the file is looked for. Without one, everything has its default.
+pub const PATH: &str = "/etc/xenflow/guest.toml";
 
 /// Effective values of the configuration.
 #[derive(Debug, Clone, Serialize)]
@@ -16,8 +23,8 @@ pub struct Config {
     pub router: String,
     /// Link-local address of the host.
     pub host: IpAddr,
-    /// The interface on the control network.
-    pub control_interface: String,
+    /// The interface on the control network; without it, the one at which a host is found.
+    pub control_interface: Option<String>,
     /// TCP port of the host.
     pub port: u16,
     /// PEM file with the certificates of the CA.
@@ -137,7 +144,7 @@ pub enum ConfigError {
         /// Which file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// Not TOML, a key that is unknown, missing, or of the wrong type; the cause names line and key.
     #[error("{}", path.display())]
@@ -169,9 +176,6 @@ pub enum ConfigError {
         /// The key's value.
         key: String,
     },
-    /// No interface.
-    #[error("control_interface is missing: name the interface on the control network")]
-    NoInterface,
     /// Not an interface name.
     #[error("control_interface \"{0}\" is not an interface name: 1 to 15 bytes, no space or slash")]
     Interface(String),
@@ -203,13 +207,17 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads and checks a file.
+    /// Reads and checks a file; without a name, the one at [`PATH`], if there is one.
     ///
     /// # Errors
     /// [`ConfigError`] names the key and the rule.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let is_optional = path.is_none();
+        let path = path.unwrap_or(Path::new(PATH));
+        let text = match std::fs::read_to_string(path) {
+            Err(error) if is_optional && error.kind() == io::ErrorKind::NotFound => String::new(),
+            other => other.map_err(|source| ConfigError::Read { path: path.into(), source })?,
+        };
         Self::parse(&text, path)
     }
 
@@ -229,22 +237,19 @@ impl Config {
             None => (file.host.as_str(), None),
         };
         let host: IpAddr = address.parse().map_err(|_| ConfigError::Host(file.host.clone()))?;
-        let link_local = match host {
-            IpAddr::V4(v4) => v4.is_link_local(),
-            IpAddr::V6(v6) => is_link_local(v6),
-        };
-        if !link_local {
+        if !is_link_local(host) {
             return Err(ConfigError::HostScope(host));
         }
         let control_interface = match (zone, file.control_interface) {
             (Some(host), Some(key)) if host != key => return Err(ConfigError::TwoInterfaces { host, key }),
-            (Some(name), _) | (None, Some(name)) => name,
-            (None, None) => return Err(ConfigError::NoInterface),
+            (zone, key) => zone.or(key),
         };
-        if !matches!(control_interface.len(), 1..=15)
-            || control_interface.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control())
-        {
-            return Err(ConfigError::Interface(control_interface));
+        let is_name = |name: &String| {
+            matches!(name.len(), 1..=15)
+                && !name.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control())
+        };
+        if let Some(other) = control_interface.as_ref().filter(|name| !is_name(name)) {
+            return Err(ConfigError::Interface(other.clone()));
         }
         let (min, max) = (file.reconnect_min_ms, file.reconnect_max_ms);
         if !(10..=max).contains(&min) || max > 3_600_000 {
@@ -292,9 +297,4 @@ impl Config {
     pub fn reconnect(&self) -> (Duration, Duration) {
         (Duration::from_millis(self.reconnect_min_ms), Duration::from_millis(self.reconnect_max_ms))
     }
-}
-
-fn is_link_local(v6: Ipv6Addr) -> bool {
-    let [first, ..] = v6.segments();
-    first & 0xffc0 == 0xfe80
 }

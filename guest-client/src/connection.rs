@@ -1,4 +1,4 @@
-//! The connection to the host: how it is made, and what ends it. The driver decides when.
+//! The connection to the host: how it is made, and what ends it. The driver decides when, [`crate::control`] where.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
@@ -8,20 +8,28 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use xenflow_proto::frame::MAX_HELLO;
 use xenflow_proto::message::Hello;
-use xenflow_proto::table::Link;
-use xenflow_proto::{FrameDecoder, FrameError, Name, control};
+use xenflow_proto::table::{IfIndex, Link};
+use xenflow_proto::{FrameDecoder, FrameError, MacAddr, Name};
 
 use crate::config::Config;
+use crate::control::source;
 use crate::session::{Session, SessionError};
 use crate::tls;
 
 /// A connection that is not made and authenticated by then is tried anew.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Interfaces that are asked side by side; further ones follow as these answer or do not.
+const SIDE_BY_SIDE: usize = 16;
+/// How long a place that is [`Place::late`] waits for the others. A node that is asked directly shows its certificate
+/// sooner.
+const HEAD_START: Duration = Duration::from_millis(300);
+/// Failures that are told of one search.
+const TOLD: usize = 4;
 
 /// Why there is no session, or no more.
 #[derive(Debug, thiserror::Error)]
@@ -38,27 +46,39 @@ pub(crate) enum LinkError {
     Nudged,
     #[error("connection")]
     Io(#[source] io::Error),
-    #[error("connecting to {to}")]
-    Connect { to: SocketAddr, source: io::Error },
-    #[error("TLS with {to}")]
-    Handshake { to: SocketAddr, source: io::Error },
-    #[error("no answer from {0} within {CONNECT_TIMEOUT:?}")]
-    Timeout(SocketAddr),
+    #[error("{device} has not the address {from}, the only one that the host answers")]
+    NoAddress { device: String, from: IpAddr },
+    #[error("connecting to {to} at {device}")]
+    Connect { to: IpAddr, device: String, source: io::Error },
+    #[error("TLS with {to} at {device}")]
+    Handshake { to: IpAddr, device: String, source: io::Error },
+    #[error("no answer from {to} at {device} within {CONNECT_TIMEOUT:?}")]
+    Timeout { to: IpAddr, device: String },
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
+    #[error("the interface of the session is gone")]
+    InterfaceGone,
     #[error("interface {0} is not there")]
     NoInterface(String),
     #[error("interface {0} is not up")]
     InterfaceDown(String),
     #[error("interface {0} has no MAC address of six bytes")]
     NoMac(String),
+    #[error("no interface that may be the control network's is up{}", list("; down or without carrier: ", .0))]
+    NoCandidate(Vec<String>),
+    #[error("no host at any interface: {}", .0.join("; "))]
+    Nowhere(Vec<String>),
+}
+
+fn list(before: &str, names: &[String]) -> String {
+    if names.is_empty() { String::new() } else { format!("{before}{}", names.join(", ")) }
 }
 
 impl LinkError {
     /// The other end went away from under a session, as it does when this guest was moved: the next host is
     /// there already.
     pub(crate) fn is_reset(&self) -> bool {
-        matches!(self, Self::Closed | Self::Nudged)
+        matches!(self, Self::Closed | Self::Nudged | Self::InterfaceGone)
             || matches!(self, Self::Io(e) if matches!(e.kind(),
                 io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe))
     }
@@ -116,45 +136,125 @@ pub(crate) async fn write(
     }
 }
 
-/// Starts to connect, from the one source address that the host's switch lets through.
+/// An interface to connect by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) ifindex: IfIndex,
+    pub(crate) name: String,
+    pub(crate) mac: MacAddr,
+    /// Gives the others [`HEAD_START`].
+    pub(crate) late: bool,
+}
+
+impl Place {
+    /// The link of this name, if a connection may be made by it.
+    pub(crate) fn named(name: &str, link: Option<&Link>) -> Result<Self, LinkError> {
+        let link = link.ok_or_else(|| LinkError::NoInterface(name.to_owned()))?;
+        if !link.up {
+            return Err(LinkError::InterfaceDown(name.to_owned()));
+        }
+        let mac = link.mac.ok_or_else(|| LinkError::NoMac(name.to_owned()))?;
+        Ok(Self { ifindex: link.ifindex, name: name.to_owned(), mac, late: false })
+    }
+}
+
+/// A stream to a node of the authority, and where it was found.
+pub(crate) type Found = (Stream, Place);
+
+/// Starts to connect: at all of these places, and the first with a node wins.
+///
+/// # Errors
+/// The credentials cannot be used.
 pub(crate) fn attempt(
     config: &Config,
-    link: Option<&Link>,
-) -> Result<JoinHandle<Result<Stream, LinkError>>, LinkError> {
-    let name = &config.control_interface;
-    let link = link.ok_or_else(|| LinkError::NoInterface(name.clone()))?;
-    if !link.up {
-        return Err(LinkError::InterfaceDown(name.clone()));
-    }
-    let mac = link.mac.ok_or_else(|| LinkError::NoMac(name.clone()))?;
+    places: Vec<Place>,
+) -> Result<JoinHandle<Result<Found, LinkError>>, LinkError> {
     // Read anew each time: certificates are renewed under a running client.
-    let tls = tls::client_config(&config.ca, &config.cert, &config.key, &config.router)?;
-    let (to, from): (SocketAddr, SocketAddr) = match config.host {
-        IpAddr::V6(host) => (
-            SocketAddrV6::new(host, config.port, 0, link.ifindex).into(),
-            SocketAddrV6::new(control::guest_ipv6(mac), 0, 0, link.ifindex).into(),
-        ),
-        IpAddr::V4(host) => ((host, config.port).into(), (control::guest_ipv4(mac), 0).into()),
+    let credentials = Arc::new(tls::client_config(&config.ca, &config.cert, &config.key, &config.router)?);
+    let (host, port) = (config.host, config.port);
+    Ok(tokio::spawn(async move {
+        let mut left = places.into_iter();
+        // Dropped with what still runs in it.
+        let mut running = JoinSet::new();
+        let mut failed = Vec::new();
+        loop {
+            while running.len() < SIDE_BY_SIDE
+                && let Some(place) = left.next()
+            {
+                let credentials = Arc::clone(&credentials);
+                running.spawn(async move {
+                    let stream = at(&place, host, port, credentials).await;
+                    (stream, place)
+                });
+            }
+            match running.join_next().await {
+                Some(Ok((Ok(stream), place))) => return Ok((stream, place)),
+                Some(Ok((Err(error), place))) => failed.push((place.ifindex, error)),
+                Some(Err(error)) => return Err(LinkError::Io(io::Error::other(error))),
+                None => return Err(together(failed)),
+            }
+        }
+    }))
+}
+
+/// One error out of many; the same ones always give the same text.
+fn together(mut failed: Vec<(IfIndex, LinkError)>) -> LinkError {
+    failed.sort_by_key(|(ifindex, _)| *ifindex);
+    if failed.len() == 1
+        && let Some((_, error)) = failed.pop()
+    {
+        return error;
+    }
+    let mut texts: Vec<String> = failed.iter().take(TOLD).map(|(_, error)| chain(error)).collect();
+    if let more @ 1.. = failed.len().saturating_sub(TOLD) {
+        texts.push(format!("and {more} more"));
+    }
+    LinkError::Nowhere(texts)
+}
+
+/// Connects at one place, from the one source address that the host's switch lets through.
+async fn at(
+    place: &Place,
+    host: IpAddr,
+    port: u16,
+    credentials: Arc<rustls::ClientConfig>,
+) -> Result<Stream, LinkError> {
+    let Place { ifindex, name: device, mac, late } = place;
+    let from = source(host, *mac);
+    let scoped = |address, port| match address {
+        IpAddr::V6(v6) => SocketAddr::from(SocketAddrV6::new(v6, port, 0, *ifindex)),
+        IpAddr::V4(v4) => (v4, port).into(),
     };
-    let device = name.clone();
-    let connect = async move {
-        let connect = |source| LinkError::Connect { to, source };
-        let socket = if to.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }.map_err(connect)?;
-        if to.is_ipv4() {
+    if *late {
+        tokio::time::sleep(HEAD_START).await;
+    }
+    let connect = async {
+        let connect = |source| LinkError::Connect { to: host, device: device.clone(), source };
+        let socket = if host.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() };
+        let socket = socket.map_err(connect)?;
+        if host.is_ipv4() {
             // Any interface may have a route to 169.254.0.0/16.
             socket.bind_device(Some(device.as_bytes())).map_err(connect)?;
         }
-        socket.bind(from).map_err(connect)?;
-        let tcp = socket.connect(to).await.map_err(connect)?;
+        socket.bind(scoped(from, 0)).map_err(|error| {
+            if error.kind() == io::ErrorKind::AddrNotAvailable {
+                return LinkError::NoAddress { device: device.clone(), from };
+            }
+            connect(error)
+        })?;
+        let tcp = socket.connect(scoped(host, port)).await.map_err(connect)?;
         tcp.set_nodelay(true).map_err(connect)?;
         // An address sends no server name; the host is known by the URI in its certificate.
-        let name = rustls_pki_types::ServerName::IpAddress(to.ip().into());
-        let stream = TlsConnector::from(Arc::new(tls)).connect(name, tcp).await;
-        stream.map_err(|source| LinkError::Handshake { to, source: tls::in_words(source) })
+        let name = rustls_pki_types::ServerName::IpAddress(host.into());
+        let stream = TlsConnector::from(credentials).connect(name, tcp).await;
+        stream.map_err(|source| LinkError::Handshake {
+            to: host,
+            device: device.clone(),
+            source: tls::in_words(source),
+        })
     };
-    Ok(tokio::spawn(async move {
-        tokio::time::timeout(CONNECT_TIMEOUT, connect).await.unwrap_or(Err(LinkError::Timeout(to)))
-    }))
+    let timeout = || LinkError::Timeout { to: host, device: device.clone() };
+    tokio::time::timeout(CONNECT_TIMEOUT, connect).await.unwrap_or_else(|_| Err(timeout()))
 }
 
 /// An error with its causes, in one line.

@@ -14,11 +14,12 @@ use tracing::{debug, info, warn};
 use xenflow_proto::frame::MAX_FRAME;
 use xenflow_proto::message::{Hello, VERSION};
 use xenflow_proto::table::NeighborKey;
-use xenflow_proto::{GuestMessage, HostMessage, Key, MacAddr, Object};
+use xenflow_proto::{GuestMessage, HostMessage, Key, Object};
 
 use crate::backoff::Backoff;
 use crate::config::Config;
-use crate::connection::{Connection, LinkError, Stream, attempt, chain, write};
+use crate::connection::{Connection, Found, LinkError, attempt, chain, write};
+use crate::control::{Change, Control};
 use crate::fpm::Fpm;
 use crate::mirror::{Mirror, Start};
 use crate::neighbors::{Wanted, wanted};
@@ -70,14 +71,14 @@ pub enum RunError {
     #[error(transparent)]
     Router(#[from] xenflow_proto::identity::NameError),
     /// The kernel's boot id.
-    #[error("/proc/sys/kernel/random/boot_id")]
+    #[error("cannot read /proc/sys/kernel/random/boot_id: is /proc mounted?")]
     BootId(#[source] io::Error),
 }
 
 #[derive(Debug)]
 enum Phase {
     Waiting { until: Duration },
-    Connecting { task: JoinHandle<Result<Stream, LinkError>>, since: Duration },
+    Connecting { task: JoinHandle<Result<Found, LinkError>>, since: Duration },
     Open(Box<Connection>),
 }
 
@@ -108,8 +109,7 @@ struct Driver {
     phase: Phase,
     backoff: Backoff,
     dumps: Dumps,
-    /// What of the control interface matters for reaching the host.
-    control: Option<(u32, Option<MacAddr>, bool, bool)>,
+    control: Control,
     error: Option<String>,
     rejected: Rejected,
     /// What the host, or the one before, sends to.
@@ -148,7 +148,7 @@ pub async fn run(config: Config, seed: u64, stop: impl Future<Output = ()>) -> R
         phase: Phase::Waiting { until: start },
         backoff: Backoff::new(min, max, seed),
         dumps: Dumps::new(start),
-        control: None,
+        control: Control::new(config.control_interface.as_deref(), config.host),
         error: None,
         rejected: Rejected::default(),
         in_use: Vec::new(),
@@ -156,8 +156,8 @@ pub async fn run(config: Config, seed: u64, stop: impl Future<Output = ()>) -> R
         config,
         hello,
     };
-    info!(router = driver.config.router, host = %driver.config.host,
-        interface = driver.config.control_interface, "starting");
+    let interface = driver.control.name().unwrap_or("to be found");
+    info!(router = driver.config.router, host = %driver.config.host, interface, "starting");
     tokio::pin!(stop);
     loop {
         tokio::select! {
@@ -185,7 +185,7 @@ enum Wake {
     Refreshed,
     Nudged,
     Zebra,
-    Connected(Box<Result<Stream, LinkError>>),
+    Connected(Box<Result<Found, LinkError>>),
     Read(io::Result<usize>),
     Written(io::Result<()>),
     Timer,
@@ -277,7 +277,7 @@ impl Driver {
         self.watch.start(time);
         if self.mirror.is_trusted() {
             self.refresh.start(time, || match self.config.keep_neighbors {
-                true => wanted(&self.mirror, &self.config.control_interface, &self.in_use),
+                true => wanted(&self.mirror, self.control.name().unwrap_or_default(), &self.in_use),
                 // What an earlier run asked for is released.
                 false => Wanted::default(),
             });
@@ -388,26 +388,20 @@ impl Driver {
         if !self.mirror.is_trusted() {
             return;
         }
-        let link = self.mirror.link(&self.config.control_interface);
-        let control = link.map(|link| (link.ifindex, link.mac, link.up, link.running));
-        if control == self.control {
-            return;
-        }
-        debug!(?control, "control interface changed");
-        let before = std::mem::replace(&mut self.control, control);
-        let index = |control: Option<(u32, _, _, _)>| control.map(|(ifindex, ..)| ifindex);
-        if index(before) != index(control) {
-            self.nudge.listen(control.map(|_| self.config.control_interface.as_str()));
-        }
+        let change = self.control.look(&self.mirror);
+        self.nudge.listen(self.control.listen(&self.mirror));
+        let Some(change) = change else { return };
+        debug!(control = ?self.control, "control interface changed");
         self.backoff.reset();
         match &mut self.phase {
             Phase::Waiting { until } => *until = time,
             // An attempt that is under way has found the interface before the mirror did.
-            Phase::Connecting { .. } if before.is_none() => {}
+            Phase::Connecting { .. } if change == Change::First => {}
             Phase::Connecting { task, .. } => {
                 task.abort();
                 self.phase = Phase::Waiting { until: time };
             }
+            Phase::Open(_) if change == Change::Gone => self.lost(LinkError::InterfaceGone, time),
             Phase::Open(connection) => connection.session.probe(time),
         }
     }
@@ -433,16 +427,16 @@ impl Driver {
     }
 
     fn connect(&mut self, time: Duration) {
-        let link = self.mirror.link(&self.config.control_interface);
-        match attempt(&self.config, link) {
+        match self.control.places(&self.mirror).and_then(|places| attempt(&self.config, places)) {
             Ok(task) => self.phase = Phase::Connecting { task, since: time },
             Err(error) => self.lost(error, time),
         }
     }
 
-    fn connected(&mut self, result: Result<Stream, LinkError>, time: Duration) {
+    fn connected(&mut self, result: Result<Found, LinkError>, time: Duration) {
         match result {
-            Ok(stream) => {
+            Ok((stream, place)) => {
+                self.control.connected(&place);
                 self.phase = Phase::Open(Box::new(Connection::new(stream, self.hello.clone(), time)));
             }
             Err(error) => self.lost(error, time),
@@ -454,6 +448,7 @@ impl Driver {
         self.mirror.hang_up();
         // One that ends as soon as it is up will do so again: somebody else may use the same certificate.
         let up_since = if let Phase::Open(connection) = &self.phase { connection.up_since } else { None };
+        self.control.lost(up_since.is_some());
         let good = up_since.is_some_and(|since| since + GOOD_SESSION <= time);
         if good {
             self.backoff.reset();
@@ -491,6 +486,13 @@ impl Driver {
                     connection.decoder.set_limit(MAX_FRAME);
                     connection.node = Some(node);
                     connection.up_since = Some(time);
+                    if self.control.up(&self.mirror) {
+                        info!(
+                            interface = self.control.name(),
+                            "the control interface: a node took the session there"
+                        );
+                    }
+                    self.nudge.listen(self.control.listen(&self.mirror));
                     self.error = None;
                     self.rejected.session_began();
                 }
@@ -559,6 +561,7 @@ impl Driver {
         self.status.update(State {
             state,
             node,
+            interface: self.control.name().map(str::to_owned),
             error: self.error.clone(),
             seq: session.map_or(0, |session| session.sent().0),
             acked: session.map_or(0, |session| session.acked().0),

@@ -2,9 +2,9 @@
 //!
 //! [`netlink`] reads the kernel, [`translate`] (with [`link`], [`nexthop`] and [`attribute`]) understands it,
 //! [`mirror`] remembers it, [`session`] tells the host; [`driver`] moves bytes between them. [`nudge`] hears when the
-//! host may be another one; [`rejected`] keeps what it leaves to this guest. What else decides
-//! about packets is for [`survey`] to ask ([`facts`] understands the answers), for [`obstacles`] to judge, and for
-//! [`watch`] to know when.
+//! host may be another one; [`control`] says at which interface it is; [`rejected`] keeps what it leaves to this
+//! guest. What else decides about packets is for [`survey`] to ask ([`facts`] understands the answers), for
+//! [`obstacles`] to judge, and for [`watch`] to know when.
 //! [`neighbors`] says which neighbors to ask whether they are still there, and [`refresh`] asks them.
 //! [`renew`] has the certificate renewed in time ([`validity`] says when that is).
 //! [`check`] looks at all that a session needs, without one.
@@ -15,6 +15,7 @@ pub mod backoff;
 pub mod check;
 pub mod config;
 mod connection;
+pub mod control;
 pub mod driver;
 pub mod facts;
 pub mod fpm;

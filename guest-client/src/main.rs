@@ -11,49 +11,38 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use xenflow_guest_client::check::{self, Line, Verdict};
-use xenflow_guest_client::{config::Config, driver};
+use xenflow_guest_client::config::{Config, ConfigError};
+use xenflow_guest_client::driver;
 
-const CONFIG: &str = "/etc/xenflow/guest.toml";
-
-/// Streams this router's routes and neighbors to the host that forwards for it.
+/// Streams this router's routes and neighbors to the host that forwards for it. Without a command, it runs.
 #[derive(Parser)]
 #[command(name = "xenflow-guest", version)]
 struct Cli {
+    /// Configuration file; without it, /etc/xenflow/guest.toml if that is there.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
 enum Command {
     /// Run until stopped; the log goes to stderr.
-    Run {
-        /// Configuration file.
-        #[arg(long, default_value = CONFIG)]
-        config: PathBuf,
-    },
+    Run,
     /// Check the configuration and print its effective values.
     CheckConfig {
-        /// Configuration file.
-        #[arg(long, default_value = CONFIG)]
-        config: PathBuf,
         /// As JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Look whether everything is there that a session needs; 1 if something is missing.
+    /// Look whether everything is there that a session needs; 1 if something is missing, 2 if the configuration is wrong.
     Check {
-        /// Configuration file.
-        #[arg(long, default_value = CONFIG)]
-        config: PathBuf,
         /// As JSON.
         #[arg(long)]
         json: bool,
     },
     /// Print the state of the running client.
     Status {
-        /// Configuration file, for the status socket.
-        #[arg(long, default_value = CONFIG)]
-        config: PathBuf,
         /// As one line of JSON.
         #[arg(long)]
         json: bool,
@@ -69,34 +58,48 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let path = match &cli.command {
-        Command::Run { config } | Command::CheckConfig { config, .. } => config,
-        Command::Check { config, .. } | Command::Status { config, .. } => config,
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut Cli::command(), "xenflow-guest", &mut script);
-            return match std::io::stdout().write_all(&script) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => fail(&error.into(), 1),
-            };
-        }
-    };
-    let config = match Config::load(path) {
+    let Cli { config, command } = Cli::parse();
+    let command = command.unwrap_or(Command::Run);
+    if let Command::Completions { shell } = command {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "xenflow-guest", &mut script);
+        return match std::io::stdout().write_all(&script) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error.into(), 1),
+        };
+    }
+    let config = match Config::load(config.as_deref()) {
         Ok(config) => config,
-        Err(error) => return fail(&error.into(), 2),
+        Err(error) => return unusable(error, &command),
     };
-    let result = match cli.command {
-        Command::Run { .. } => run(config),
-        Command::CheckConfig { json, .. } => print_config(&config, json),
-        Command::Check { json, .. } => check(&config, json),
-        Command::Status { json, follow, .. } => status(&config, json, follow),
+    let result = match command {
+        Command::Run => run(config),
+        Command::CheckConfig { json } => print_config(&config, json),
+        Command::Check { json } => check(&config, json),
+        Command::Status { json, follow } => status(&config, json, follow),
         Command::Completions { .. } => Ok(()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, 1),
     }
+}
+
+/// A check says it in its own way too.
+fn unusable(error: ConfigError, command: &Command) -> ExitCode {
+    let remedy = if matches!(error, ConfigError::Certificate(_)) {
+        "copy ca.pem, router.pem and router.key to /etc/xenflow, or name other files in guest.toml"
+    } else {
+        "correct the file: `xenflow-guest check-config` shows what is understood"
+    };
+    let error = anyhow::Error::from(error);
+    if let Command::Check { json } = command {
+        let line = Line::failure("configuration", format!("{error:#}"), remedy);
+        if let Err(error) = print_lines(&[line], *json) {
+            return fail(&error, 1);
+        }
+    }
+    fail(&error, 2)
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
@@ -139,7 +142,10 @@ fn print_config(config: &Config, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     for (key, value) in value.as_object().into_iter().flatten() {
-        writeln!(out, "{key} = {value}")?;
+        match value.is_null() {
+            true => writeln!(out, "# {key} is not set")?,
+            false => writeln!(out, "{key} = {value}")?,
+        }
     }
     Ok(())
 }
@@ -147,21 +153,29 @@ fn print_config(config: &Config, json: bool) -> anyhow::Result<()> {
 fn check(config: &Config, json: bool) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let lines = runtime.block_on(check::check(config));
-    let mut out = std::io::stdout().lock();
-    if json {
-        writeln!(out, "{}", serde_json::to_string(&lines)?)?;
-    } else {
-        for Line { check, verdict, detail } in &lines {
-            let verdict = match verdict {
-                Verdict::Ok => "ok",
-                Verdict::Warn => "warn",
-                Verdict::Fail => "FAIL",
-            };
-            writeln!(out, "{verdict:4} {check}: {detail}")?;
-        }
-    }
+    print_lines(&lines, json)?;
     let failed = lines.iter().filter(|line| line.verdict == Verdict::Fail).count();
     if failed > 0 { anyhow::bail!("{failed} of {} checks failed", lines.len()) } else { Ok(()) }
+}
+
+fn print_lines(lines: &[Line], json: bool) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        writeln!(out, "{}", serde_json::to_string(lines)?)?;
+        return Ok(());
+    }
+    for Line { check, verdict, detail, remedy } in lines {
+        let verdict = match verdict {
+            Verdict::Ok => "ok",
+            Verdict::Warn => "warn",
+            Verdict::Fail => "FAIL",
+        };
+        writeln!(out, "{verdict:4} {check}: {detail}")?;
+        if let Some(remedy) = remedy {
+            writeln!(out, "     -> {remedy}")?;
+        }
+    }
+    Ok(())
 }
 
 fn status(config: &Config, json: bool, follow: bool) -> anyhow::Result<()> {
@@ -187,7 +201,8 @@ fn status(config: &Config, json: bool, follow: bool) -> anyhow::Result<()> {
 /// The state for people: what matters first, lists one to a line, what there is not left out.
 fn page(state: &serde_json::Value) -> String {
     let mut fields: Vec<_> = state.as_object().into_iter().flatten().collect();
-    let order = ["state", "node", "error", "routes", "neighbors", "seq", "acked", "backlog", "rejected"];
+    let order =
+        ["state", "node", "interface", "error", "routes", "neighbors", "seq", "acked", "backlog", "rejected"];
     fields.sort_by_key(|(key, _)| order.iter().position(|known| known == key).unwrap_or(order.len()));
     let mut text = String::new();
     for (key, value) in fields {

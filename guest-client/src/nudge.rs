@@ -9,6 +9,8 @@ use tokio::net::UdpSocket;
 use tracing::{debug, warn};
 use xenflow_proto::control;
 
+use crate::control::Listen;
+
 /// From one nudge that counts to the next.
 pub const FLOOR: Duration = Duration::from_millis(100);
 
@@ -27,11 +29,16 @@ impl Nudge {
         Self { host, socket: None, pace: Pace::default() }
     }
 
-    /// Listens on this interface from now on, and on no other. Without nudges, timers make up for them.
-    pub fn listen(&mut self, device: Option<&str>) {
+    /// Listens there from now on, and nowhere else; none: where it did. Without nudges, timers make up for them.
+    pub fn listen(&mut self, place: Option<&Listen>) {
+        let Some(place) = place else { return };
         // Before another one takes the port.
         self.socket = None;
-        let Some(device) = device else { return };
+        let device = match place {
+            Listen::Nowhere => return,
+            Listen::At(device, _) => Some(device.as_str()),
+            Listen::Anywhere => None,
+        };
         match open(self.host, device) {
             Ok(socket) => self.socket = Some(socket),
             Err(error) => warn!(device, %error, "no nudges will be heard"),
@@ -67,13 +74,13 @@ impl Nudge {
 }
 
 /// On an IPv6 socket nudges over IPv4 are heard too.
-fn open(host: IpAddr, device: &str) -> io::Result<UdpSocket> {
+fn open(host: IpAddr, device: Option<&str>) -> io::Result<UdpSocket> {
     let any: IpAddr =
         if host.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
     let socket = StdSocket::bind((any, control::NUDGE_PORT))?;
     socket.set_nonblocking(true)?;
     let socket = UdpSocket::from_std(socket)?;
-    socket.bind_device(Some(device.as_bytes()))?;
+    socket.bind_device(device.map(str::as_bytes))?;
     Ok(socket)
 }
 

@@ -23,6 +23,8 @@ pub struct State {
     pub state: &'static str,
     /// The host, while there is a session.
     pub node: Option<String>,
+    /// The interface on the control network, if it is known: configured, or that of the last session.
+    pub interface: Option<String>,
     /// Why the last session or attempt ended, until the next is up.
     pub error: Option<String>,
     /// Last sequenced message sent.

@@ -134,7 +134,7 @@ impl Surveyor {
         module: &'static str,
         ask: impl FnOnce() -> Result<T, QuestionError>,
     ) -> Result<T, QuestionError> {
-        if self.absent.contains(module) && !Path::new("/sys/module").join(module).exists() {
+        if self.absent.contains(module) && !may_be_loaded(module) {
             return Err(QuestionError::Absent);
         }
         let answer = ask();
@@ -186,6 +186,12 @@ fn filters(route: &mut Questions) -> Result<Vec<(u32, String)>, QuestionError> {
         }
     }
     Ok(found)
+}
+
+/// Whether a module that was not there may be there now. Without `/sys`, as in a small initramfs, nobody knows.
+pub(crate) fn may_be_loaded(module: &str) -> bool {
+    let modules = Path::new("/sys/module");
+    !modules.exists() || modules.join(module).exists()
 }
 
 /// The text of a file; empty if the kernel does not have it. Or else what cannot be read, and why.

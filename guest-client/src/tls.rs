@@ -161,6 +161,12 @@ pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
     if list.is_empty() { Err(TlsError::Empty(path.into())) } else { Ok(list) }
 }
 
+/// What was wrong with the host's certificate, where that made a handshake fail.
+pub(crate) fn certificate_error(error: &io::Error) -> Option<&CertificateError> {
+    let Error::InvalidCertificate(cause) = error.get_ref()?.downcast_ref()? else { return None };
+    Some(cause)
+}
+
 /// The words of [`CertificateIdentityError`] out of a failed handshake, of which rustls shows the structure only;
 /// any other error as it is.
 #[must_use]

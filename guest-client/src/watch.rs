@@ -4,7 +4,6 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use tracing::{debug, error, trace};
 
 use crate::attribute::Messages;
 use crate::obstacles::{Survey, survey};
-use crate::survey::Surveyor;
+use crate::survey::{Surveyor, may_be_loaded};
 
 /// From a notice to the survey: one burst, one survey.
 const DELAY: Duration = Duration::from_millis(10);
@@ -65,7 +64,7 @@ impl Bell {
     fn open(&mut self) {
         let protocol = self.source.0.map(|(protocol, _)| protocol);
         // Each attempt makes the kernel look for the module.
-        let there = self.source.0.is_none_or(|(_, module)| Path::new("/sys/module").join(module).exists());
+        let there = self.source.0.is_none_or(|(_, module)| may_be_loaded(module));
         if self.socket.is_some() || (self.tried && !there) {
             return;
         }

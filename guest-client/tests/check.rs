@@ -45,6 +45,9 @@ fn check(dir: &Path) -> Vec<(String, String, String)> {
     assert_eq!(output.status.code(), Some(1));
     let lines: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
     let text = |line: &Value, key: &str| line[key].as_str().unwrap().to_owned();
+    for line in &lines {
+        assert_eq!(line["verdict"] == "ok", line["remedy"].is_null(), "what to do about {line}");
+    }
     lines.iter().map(|line| (text(line, "check"), text(line, "verdict"), text(line, "detail"))).collect()
 }
 
@@ -59,7 +62,7 @@ fn what_is_missing_is_named() {
     let dir = dir.path();
     router(dir, 2090);
     let lines = check(dir);
-    assert_eq!(find(&lines, "interface"), ("fail", "nix0 is not there"));
+    assert_eq!(find(&lines, "interface"), ("fail", "interface nix0 is not there"));
     let key = dir.join("r1.key");
     assert_eq!(find(&lines, "key"), ("ok", &*format!("{} has mode 0600", key.display())));
     let (verdict, detail) = find(&lines, "certificate");
@@ -88,9 +91,59 @@ fn what_is_missing_is_named() {
     let output = run(dir, &["check"]);
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("\nFAIL interface: nix0 is not there\n"), "{text}");
+    assert!(
+        text.contains("\nFAIL interface: interface nix0 is not there\n     -> plug in the control vif"),
+        "{text}"
+    );
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.starts_with("xenflow-guest: 2 of ") && error.ends_with(" checks failed\n"), "{error}");
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_a_failure_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for (text, detail, remedy) in [
+        (
+            "cert = \"/nonexistent.pem\"",
+            "router is not given, and the certificate does not tell it",
+            "copy ca.pem",
+        ),
+        ("hots = 1", "", "correct the file"),
+    ] {
+        fs::write(dir.join("guest.toml"), text).unwrap();
+        let output = run(dir, &["check", "--json"]);
+        assert_eq!(output.status.code(), Some(2));
+        let lines: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+        let [line] = lines.as_slice() else { panic!("{lines:?}") };
+        assert_eq!((&line["check"], &line["verdict"]), (&"configuration".into(), &"fail".into()));
+        assert!(line["detail"].as_str().unwrap().contains(detail), "{line}");
+        assert!(line["remedy"].as_str().unwrap().starts_with(remedy), "{line}");
+        let output = run(dir, &["check"]);
+        assert!(String::from_utf8(output.stdout).unwrap().starts_with("FAIL configuration: "));
+        assert!(String::from_utf8(output.stderr).unwrap().starts_with("xenflow-guest: "));
+        assert_eq!(run(dir, &["status"]).status.code(), Some(2));
+        // Without a command, it runs.
+        assert_eq!(run(dir, &[]).status.code(), Some(2));
+    }
+}
+
+/// The interface is looked for where none is named.
+#[test]
+fn without_an_interface_all_are_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    router(dir.path(), 2090);
+    let file = dir.path().join("guest.toml");
+    let text = fs::read_to_string(&file).unwrap().replace("control_interface = \"nix0\"\n", "");
+    fs::write(&file, text).unwrap();
+    let mut command = Command::new("unshare");
+    let command = command.args(["-n", env!("CARGO_BIN_EXE_xenflow-guest"), "check", "--json", "--config"]);
+    let output = command.arg(&file).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let line = lines.iter().find(|line| line["check"] == "interface").unwrap();
+    assert_eq!(line["detail"], "no interface that may be the control network's is up");
+    assert_eq!(line["remedy"], "plug in the control vif, and `ip link set NAME up`");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use xenflow_guest_client::config::Config;
+use xenflow_guest_client::config::{Config, ConfigError};
 
 const GOOD: &str = "router = \"r1\"\ncontrol_interface = \"ctl\"\nca = \"a\"\ncert = \"b\"\nkey = \"c\"\n";
 
@@ -24,13 +24,48 @@ fn error(text: &str) -> String {
 fn a_short_file_is_enough() {
     let config = Config::parse(GOOD, Path::new("guest.toml")).unwrap();
     assert_eq!(config.host.to_string(), "fe80::1");
-    assert_eq!(config.control_interface, "ctl");
+    assert_eq!(config.control_interface.as_deref(), Some("ctl"));
+}
+
+#[test]
+fn no_file_is_enough_where_the_certificate_is_in_its_place() {
+    let config = Config::parse("router = \"r1\"", Path::new("guest.toml")).unwrap();
+    assert_eq!(config.control_interface, None, "it is found");
+    let files = [&config.ca, &config.cert, &config.key].map(|path| path.to_str().unwrap());
+    assert_eq!(files, ["/etc/xenflow/ca.pem", "/etc/xenflow/router.pem", "/etc/xenflow/router.key"]);
+    // One that is named must be there.
+    let error = Config::load(Some(Path::new("/nonexistent/guest.toml"))).unwrap_err();
+    assert_eq!(error.to_string(), "cannot read /nonexistent/guest.toml");
+    // The default one need not be, and then it is the certificate that is missed.
+    if !Path::new(xenflow_guest_client::config::PATH).exists() {
+        let error = Config::load(None).unwrap_err();
+        assert!(matches!(error, ConfigError::Certificate(_)), "{error}");
+    }
+}
+
+/// What the unit lets it write is what it writes without a configuration.
+#[test]
+fn the_unit_fits_the_defaults() {
+    let unit = include_str!("../../xen-scripts/xenflow-guest.service");
+    let words = |key: &str| -> Vec<&str> {
+        let lines = unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        lines.flat_map(str::split_whitespace).collect()
+    };
+    assert_eq!(words("ExecStart"), ["/usr/bin/xenflow-guest", "run"], "the file is optional only by default");
+    let config = Config::parse("router = \"r1\"", Path::new("guest.toml")).unwrap();
+    let writable: Vec<_> =
+        words("ReadWritePaths").into_iter().map(|path| path.trim_start_matches('-')).collect();
+    for path in [&config.status_socket, &config.ca, &config.cert] {
+        let dir = path.parent().unwrap().to_str().unwrap();
+        assert!(writable.contains(&dir), "{} is not in {writable:?}", path.display());
+    }
 }
 
 #[test]
 fn an_interface_may_stand_in_the_host() {
     let text = GOOD.replace("control_interface = \"ctl\"", "host = \"fe80::1%ctl\"");
-    assert_eq!(Config::parse(&text, Path::new("guest.toml")).unwrap().control_interface, "ctl");
+    let config = Config::parse(&text, Path::new("guest.toml")).unwrap();
+    assert_eq!(config.control_interface.as_deref(), Some("ctl"));
 }
 
 #[test]
@@ -64,7 +99,4 @@ fn errors_name_line_and_key() {
     );
     assert!(error(&GOOD.replace("\"r1\"", "\"r 1\"")).starts_with("router: "));
     assert!(error(&GOOD.replace("\"ctl\"", "\"a/b\"")).contains("control_interface \"a/b\""));
-    assert!(
-        error(&GOOD.replace("control_interface = \"ctl\"\n", "")).contains("control_interface is missing")
-    );
 }

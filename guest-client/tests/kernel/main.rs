@@ -12,6 +12,7 @@
 mod fpm;
 mod neighbors;
 mod obstacles;
+mod search;
 mod sessions;
 mod support;
 mod tables;

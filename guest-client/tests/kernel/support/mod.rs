@@ -171,6 +171,23 @@ impl Lab {
         assert_eq!(socket.send_to(payload, to).unwrap(), payload.len());
     }
 
+    /// In a machine of its own, and without a word about the control interface.
+    pub fn client_of(&self, guest: &Peer, more: &str) -> Client {
+        self.configure(more);
+        let file = self.path("guest.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace("control_interface = \"ctl0\"\n", "")).unwrap();
+        self.start(guest.command(env!("CARGO_BIN_EXE_xenflow-guest")))
+    }
+
+    /// `xenflow-guest check` in there: its exit code, and what it says.
+    pub fn check(&self, guest: &Peer) -> (Option<i32>, serde_json::Value) {
+        let mut command = guest.command(env!("CARGO_BIN_EXE_xenflow-guest"));
+        let output =
+            command.args(["check", "--json", "--config"]).arg(self.path("guest.toml")).output().unwrap();
+        (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
+    }
+
     /// As a root that may do nothing but read its own files.
     pub fn client_without_capabilities(&self, more: &str) -> Client {
         self.configure(more);
@@ -202,17 +219,14 @@ impl Lab {
     }
 }
 
-/// A machine at the other end of `p0`'s wire: a namespace of its own that has `p1`.
+/// A machine: a namespace of its own.
 pub struct Peer(Child);
 
 impl Peer {
+    /// At the other end of `p0`'s wire: it has `p1`.
     pub fn new(addresses: &[&str]) -> Self {
-        let mut child = Command::new("unshare").args(["-n", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
-        let own = std::fs::read_link("/proc/self/ns/net").unwrap();
-        let theirs = format!("/proc/{}/ns/net", child.id());
-        until("namespace", || std::fs::read_link(&theirs).is_ok_and(|namespace| namespace != own));
-        ip(&format!("link set p1 netns {}", child.id()));
-        let peer = Self(child.try_wait().unwrap().map_or(child, |status| panic!("{status}")));
+        let peer = Self::bare();
+        peer.take("p1");
         for address in addresses {
             peer.ip(&format!("addr add {address} dev p1 nodad"));
         }
@@ -220,11 +234,31 @@ impl Peer {
         peer
     }
 
+    /// Without interfaces.
+    pub fn bare() -> Self {
+        let mut child = Command::new("unshare").args(["-n", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
+        let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+        let theirs = format!("/proc/{}/ns/net", child.id());
+        until("namespace", || std::fs::read_link(&theirs).is_ok_and(|namespace| namespace != own));
+        Self(child.try_wait().unwrap().map_or(child, |status| panic!("{status}")))
+    }
+
+    /// Moves an interface in there.
+    pub fn take(&self, link: &str) {
+        ip(&format!("link set {link} netns {}", self.0.id()));
+    }
+
+    /// To run a program in there.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.0.id().to_string(), "-n", program]);
+        command
+    }
+
     /// `ip WORDS` in there.
     pub fn ip(&self, words: &str) {
-        let pid = self.0.id().to_string();
-        let output = Command::new("nsenter")
-            .args(["-t", &pid, "-n", "ip"])
+        let output = self
+            .command("ip")
             .args(words.split_whitespace())
             .output()
             .expect("nsenter (util-linux) is needed");
@@ -270,7 +304,7 @@ impl Drop for Client {
     }
 }
 
-fn ifindex(device: &str) -> u32 {
+pub fn ifindex(device: &str) -> u32 {
     std::fs::read_to_string(format!("/sys/class/net/{device}/ifindex"))
         .ok()
         .and_then(|text| text.trim().parse().ok())

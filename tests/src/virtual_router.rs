@@ -137,11 +137,6 @@ impl VirtualRouter {
         &self.name
     }
 
-    /// The configuration file of its client.
-    pub fn config(&self) -> &std::path::Path {
-        &self.config
-    }
-
     /// Sets a key of its client's configuration to a value as TOML has it; the client reads it when it starts.
     pub fn configure(&self, key: &str, value: impl Display) -> Result<()> {
         let config = std::fs::read_to_string(&self.config)?;

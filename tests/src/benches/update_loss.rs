@@ -17,14 +17,14 @@ use serde_json::{Value, json};
 use self::churn::{Churn, STABLE, Scope};
 use super::{Options, percentile, round};
 use crate::cpu::Meter;
-use crate::endhost::{EndHost, NIC};
-use crate::host::Vif;
-use crate::node::{Node, Pki};
+use crate::endhost::EndHost;
+use crate::node::Node;
+use crate::one_router::{H2, OneRouter};
 use crate::oracle::random::Random;
 use crate::probe::{Probe, ProbeReport};
 use crate::process::{Process, wait_for};
 use crate::scenario::{Lab, Scenario};
-use crate::virtual_router::{Acked, Link, VirtualRouter};
+use crate::virtual_router::{Acked, VirtualRouter};
 
 /// The registry's entry.
 pub(super) const BENCH: Scenario = Scenario {
@@ -47,7 +47,7 @@ pub(super) const BENCH: Scenario = Scenario {
 /// Where the probe goes: h2 by the stable prefix.
 const TARGET: &str = "10.99.1.1";
 /// The gateway of the stable prefix: h2.
-const GATEWAY: &str = "10.2.0.10";
+const GATEWAY: &str = H2;
 const LIMIT: Duration = Duration::from_secs(30);
 /// Changes written at once.
 const BATCH: usize = 100;
@@ -144,34 +144,16 @@ impl std::fmt::Debug for Run {
 
 fn build(lab: &Lab) -> Result<Site> {
     lab.step("making host a with r1 between h1 and h2");
-    let pki = Pki::create(lab)?;
-    let mut node = Node::create(lab, "a", &pki)?;
-    node.start()?;
-    node.configure(
-        "network add red\n\
-         segment add lan1 --network red --vlan 11\n\
-         segment add lan2 --network red --vlan 12\n",
-    )?;
-    let links = [
-        Link { name: "lan1", segment: "lan1", address: "10.1.0.1/24" },
-        Link { name: "lan2", segment: "lan2", address: "10.2.0.1/24" },
-    ];
-    let mut r1 = VirtualRouter::create(lab, &node, &pki, ("red", "r1", 1), &links)?;
-    let h = [EndHost::create("h1")?, EndHost::create("h2")?];
-    for (end, number) in h.iter().zip(1..) {
-        node.configure(&format!("access add h{number} --segment lan{number}"))?;
-        let (port, mac) = (format!("h{number}"), format!("02:48:00:00:00:0{number}"));
-        node.plug(end.netns(), NIC, &Vif { port: &port, iface_id: &port, mac: &mac, vm_uuid: None })?;
-        end.configure(&format!("10.{number}.0.10/24"), Some(&format!("10.{number}.0.1")))?;
-    }
+    let mut site = OneRouter::create(lab)?;
+    let h = site.end_hosts()?;
     h[1].netns().ip_batch(&format!("address add {TARGET}/32 dev lo\n"))?;
-    r1.guest().netns().ip_batch(&format!(
+    site.guest().ip_batch(&format!(
         "nexthop add id 1 via {GATEWAY} dev lan2\nnexthop add id 2 via {GATEWAY} dev lan2\n\
          route add {STABLE} nhid 1\n{}",
         churn::neighbor_lines()
     ))?;
-    r1.start_client()?;
-    node.wait_session("r1", LIMIT)?;
+    site.start(LIMIT)?;
+    let OneRouter { r1, node, .. } = site;
     h[0].wait_reachable(TARGET, LIMIT)?;
     wait_for("r1 to forward no more itself", LIMIT, || {
         let before = r1.guest().forwarded()?;

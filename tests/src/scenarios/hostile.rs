@@ -11,17 +11,17 @@ use xenflow_proto::message::{RefusalReason, VERSION};
 use xenflow_proto::{Change, GuestMessage, HostMessage, Key, Seq, control};
 
 use crate::capture::{self, Capture};
-use crate::endhost::{self, EndHost, NIC};
+use crate::endhost::{self, EndHost};
 use crate::frame;
-use crate::host::Vif;
 use crate::hostile::{self, Client, Pair, hello};
 use crate::inject;
 use crate::net::Netns;
 use crate::node::{Node, Pki};
+use crate::one_router::{H1, H2, OneRouter};
 use crate::probe::Probe;
 use crate::process::{self, wait_for};
 use crate::scenario::{Lab, Scenario};
-use crate::virtual_router::{CONTROL, Link, VirtualRouter};
+use crate::virtual_router::{CONTROL, VirtualRouter};
 
 /// The registry's entry.
 pub(super) const SCENARIO: Scenario = Scenario {
@@ -35,7 +35,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
     run,
 };
 
-const H2: &str = "10.2.0.10";
 const LIMIT: Duration = Duration::from_secs(20);
 const HALF_OPEN: usize = 100;
 const ENDED: &str = "session ended";
@@ -99,7 +98,10 @@ fn run(lab: &mut Lab) -> Result<Value> {
     lab.ready()?;
     let probe = start_probe(lab, &site)?;
     let before = flows(&site.node)?;
-    ensure!(before.iter().any(|flow| flow.contains("nw_dst=10.2.0.10")), "h2 is no neighbor: {before:#?}");
+    ensure!(
+        before.iter().any(|flow| flow.contains(&format!("nw_dst={H2} "))),
+        "h2 is no neighbor: {before:#?}"
+    );
 
     let tries = tries();
     for (number, one) in tries.iter().enumerate() {
@@ -130,36 +132,17 @@ fn run(lab: &mut Lab) -> Result<Value> {
 
 fn build(lab: &Lab) -> Result<Site> {
     lab.step("making host a with r1 between h1 and h2, and the router of the attacker");
-    let pki = Pki::create(lab)?;
-    let mut node = Node::create(lab, "a", &pki)?;
-    node.start()?;
-    node.configure(
-        "network add red\n\
-         segment add lan1 --network red --vlan 11\n\
-         segment add lan2 --network red --vlan 12\n",
-    )?;
-    let links = [
-        Link { name: "lan1", segment: "lan1", address: "10.1.0.1/24" },
-        Link { name: "lan2", segment: "lan2", address: "10.2.0.1/24" },
-    ];
-    let mut r1 = VirtualRouter::create(lab, &node, &pki, ("red", "r1", 1), &links)?;
-    let evil = VirtualRouter::create(lab, &node, &pki, ("red", "evil", 2), &[])?;
-    let h = [EndHost::create("h1")?, EndHost::create("h2")?];
-    for (index, end) in h.iter().enumerate() {
-        let number = index + 1;
-        node.configure(&format!("access add h{number} --segment lan{number}"))?;
-        let (port, mac) = (format!("h{number}"), format!("02:48:00:00:00:0{number}"));
-        node.plug(end.netns(), NIC, &Vif { port: &port, iface_id: &port, mac: &mac, vm_uuid: None })?;
-        end.configure(&format!("10.{number}.0.10/24"), Some(&format!("10.{number}.0.1")))?;
-    }
-    r1.start_client()?;
-    node.wait_session("r1", LIMIT)?;
+    let mut site = OneRouter::create(lab)?;
+    let evil = VirtualRouter::create(lab, &site.node, &site.pki, ("red", "evil", 2), &[])?;
+    let h = site.end_hosts()?;
+    site.start(LIMIT)?;
+    let OneRouter { r1, node, pki } = site;
     h[0].wait_reachable(H2, LIMIT)?;
     // The first packets resolved the neighbors; from then on the flows stay as they are.
     wait_for("flows to both end hosts", LIMIT, || {
         let flows = flows(&node)?;
         let routed = |addr: &str| flows.iter().any(|flow| flow.contains(&format!("nw_dst={addr} ")));
-        Ok((routed("10.1.0.10") && routed(H2)).then_some(()))
+        Ok((routed(H1) && routed(H2)).then_some(()))
     })?;
     Ok(Site { h, r1, evil, node, pki })
 }

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 
-use crate::endhost::{EndHost, NIC};
-use crate::host::Vif;
-use crate::node::{Node, Pki};
+use crate::endhost::EndHost;
+use crate::node::Node;
+use crate::one_router::{H1, H2, OneRouter};
 use crate::probe::Probe;
 use crate::process::{self, wait_for};
 use crate::scenario::{Lab, Scenario};
-use crate::virtual_router::{Link, VirtualRouter};
+use crate::virtual_router::VirtualRouter;
 
 /// The registry's entry.
 pub(super) const SCENARIO: Scenario = Scenario {
@@ -33,7 +33,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
     run,
 };
 
-const H2: &str = "10.2.0.10";
 const LIMIT: Duration = Duration::from_secs(30);
 const ROUTES: u32 = 1000;
 const RATE: u32 = 500;
@@ -115,38 +114,20 @@ fn wanted(names: &[String]) -> Result<Vec<(&'static str, Part, End)>> {
 
 fn build(lab: &Lab) -> Result<Site> {
     lab.step(format!("making host a with r1 between h1 and h2, and {ROUTES} routes"));
-    let pki = Pki::create(lab)?;
-    let mut node = Node::create(lab, "a", &pki)?;
-    node.configure(
-        "network add red\n\
-         segment add lan1 --network red --vlan 11\n\
-         segment add lan2 --network red --vlan 12\n",
-    )?;
-    node.start()?;
-    let links = [
-        Link { name: "lan1", segment: "lan1", address: "10.1.0.1/24" },
-        Link { name: "lan2", segment: "lan2", address: "10.2.0.1/24" },
-    ];
-    let mut r1 = VirtualRouter::create(lab, &node, &pki, ("red", "r1", 1), &links)?;
-    let h = [EndHost::create("h1")?, EndHost::create("h2")?];
-    for (end, number) in h.iter().zip(1..) {
-        node.configure(&format!("access add h{number} --segment lan{number}"))?;
-        let (port, mac) = (format!("h{number}"), format!("02:48:00:00:00:0{number}"));
-        node.plug(end.netns(), NIC, &Vif { port: &port, iface_id: &port, mac: &mac, vm_uuid: None })?;
-        end.configure(&format!("10.{number}.0.10/24"), Some(&format!("10.{number}.0.1")))?;
-    }
+    let mut site = OneRouter::create(lab)?;
+    let h = site.end_hosts()?;
     let routes: String =
         (0..ROUTES).map(|k| format!("route add 10.{}.{}.0/24 via {H2}\n", 100 + k / 250, k % 250)).collect();
-    r1.guest().netns().ip_batch(&routes)?;
-    r1.start_client()?;
-    node.wait_session("r1", LIMIT)?;
+    site.guest().ip_batch(&routes)?;
+    site.start(LIMIT)?;
+    let OneRouter { r1, node, .. } = site;
     h[0].wait_reachable(H2, LIMIT)?;
     let routed =
         |flows: &[String]| flows.iter().filter(|flow| flow.contains("table=3,")).count() > ROUTES as usize;
     let flows = wait_for("flows of all routes, and to both neighbors", LIMIT, || {
         let flows = lasting(&node)?;
         let known = |host: &str| flows.iter().any(|flow| flow.contains(&format!("nw_dst={host} ")));
-        Ok((routed(&flows) && known(H2) && known("10.1.0.10")).then_some(flows))
+        Ok((routed(&flows) && known(H2) && known(H1)).then_some(flows))
     })?;
     Ok(Site { h, r1, node, flows, tried: 0 })
 }

@@ -182,13 +182,7 @@ fn wait(site: &Site, out: &Wire, limit: Duration) -> Result<Option<Duration>> {
 
 /// Restarts the client of r1, keeping neighbors fresh or not.
 fn keep(site: &mut Site, keep: bool) -> Result<()> {
-    let config = std::fs::read_to_string(site.r1.config())?;
-    let config: String = config
-        .lines()
-        .filter(|line| !line.starts_with("keep_neighbors"))
-        .map(|line| format!("{line}\n"))
-        .collect();
-    std::fs::write(site.r1.config(), format!("{config}keep_neighbors = {keep}\n"))?;
+    site.r1.configure("keep_neighbors", keep)?;
     site.r1.stop_client()?;
     site.r1.start_client()?;
     wait_for("the client's session", LIMIT, || {

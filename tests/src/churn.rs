@@ -1,4 +1,3 @@
-//! Routes by the hundred thousand: a raw netlink writer into a guest's kernel, and the plan of what it writes.
+//! Routes by the hundred thousand: the plan of what [`crate::routes::Writer`] writes into a guest's kernel.
 
 pub mod plan;
-pub mod writer;

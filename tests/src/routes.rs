@@ -1,7 +1,8 @@
 //! Changes of routes and next-hop objects, as fast as a kernel takes them.
 //!
-//! `lab routes` is the program that runs inside a namespace. It reads lines as `ip -batch` does and understands the few
-//! that benches and scenarios write; many of them share one system call, where `ip` makes several for each.
+//! A [`Writer`] takes lines as `ip -batch` does and understands the few that benches and scenarios write; many of them
+//! share one system call, where `ip` makes several for each. `lab routes` is the same as a program, for what must not
+//! be in the scenario's own process. Neither knows which routes these are.
 
 use std::collections::HashMap;
 use std::io::BufRead as _;
@@ -9,7 +10,9 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail, ensure};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use nix::net::if_::if_nametoindex;
+use nix::net::if_::if_nameindex;
+
+use crate::net::Netns;
 
 /// Messages in one system call.
 const TOGETHER: usize = 64;
@@ -36,31 +39,108 @@ const NHA_ID: u16 = 1;
 const NHA_OIF: u16 = 5;
 const NHA_GATEWAY: u16 = 6;
 const TABLE_MAIN: u8 = 254;
+const PROTOCOL_UNSPEC: u8 = 0;
 const PROTOCOL_BOOT: u8 = 3;
 const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
 const SCOPE_NOWHERE: u8 = 255;
 
-/// The program `lab routes`.
+/// A socket that writes into one kernel's tables.
+pub struct Writer {
+    socket: Socket,
+    /// Indices of the interfaces that were there when it was opened.
+    links: HashMap<String, u32>,
+    seq: u32,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("seq", &self.seq).finish_non_exhaustive()
+    }
+}
+
+impl Writer {
+    /// A writer into the tables of a namespace, whose interfaces are all there.
+    pub fn open(ns: &Netns) -> Result<Self> {
+        ns.enter(Self::here)
+    }
+
+    /// A writer into the tables of the namespace that this thread is in.
+    fn here() -> Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE).context("cannot open a netlink socket")?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        let mut links = HashMap::new();
+        for link in &if_nameindex().context("cannot list the interfaces")? {
+            links.insert(link.name().to_string_lossy().into_owned(), link.index());
+        }
+        Ok(Self { socket, links, seq: 0 })
+    }
+
+    /// Makes the changes of these lines, in their order, and returns when the kernel has taken the last.
+    ///
+    /// # Errors
+    /// A line that is not understood, or that the kernel refuses: a route to add may not be there, and one to delete
+    /// must be. Lines around it may have been taken.
+    pub fn write(&mut self, lines: &str) -> Result<()> {
+        let lines: Vec<&str> = lines.lines().filter(|line| !line.trim().is_empty()).collect();
+        lines.chunks(TOGETHER).try_for_each(|lines| self.send(lines))
+    }
+
+    /// Sends the messages of these lines at once and waits until the kernel has taken the last.
+    fn send(&mut self, lines: &[&str]) -> Result<()> {
+        let mut out = Vec::new();
+        let first = self.seq.wrapping_add(1);
+        for (index, line) in lines.iter().enumerate() {
+            self.seq = self.seq.wrapping_add(1);
+            // Errors come whatever is asked for.
+            let ack = if index + 1 == lines.len() { ACK } else { 0 };
+            message(line, self.seq, ack, &self.links, &mut out)
+                .with_context(|| format!("line \"{line}\""))?;
+        }
+        self.socket.send(&out, 0)?;
+        loop {
+            let (answer, _) = self.socket.recv_from_full()?;
+            let mut rest = answer.as_slice();
+            while rest.len() >= HEADER + 4 {
+                let size = u32::from_ne_bytes(rest[..4].try_into()?) as usize;
+                ensure!(
+                    (HEADER + 4..=rest.len()).contains(&size),
+                    "an answer of {size} bytes from the kernel"
+                );
+                let of = u32::from_ne_bytes(rest[8..12].try_into()?);
+                if u16::from_ne_bytes(rest[4..6].try_into()?) == NLMSG_ERROR {
+                    let code = i32::from_ne_bytes(rest[HEADER..HEADER + 4].try_into()?);
+                    let line = lines.get(of.wrapping_sub(first) as usize);
+                    if code != 0 {
+                        let error = std::io::Error::from_raw_os_error(-code);
+                        return Err(error).with_context(|| format!("line {line:?} is refused"));
+                    }
+                    if of == self.seq {
+                        return Ok(());
+                    }
+                }
+                rest = &rest[size.next_multiple_of(4).min(rest.len())..];
+            }
+        }
+    }
+}
+
+/// The program `lab routes`: what comes on standard input, to the last line that has come whole.
 ///
 /// # Errors
-/// A line that is not understood, or that the kernel refuses.
+/// As [`Writer::write`].
 pub fn main() -> Result<()> {
-    let socket = Socket::new(NETLINK_ROUTE).context("cannot open a netlink socket")?;
-    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut writer = Writer::here()?;
     let mut stdin = std::io::stdin().lock();
-    let mut links = HashMap::new();
-    let (mut rest, mut seq) = (String::new(), 0_u32);
+    let mut rest = String::new();
     loop {
         let chunk = stdin.fill_buf()?;
         let taken = chunk.len();
         rest.push_str(std::str::from_utf8(chunk)?);
         stdin.consume(taken);
         let end = if taken == 0 { rest.len() } else { rest.rfind('\n').map_or(0, |at| at + 1) };
-        let lines: Vec<&str> = rest[..end].lines().filter(|line| !line.trim().is_empty()).collect();
-        for lines in lines.chunks(TOGETHER) {
-            send(&socket, lines, &mut seq, &mut links)?;
-        }
+        writer.write(&rest[..end])?;
         rest.drain(..end);
         if taken == 0 {
             return Ok(());
@@ -68,48 +148,8 @@ pub fn main() -> Result<()> {
     }
 }
 
-/// Sends the messages of these lines at once and waits until the kernel has taken the last.
-fn send(socket: &Socket, lines: &[&str], seq: &mut u32, links: &mut HashMap<String, u32>) -> Result<()> {
-    let mut out = Vec::new();
-    let first = seq.wrapping_add(1);
-    for (index, line) in lines.iter().enumerate() {
-        *seq = seq.wrapping_add(1);
-        // Errors come whatever is asked for.
-        let ack = if index + 1 == lines.len() { ACK } else { 0 };
-        message(line, *seq, ack, links, &mut out).with_context(|| format!("line \"{line}\""))?;
-    }
-    socket.send(&out, 0)?;
-    loop {
-        let (answer, _) = socket.recv_from_full()?;
-        let mut rest = answer.as_slice();
-        while rest.len() >= HEADER + 4 {
-            let size = u32::from_ne_bytes(rest[..4].try_into()?) as usize;
-            ensure!((HEADER + 4..=rest.len()).contains(&size), "an answer of {size} bytes from the kernel");
-            let of = u32::from_ne_bytes(rest[8..12].try_into()?);
-            if u16::from_ne_bytes(rest[4..6].try_into()?) == NLMSG_ERROR {
-                let code = i32::from_ne_bytes(rest[HEADER..HEADER + 4].try_into()?);
-                let line = lines.get(of.wrapping_sub(first) as usize);
-                if code != 0 {
-                    let error = std::io::Error::from_raw_os_error(-code);
-                    return Err(error).with_context(|| format!("line {line:?} is refused"));
-                }
-                if of == *seq {
-                    return Ok(());
-                }
-            }
-            rest = &rest[size.next_multiple_of(4).min(rest.len())..];
-        }
-    }
-}
-
 /// Appends the message of a line.
-fn message(
-    line: &str,
-    seq: u32,
-    flags: u16,
-    links: &mut HashMap<String, u32>,
-    out: &mut Vec<u8>,
-) -> Result<()> {
+fn message(line: &str, seq: u32, flags: u16, links: &HashMap<String, u32>, out: &mut Vec<u8>) -> Result<()> {
     let mut words = line.split_whitespace();
     let (object, verb) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let verb_flags = match verb {
@@ -142,13 +182,8 @@ fn message(
     Ok(())
 }
 
-/// `[KIND] PREFIX [via ADDRESS] [dev NAME] [nhid ID] [metric N]`: what `struct rtmsg` and its attributes say.
-fn route(
-    words: &[&str],
-    is_removal: bool,
-    links: &mut HashMap<String, u32>,
-    out: &mut Vec<u8>,
-) -> Result<()> {
+/// `[KIND] PREFIX [via ADDRESS] [dev NAME] [nhid ID] [metric N] [proto N]`: what `struct rtmsg` and its attributes say.
+fn route(words: &[&str], is_removal: bool, links: &HashMap<String, u32>, out: &mut Vec<u8>) -> Result<()> {
     let number = |name: &str| match name {
         "blackhole" => Some(6_u8),
         "unreachable" => Some(7),
@@ -163,6 +198,7 @@ fn route(
     let mut attributes = Vec::new();
     attribute(&mut attributes, RTA_DST, &octets(addr));
     let mut is_direct = kind.is_none();
+    let mut protocol = if is_removal { PROTOCOL_UNSPEC } else { PROTOCOL_BOOT };
     for pair in options.chunks(2) {
         let [word, value] = pair else { bail!("\"{}\" has no value", pair.concat()) };
         match *word {
@@ -170,14 +206,15 @@ fn route(
             "dev" => attribute(&mut attributes, RTA_OIF, &link(value, links)?.to_ne_bytes()),
             "nhid" => attribute(&mut attributes, RTA_NH_ID, &value.parse::<u32>()?.to_ne_bytes()),
             "metric" => attribute(&mut attributes, RTA_PRIORITY, &value.parse::<u32>()?.to_ne_bytes()),
-            _ => bail!("\"{word}\" is none of via, dev, nhid and metric"),
+            "proto" => protocol = value.parse()?,
+            _ => bail!("\"{word}\" is none of via, dev, nhid, metric and proto"),
         }
         is_direct &= !matches!(*word, "via" | "nhid");
     }
-    let (protocol, scope, kind) = match (is_removal, kind) {
-        (true, kind) => (0, SCOPE_NOWHERE, kind.unwrap_or(0)),
-        (false, None) if is_direct => (PROTOCOL_BOOT, SCOPE_LINK, 1),
-        (false, kind) => (PROTOCOL_BOOT, SCOPE_UNIVERSE, kind.unwrap_or(1)),
+    let (scope, kind) = match (is_removal, kind) {
+        (true, kind) => (SCOPE_NOWHERE, kind.unwrap_or(0)),
+        (false, None) if is_direct => (SCOPE_LINK, 1),
+        (false, kind) => (SCOPE_UNIVERSE, kind.unwrap_or(1)),
     };
     out.extend([family(addr), len, 0, 0, TABLE_MAIN, protocol, scope, kind, 0, 0, 0, 0]);
     out.extend(attributes);
@@ -185,7 +222,7 @@ fn route(
 }
 
 /// `id ID [via ADDRESS dev NAME]`: what `struct nhmsg` and its attributes say.
-fn next_hop(words: &[&str], links: &mut HashMap<String, u32>, out: &mut Vec<u8>) -> Result<()> {
+fn next_hop(words: &[&str], links: &HashMap<String, u32>, out: &mut Vec<u8>) -> Result<()> {
     let mut attributes = Vec::new();
     let mut of = 0;
     for pair in words.chunks(2) {
@@ -217,13 +254,8 @@ fn octets(addr: IpAddr) -> Vec<u8> {
     }
 }
 
-fn link(name: &str, links: &mut HashMap<String, u32>) -> Result<u32> {
-    if let Some(index) = links.get(name) {
-        return Ok(*index);
-    }
-    let index = if_nametoindex(name).with_context(|| format!("there is no interface {name}"))?;
-    links.insert(name.to_owned(), index);
-    Ok(index)
+fn link(name: &str, links: &HashMap<String, u32>) -> Result<u32> {
+    links.get(name).copied().with_context(|| format!("there is no interface {name}"))
 }
 
 fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
@@ -235,12 +267,16 @@ fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+    use netlink_packet_route::RouteNetlinkMessage;
+    use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader};
+
     use super::*;
 
     fn bytes(line: &str) -> Vec<u8> {
-        let mut links = HashMap::from([("lan2".to_owned(), 3)]);
+        let links = HashMap::from([("lan2".to_owned(), 3)]);
         let mut out = Vec::new();
-        message(line, 9, 0, &mut links, &mut out).unwrap();
+        message(line, 9, 0, &links, &mut out).unwrap();
         assert_eq!(u32::from_ne_bytes(out[..4].try_into().unwrap()) as usize, out.len());
         out
     }
@@ -273,6 +309,33 @@ mod tests {
         assert_eq!(bytes("route replace 10.9.0.0/16 nhid 2")[4..16], header(24, 0x501));
     }
 
+    /// By an independent decoder.
+    #[test]
+    fn routes_say_what_they_should() {
+        let decoded = |line: &str| {
+            let bytes = bytes(line);
+            let decoded = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes).unwrap();
+            assert_eq!((decoded.header.length as usize, decoded.header.sequence_number), (bytes.len(), 9));
+            match decoded.payload {
+                NetlinkPayload::InnerMessage(
+                    RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
+                ) => route,
+                other => panic!("{other:?}"),
+            }
+        };
+        let dst = RouteAttribute::Destination(RouteAddress::Inet([10, 128, 3, 0].into()));
+        let via = RouteAttribute::Gateway(RouteAddress::Inet([10, 1, 0, 10].into()));
+        for verb in ["add", "del"] {
+            let route = decoded(&format!("route {verb} 10.128.3.0/24 via 10.1.0.10 proto 99"));
+            let RouteHeader { destination_prefix_length, protocol, table, .. } = route.header;
+            assert_eq!((destination_prefix_length, u8::from(protocol), table), (24, 99, TABLE_MAIN));
+            assert_eq!(route.attributes, [dst.clone(), via.clone()]);
+        }
+        let route = decoded("route add 10.128.3.0/24 nhid 7 proto 99");
+        assert_eq!(route.attributes.len(), 2);
+        assert!(format!("{:?}", route.attributes[1]).contains('7'), "{route:?}");
+    }
+
     #[test]
     fn other_lines_are_refused() {
         for line in [
@@ -281,8 +344,10 @@ mod tests {
             "route add 10.0.0.0",
             "route add 10.0.0.0/8 src 1.1.1.1",
             "route get 10.0.0.0/8",
+            "route add 10.0.0.0/8 dev lan9",
+            "route add 10.0.0.0/8 via 10.1.0.1 proto 256",
         ] {
-            assert!(message(line, 1, 0, &mut HashMap::new(), &mut Vec::new()).is_err(), "{line}");
+            assert!(message(line, 1, 0, &HashMap::new(), &mut Vec::new()).is_err(), "{line}");
         }
     }
 }

@@ -27,11 +27,11 @@ use serde_json::{Map, Value, json};
 use self::attack::{Kind, READY, Report};
 use self::cap::Cap;
 use super::{Options, percentile, round};
-use crate::churn::writer::{Route, Way, Writer};
 use crate::cpu::Meter;
 use crate::node::{Node, Pki};
 use crate::oracle::random::Random;
 use crate::process::{Process, wait_for};
+use crate::routes::Writer;
 use crate::scenario::{Lab, Scenario};
 use crate::virtual_router::{Link, VirtualRouter};
 
@@ -55,7 +55,6 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 20);
 const FIRST: u32 = 0x0a40_0000;
 const CONTROL_FIRST: u32 = 0x0a50_0000;
 const CONTROL: u32 = 10_000;
-const PROTOCOL: u8 = 99;
 /// Between two changes, so that they meet every state of the host, in milliseconds.
 const PAUSE_MS: (u8, u8) = (5, 35);
 /// Busy for less than this, in percent of the processor, the host is at rest.
@@ -264,8 +263,10 @@ fn now_ns() -> Result<u64> {
     Ok(u64::try_from(now.tv_sec())? * 1_000_000_000 + u64::try_from(now.tv_nsec())?)
 }
 
-fn route(number: u32) -> Route {
-    Route { dst: Ipv4Addr::from(number), len: 32, way: Way::Via(GATEWAY), protocol: PROTOCOL }
+/// Lines for routes to these addresses.
+fn lines(verb: &str, addresses: std::ops::Range<u32>) -> String {
+    let line = |addr| format!("route {verb} {}/32 via {GATEWAY} proto 99\n", Ipv4Addr::from(addr));
+    addresses.map(line).collect()
 }
 
 impl Site {
@@ -275,8 +276,9 @@ impl Site {
         for _ in 0..changes {
             let pause = self.random.between(PAUSE_MS.0, PAUSE_MS.1);
             std::thread::sleep(Duration::from_millis(pause.into()));
+            let line = lines("add", FIRST + self.made..FIRST + self.made + 1);
             let start = now_ns()?;
-            self.writer.add(&[route(FIRST + self.made)])?;
+            self.writer.write(&line)?;
             self.made += 1;
             let end = loop {
                 let ack = self.acks.recv_timeout(LIMIT).context("no acknowledgement")?;
@@ -291,10 +293,9 @@ impl Site {
 
     /// Takes the victim's routes back.
     fn clear(&mut self) -> Result<()> {
-        let routes: Vec<Route> = (0..self.made).map(|number| route(FIRST + number)).collect();
-        self.writer.remove(&routes)?;
-        self.made = 0;
-        self.await_changes(routes.len() as u64)
+        self.writer.write(&lines("del", FIRST..FIRST + self.made))?;
+        let made = std::mem::take(&mut self.made);
+        self.await_changes(made.into())
     }
 
     fn await_changes(&mut self, changes: u64) -> Result<()> {
@@ -312,10 +313,9 @@ fn control(site: &mut Site) -> Result<f64> {
     let mut quiet = site.route_to_flow(20)?;
     quiet.sort_by(f64::total_cmp);
     let quiet = percentile(&quiet, 50).unwrap_or_default();
-    let routes: Vec<Route> = (0..CONTROL).map(|number| route(CONTROL_FIRST + number)).collect();
-    site.writer.add(&routes)?;
+    site.writer.write(&lines("add", CONTROL_FIRST..CONTROL_FIRST + CONTROL))?;
     let start = Instant::now();
-    site.writer.add(&[route(FIRST + site.made)])?;
+    site.writer.write(&lines("add", FIRST + site.made..FIRST + site.made + 1))?;
     site.made += 1;
     site.await_changes(u64::from(CONTROL) + 1)?;
     Ok(start.elapsed().as_secs_f64() * 1000.0 / quiet)

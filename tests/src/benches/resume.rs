@@ -19,11 +19,11 @@ use serde_json::{Value, json};
 use xenflow_proto::control;
 
 use super::{Options, round};
-use crate::churn::plan::{FLAPPING, NEXT_HOPS, Plan, STEADY};
-use crate::churn::writer::Writer;
+use crate::churn::plan::{self, FLAPPING, NEXT_HOPS, Plan, STEADY};
 use crate::node::Node;
 use crate::one_router::OneRouter;
 use crate::process::wait_for;
+use crate::routes::Writer;
 use crate::scenario::{Lab, Scenario};
 use crate::virtual_router::{CONTROL, VirtualRouter};
 
@@ -152,7 +152,7 @@ fn build(lab: &Lab, routes: u32) -> Result<Site> {
     let mut writer = Writer::open(r1.guest().netns())?;
     let mut plan = Plan::new(routes, lab.seed())?;
     while plan.made() < routes {
-        writer.add(&plan.add(CHUNK.min(routes - plan.made())))?;
+        writer.write(&plan::lines("add", &plan.add(CHUNK.min(routes - plan.made()))))?;
     }
     Ok(Site { r1, node, writer, plan })
 }
@@ -180,11 +180,11 @@ fn change(site: &mut Site, changes: u32) -> Result<()> {
     let half = (changes / 2) as usize;
     let left = site.plan.present() - half;
     let mut routes = site.plan.remove(half, left);
-    site.writer.remove(&routes)?;
+    site.writer.write(&plan::lines("del", &routes))?;
     for route in &mut routes {
         route.len = if route.len == 32 { 29 } else { route.len + 1 };
     }
-    site.writer.add(&routes)?;
+    site.writer.write(&plan::lines("add", &routes))?;
     let known = site.r1.client_state()?.routes;
     ensure!(known as usize >= left, "the client knows {known} routes of {left}");
     Ok(())

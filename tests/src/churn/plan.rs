@@ -4,13 +4,12 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Result, ensure};
 
-use super::writer::{Route, Way};
 use crate::oracle::random::Random;
 
 /// Most routes of one plan: the blocks of 8 addresses in 10.128.0.0/9.
 pub const MAX: u32 = 1 << 20;
 /// `RTPROT_*` of all of them.
-pub const PROTOCOL: u8 = 99;
+const PROTOCOL: u8 = 99;
 /// Gateways on the link that stays.
 pub const STEADY: [Ipv4Addr; 3] =
     [Ipv4Addr::new(10, 1, 0, 20), Ipv4Addr::new(10, 1, 0, 21), Ipv4Addr::new(10, 1, 0, 22)];
@@ -19,6 +18,38 @@ pub const FLAPPING: [Ipv4Addr; 3] =
     [Ipv4Addr::new(10, 2, 0, 20), Ipv4Addr::new(10, 2, 0, 21), Ipv4Addr::new(10, 2, 0, 22)];
 /// Ids of next-hop objects, each by one of [`STEADY`].
 pub const NEXT_HOPS: std::ops::RangeInclusive<u32> = 1..=12;
+
+/// Where a route goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// By this gateway.
+    Via(Ipv4Addr),
+    /// By this next-hop object.
+    NextHop(u32),
+}
+
+/// An IPv4 route of the main table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Its destination.
+    pub dst: Ipv4Addr,
+    /// Length of its prefix.
+    pub len: u8,
+    /// Where to.
+    pub way: Way,
+}
+
+/// Lines for the routes, each with this verb: `add` or `del`.
+pub fn lines(verb: &str, routes: &[Route]) -> String {
+    let line = |Route { dst, len, way }: &Route| {
+        let way = match way {
+            Way::Via(gateway) => format!("via {gateway}"),
+            Way::NextHop(id) => format!("nhid {id}"),
+        };
+        format!("route {verb} {dst}/{len} {way} proto {PROTOCOL}\n")
+    };
+    routes.iter().map(line).collect()
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -73,7 +104,7 @@ impl Plan {
             }
         };
         let len = self.random.between(29, 32);
-        Route { dst: Ipv4Addr::from(0x0a80_0000 + block * 8), len, way, protocol: PROTOCOL }
+        Route { dst: Ipv4Addr::from(0x0a80_0000 + block * 8), len, way }
     }
 
     /// The link [`FLAPPING`] is on went down: the kernel has lost its routes.

@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 
 use super::kernel::{Table, host_table, kernel_table};
 use crate::benches::Options;
-use crate::churn::plan::{NEXT_HOPS, Plan, STEADY};
-use crate::churn::writer::Writer;
+use crate::churn::plan::{NEXT_HOPS, Plan, STEADY, lines};
 use crate::node::Node;
 use crate::one_router::OneRouter;
 use crate::process::wait_for;
+use crate::routes::Writer;
 use crate::scenario::{Lab, Scenario};
 use crate::virtual_router::VirtualRouter;
 
@@ -138,7 +138,7 @@ fn fill(lab: &Lab, site: &mut Site, routes: u32) -> Result<usize> {
     let mut peak = 0;
     while site.plan.made() < routes {
         let some = site.plan.add(CHUNK.min(routes - site.plan.made()));
-        site.writer.add(&some)?;
+        site.writer.write(&lines("add", &some))?;
         peak = peak.max(site.plan.present());
         if site.plan.random().below(chunks) < 12 {
             site.disturb()?;
@@ -154,7 +154,7 @@ fn flush(lab: &Lab, site: &mut Site, left: usize) -> Result<()> {
         if some.is_empty() {
             break;
         }
-        site.writer.remove(&some)?;
+        site.writer.write(&lines("del", &some))?;
     }
     // What is lost last, nothing but a dump tells of.
     site.flap()?;
@@ -232,7 +232,7 @@ fn stopped(lab: &Lab, site: &mut Site, limit: Duration) -> Result<usize> {
     site.r1.client()?.signal(Signal::SIGSTOP)?;
     let present = site.plan.present();
     let some = site.plan.remove(1, present - 1);
-    site.writer.remove(&some)?;
+    site.writer.write(&lines("del", &some))?;
     std::thread::sleep(Duration::from_millis(500));
     let (kernel, host) = site.tables()?;
     let (missing, extra) = compare(&kernel, &host);

@@ -2,11 +2,13 @@
 //!
 //! Events change the mirror at once; a dump (begin, entries, end) corrects it over the union of keys. What a survey
 //! found ([`crate::obstacles`]) is kept here too, in the same way; dumps leave it alone. What of all this the host
-//! does not know yet is for `told` to say.
+//! does not know yet is for `told` to say, and where a host may be brought up to date from for `start`.
 //!
 //! Not here: how changes are numbered and confirmed ([`crate::session`]), when to dump ([`crate::driver`]).
 
 mod marks;
+mod past;
+mod start;
 mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,8 +23,9 @@ use crate::gateways::Gateways;
 use crate::obstacles::Survey;
 use crate::translate::{Event, Place};
 
+pub use start::Start;
 use told::Told;
-pub use told::{Batch, Confirmed, Limits, MAX_IN_FLIGHT, Start};
+pub use told::{Batch, Confirmed, Limits, MAX_IN_FLIGHT};
 
 /// A key with its rank in a snapshot: what a route refers to comes before it, and what stands in the way of
 /// forwarding before everything that it concerns.
@@ -419,7 +422,7 @@ impl Mirror {
         if let Key::Route(key) = &slot.1 {
             self.duplicated.remove(key);
         }
-        self.told.remove(entry.hash);
+        self.told.remove(slot, entry.hash);
         self.review(slot, entry.told, now);
         if let Key::Link(link) = slot.1 {
             self.delete(&Slot::from(Key::Obstacle(not_surveyed(link).key)), now);

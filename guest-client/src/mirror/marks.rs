@@ -74,6 +74,15 @@ impl Marks {
         self.order.first_key_value().map(|(_, slot)| slot)
     }
 
+    /// By key.
+    pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = (&Slot, &Dirty)> {
+        self.dirty.iter()
+    }
+
+    pub(super) fn slots(&self) -> impl Iterator<Item = &Slot> {
+        self.dirty.keys()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.dirty.len()
     }

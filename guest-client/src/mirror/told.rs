@@ -6,12 +6,13 @@
 //! costs no more memory than one mark per key. A key that came and went before the host heard of it leaves no
 //! mark, nor does one that is again as the host knows it. Keys that a snapshot has yet to list need none.
 //!
-//! What is in flight can be taken back: with each message goes a list of what the host knew before it. So a host that
-//! says which tables it holds ([`Mirror::begin`]) is sent the difference, wherever the last session broke, if these
-//! are the tables after any message between the last acknowledged and the last sent.
+//! Every message is a step from one state of the host to the next, and the last of them can be taken back ([`Past`]):
+//! so a host that says which tables it holds is sent the difference (`start`), wherever the last session broke, and
+//! whichever host it is.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
+use std::iter;
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -20,12 +21,12 @@ use xenflow_proto::table::{NextHopKind, Route, RouteKey, RouteKind, RouteTarget}
 use xenflow_proto::{Change, Key, Object};
 
 use super::marks::Marks;
+use super::past::{self, Past};
 use super::{Mirror, Slot};
 use crate::translate::UNDESCRIBED;
 
-/// Most changes in messages that are not acknowledged, so that the memory for taking them back is bounded: some
-/// 70 bytes each.
-pub const MAX_IN_FLIGHT: usize = 64 << 10;
+/// Most changes in messages that are not acknowledged: as many as can be taken back.
+pub const MAX_IN_FLIGHT: usize = past::MAX_CHANGES;
 
 /// How much one message may hold.
 #[derive(Debug, Clone, Copy)]
@@ -45,15 +46,6 @@ pub struct Batch {
     pub oldest: Option<Duration>,
 }
 
-/// How a host is brought up to date.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
-    /// It gets everything, and drops what else it holds.
-    Snapshot,
-    /// It gets what it does not hold yet.
-    Resume,
-}
-
 /// What an acknowledgement tells of the messages that it is about.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Confirmed {
@@ -71,10 +63,8 @@ pub struct Confirmed {
 #[derive(Debug)]
 struct Flight {
     oldest: Option<Duration>,
-    /// Of what the host holds once it took the message.
-    after: Digest,
-    /// What it had before under the keys of the message, which are each there once.
-    undo: Vec<(Slot, Option<u64>)>,
+    /// Of which the keys are in the line.
+    changes: usize,
 }
 
 /// See the module.
@@ -82,14 +72,16 @@ struct Flight {
 pub(super) struct Told {
     keyed: Keyed,
     /// Of everything, as it would be told now.
-    current: Digest,
+    pub(super) current: Digest,
     /// Of what the host holds once it took all messages.
-    digest: Digest,
-    /// Of what it held when it acknowledged the last one.
-    settled: Digest,
+    pub(super) digest: Digest,
+    /// What hosts were told, up to that.
+    pub(super) line: Past,
+    /// What hosts were told before a snapshot that has not come through, and from there on the tables up to now.
+    pub(super) elsewhere: Option<Past>,
     flights: VecDeque<Flight>,
-    /// Changes in them.
-    in_flight: usize,
+    /// Changes in them: the last of the line.
+    pub(super) in_flight: usize,
     /// Number of the last message, counted over all sessions.
     sent: u64,
     /// That of the last one acknowledged in this session; all before this session if none was.
@@ -100,10 +92,10 @@ pub(super) struct Told {
     /// confirms anything: a host may take all first, and forward by it then.
     end: Option<u64>,
     /// From where on entries are to be listed that the host does not know; none: such entries have marks.
-    listing: Option<Bound<Slot>>,
+    pub(super) listing: Option<Bound<Slot>>,
     /// There is a host that listens.
-    listening: bool,
-    marks: Marks,
+    pub(super) listening: bool,
+    pub(super) marks: Marks,
 }
 
 impl Told {
@@ -112,7 +104,8 @@ impl Told {
             keyed: Keyed::new(boot_id),
             current: Digest::default(),
             digest: Digest::default(),
-            settled: Digest::default(),
+            line: Past::new(Digest::default()),
+            elsewhere: None,
             flights: VecDeque::new(),
             in_flight: 0,
             sent: 0,
@@ -134,12 +127,22 @@ impl Told {
     ) -> u64 {
         let hash = self.keyed.hash(&as_told(object, duplicated));
         swap(&mut self.current, before, Some(hash));
+        if before != Some(hash) && self.elsewhere.is_some() {
+            self.changed(Slot::from(object.key()), before);
+        }
         hash
     }
 
-    /// An object with this hash is no more.
-    pub(super) fn remove(&mut self, hash: u64) {
+    /// The object under this key, with this hash, is no more.
+    pub(super) fn remove(&mut self, slot: &Slot, hash: u64) {
         self.current.remove(hash);
+        self.changed(slot.clone(), Some(hash));
+    }
+
+    fn changed(&mut self, slot: Slot, before: Option<u64>) {
+        if let Some(line) = &mut self.elsewhere {
+            line.push(self.current, iter::once((slot, before)));
+        }
     }
 
     /// What the host has under a key without an entry.
@@ -152,10 +155,23 @@ impl Told {
         self.sent
     }
 
-    fn send(&mut self, oldest: Option<Duration>, undo: Vec<(Slot, Option<u64>)>) {
+    /// A session begins, by a message of its own.
+    pub(super) fn begin(&mut self) {
+        self.flights.clear();
+        self.in_flight = 0;
+        self.acked = self.sent;
+        // It may be another host.
+        self.confirmed = 0;
+        self.send(None, Vec::new());
+        self.end = Some(u64::MAX);
+        self.listening = true;
+    }
+
+    fn send(&mut self, oldest: Option<Duration>, changes: Vec<past::Change>) {
         self.sent += 1;
-        self.in_flight += undo.len();
-        self.flights.push_back(Flight { oldest, after: self.digest, undo });
+        self.in_flight += changes.len();
+        self.flights.push_back(Flight { oldest, changes: changes.len() });
+        self.line.push(self.digest, changes.into_iter());
     }
 }
 
@@ -183,92 +199,6 @@ impl Mirror {
         // Whatever else waits: the host must not forward what it should not.
         let urgent = matches!(slot.1, Key::Obstacle(_)) && hash.is_some();
         self.told.marks.mark(slot, told, since, urgent);
-    }
-
-    /// Begins to tell a host that holds tables with this digest; forgets what another was told, unless that is the
-    /// same. Counts as a message.
-    pub fn begin(&mut self, held: Option<Digest>, now: Duration) -> Start {
-        self.hang_up();
-        // Into empty tables a snapshot goes faster: the host takes it as fast as it can.
-        let start = match held.filter(|held| held.objects > 0) {
-            Some(held) if held == self.told.current => {
-                self.adopt();
-                Start::Resume
-            }
-            Some(held) if self.rewind(held, now) => Start::Resume,
-            Some(_) | None => {
-                self.forget();
-                Start::Snapshot
-            }
-        };
-        let told = &mut self.told;
-        told.flights.clear();
-        told.in_flight = 0;
-        told.settled = told.digest;
-        told.acked = told.sent;
-        // It may be another host.
-        told.confirmed = 0;
-        told.send(None, Vec::new());
-        told.end = Some(u64::MAX);
-        told.listening = true;
-        start
-    }
-
-    /// The host holds just what is here, whoever told it.
-    fn adopt(&mut self) {
-        let told = &mut self.told;
-        told.marks.clear();
-        if told.digest == told.current && told.listing.is_none() {
-            return;
-        }
-        for entry in self.entries.values_mut().filter(|entry| entry.told != Some(entry.hash)) {
-            (entry.told, entry.sent) = (Some(entry.hash), told.sent + 1);
-        }
-        told.digest = told.current;
-        told.listing = None;
-    }
-
-    /// Takes back what the host did not get. False: these are not the tables after any message that is remembered.
-    fn rewind(&mut self, held: Digest, now: Duration) -> bool {
-        let kept = match self.told.flights.iter().rposition(|flight| flight.after == held) {
-            Some(last) => last + 1,
-            None if self.told.settled == held => 0,
-            None => return false,
-        };
-        for (slot, before) in self
-            .told
-            .flights
-            .split_off(kept)
-            .into_iter()
-            .rev()
-            .flat_map(|flight| flight.undo.into_iter().rev())
-        {
-            if let Some(entry) = self.entries.get_mut(&slot) {
-                entry.told = before;
-            }
-            self.review(&slot, before, now);
-        }
-        self.told.digest = held;
-        true
-    }
-
-    fn forget(&mut self) {
-        self.entries.values_mut().for_each(|entry| entry.told = None);
-        self.told.marks.clear();
-        self.told.digest = Digest::default();
-        self.told.listing = Some(Bound::Unbounded);
-    }
-
-    /// Nobody listens any more. What was told is remembered.
-    pub fn hang_up(&mut self) {
-        let told = &mut self.told;
-        told.listening = false;
-        if told.listing.is_none() {
-            return;
-        }
-        // The next host is sent them in the order of a snapshot.
-        told.listing = Some(Bound::Unbounded);
-        told.marks.retain(|slot| !self.entries.contains_key(slot));
     }
 
     /// Number of keys that the host does not know the state of, what a running snapshot still sends apart.
@@ -341,7 +271,7 @@ impl Mirror {
         let told = &mut self.told;
         let from = told.listing.take()?;
         let mut changes = Vec::new();
-        let mut undo: Vec<(Slot, Option<u64>)> = Vec::new();
+        let mut undo: Vec<past::Change> = Vec::new();
         let mut bytes = 0;
         for (slot, entry) in self.entries.range_mut((from, Bound::Unbounded)) {
             if entry.told == Some(entry.hash) {
@@ -383,17 +313,20 @@ impl Mirror {
         let mut step = Confirmed { whole: !pending && told.end.is_some(), ..Confirmed::default() };
         for _ in 0..messages {
             let Some(flight) = told.flights.pop_front() else { break };
-            told.settled = flight.after;
-            told.in_flight -= flight.undo.len();
             step.oldest = step.oldest.into_iter().chain(flight.oldest).min();
-            step.changes += flight.undo.len();
+            step.changes += flight.changes;
             if !pending {
-                step.keys.extend(flight.undo.into_iter().map(|(slot, _)| slot.1));
+                let keys = told.line.last(told.in_flight).take(flight.changes);
+                step.keys.extend(keys.map(|(slot, _)| slot.1.clone()));
             }
+            told.in_flight -= flight.changes;
         }
         if !pending {
             told.end = None;
             told.confirmed = told.acked;
+        }
+        if step.whole {
+            self.join();
         }
         step
     }

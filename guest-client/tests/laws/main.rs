@@ -1,7 +1,7 @@
 //! A model of a kernel, one of a host, and mirror and session between them, under random events, losses, dumps,
 //! acknowledgements, broken sessions and restarts, with hosts that hold what they were told, an older copy of it,
-//! nothing, or say what is not so: the window holds, a host is told nothing that it is known to have, nothing is taken
-//! for confirmed that is not, and in the end the host has what the kernel has.
+//! nothing, or say what is not so: the window holds, a host is told nothing that it is known to have, however old what
+//! it has, nothing is taken for confirmed that is not, and in the end the host has what the kernel has.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
@@ -17,7 +17,7 @@ use bytes::BytesMut;
 use proptest::prelude::*;
 use xenflow_guest_client::mirror::{Limits, Mirror, Start};
 use xenflow_guest_client::obstacles::Survey;
-use xenflow_guest_client::session::{MIN_FRAME, Session};
+use xenflow_guest_client::session::{Event as Said, MIN_FRAME, Session};
 use xenflow_guest_client::translate::{Event, Place};
 use xenflow_proto::digest::Digest;
 use xenflow_proto::message::{Hello, VERSION, Welcome};
@@ -156,7 +156,10 @@ struct World {
     looked_at: BTreeSet<u32>,
     /// Messages under way, with the links in them that nobody looked at.
     wire: VecDeque<(GuestMessage, Vec<u32>)>,
-    copies: Vec<Tables>,
+    /// Whether the client knows of them: it had said them all to a host, which confirmed that, or went on from there.
+    copies: Vec<(Tables, bool)>,
+    /// The host confirmed the end of the snapshot or resume of this session.
+    whole: bool,
     /// The host's tables are such that this client was in its session, or may have been.
     known: bool,
     /// What the host says that it holds, and how it must be brought up to date, if that is certain.
@@ -178,6 +181,7 @@ impl Default for World {
             looked_at: BTreeSet::new(),
             wire: VecDeque::new(),
             copies: Vec::new(),
+            whole: false,
             known: false,
             held: None,
             must: None,
@@ -225,12 +229,12 @@ impl World {
 
     fn connect(&mut self, window: u32, to: To) {
         self.hang_up();
-        let tables = match to {
-            To::Same | To::Forgetful | To::Liar => std::mem::take(&mut self.host.tables),
+        let (tables, known) = match to {
+            To::Same | To::Forgetful | To::Liar => (std::mem::take(&mut self.host.tables), self.known),
             To::Copy(at) => self.copies.get(at % self.copies.len().max(1)).cloned().unwrap_or_default(),
-            To::Empty => Tables::new(),
+            To::Empty => (Tables::new(), false),
         };
-        self.known &= matches!(to, To::Same | To::Forgetful | To::Liar);
+        (self.known, self.whole) = (known, false);
         let held = match to {
             To::Forgetful => None,
             To::Liar => Some(Digest { sum: digest(tables.values()).sum ^ 1, ..digest(tables.values()) }),
@@ -265,7 +269,8 @@ impl World {
         (self.dump, self.look) = (None, None);
         self.late.clear();
         self.looked_at.clear();
-        self.known = false;
+        (self.known, self.whole) = (false, false);
+        self.copies.iter_mut().for_each(|(_, known)| *known = false);
     }
 
     fn transmit(&mut self, messages: usize) -> bool {
@@ -330,7 +335,8 @@ impl World {
             rejected: Vec::new(),
             accepted: Vec::new(),
         };
-        session.handle_message(NOW, ack, &mut self.mirror).unwrap();
+        let event = session.handle_message(NOW, ack, &mut self.mirror).unwrap();
+        self.whole |= matches!(event, Some(Said::Acked(step)) if step.whole);
     }
 
     /// What the guest takes for confirmed, the switch has.
@@ -376,7 +382,7 @@ impl World {
             Op::Connect { window, to } => self.connect(window, to),
             Op::Break => self.hang_up(),
             Op::Restart => self.restart(),
-            Op::Copy => self.copies.push(self.host.tables.clone()),
+            Op::Copy => self.copies.push((self.host.tables.clone(), self.whole)),
             Op::Transmit(messages) => {
                 self.transmit(messages);
             }

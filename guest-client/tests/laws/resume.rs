@@ -181,6 +181,112 @@ fn a_snapshot_that_broke_goes_on() {
     assert!(same(&mirror, &tables));
 }
 
+/// All sent and acknowledged; how it began, and the keys that were told.
+fn visit(mirror: &mut Mirror, tables: &mut Tables, max_changes: u32) -> (Start, BTreeSet<Key>) {
+    let mut session = session(mirror, max_changes, Some(digest(tables.values())));
+    let mut told = Vec::new();
+    while !session.is_live() {
+        let messages = sent(&mut session, mirror);
+        told.extend(changes(&messages).into_iter().map(Change::key));
+        take(tables, &messages);
+        let seq = session.sent().0;
+        ack(&mut session, mirror, seq);
+    }
+    mirror.hang_up();
+    assert!(same(mirror, tables));
+    let keys: BTreeSet<Key> = told.iter().cloned().collect();
+    assert_eq!(keys.len(), told.len(), "a key is told once");
+    (session.start().unwrap(), keys)
+}
+
+fn keys(routes: impl IntoIterator<Item = u32>) -> BTreeSet<Key> {
+    routes.into_iter().map(key).collect()
+}
+
+fn none() -> BTreeSet<Key> {
+    BTreeSet::new()
+}
+
+#[test]
+fn a_host_that_was_left_earlier_is_told_what_changed_since() {
+    let mut mirror = mirror(10_000);
+    let (mut a, mut b) = (Tables::new(), Tables::new());
+    assert_eq!(visit(&mut mirror, &mut b, 100).0, Start::Snapshot);
+    set(&mut mirror, 0..10, 2);
+    assert_eq!(visit(&mut mirror, &mut a, 100).0, Start::Snapshot);
+    set(&mut mirror, 5..20, 3);
+    assert_eq!(visit(&mut mirror, &mut a, 100), (Start::Resume, keys(5..20)));
+    // There is back; one of them is again as it was, and one is gone.
+    set(&mut mirror, [7], 1);
+    assert!(!mirror.apply(KernelEvent::RouteGone(host_route(50, 1)), NOW));
+    let expected = keys((0..20).filter(|n| *n != 7).chain([50]));
+    assert_eq!(visit(&mut mirror, &mut b, 100), (Start::Resume, expected));
+    // And there again: what the one has is as near as what the other has.
+    assert_eq!(visit(&mut mirror, &mut a, 100), (Start::Resume, keys([7, 50])));
+    for hop in 2..6 {
+        set(&mut mirror, [100], hop);
+        assert_eq!(visit(&mut mirror, &mut b, 100), (Start::Resume, keys([100])));
+        set(&mut mirror, [200 + hop], 2);
+        assert_eq!(visit(&mut mirror, &mut a, 100), (Start::Resume, keys([100, 200 + hop])));
+        assert_eq!(visit(&mut mirror, &mut b, 100), (Start::Resume, keys([200 + hop])));
+        assert_eq!(visit(&mut mirror, &mut b, 100), (Start::Resume, none()));
+    }
+}
+
+/// In between, another host gets half a snapshot, and messages of it are on their way.
+#[test]
+fn a_snapshot_elsewhere_does_not_lose_what_a_host_has() {
+    let mut mirror = mirror(1000);
+    let mut a = Tables::new();
+    visit(&mut mirror, &mut a, 100);
+    let before = a.clone();
+    // Told, and not acknowledged.
+    let mut first = session(&mut mirror, 10, Some(digest(a.values())));
+    set(&mut mirror, 0..35, 2);
+    take(&mut a, &sent(&mut first, &mut mirror)[..4]);
+    assert_eq!(a.values().filter(|object| !before.values().any(|it| it == *object)).count(), 30);
+    mirror.hang_up();
+    let mut half = session(&mut mirror, 100, None);
+    for _ in 0..3 {
+        half.poll_transmit(&mut mirror).unwrap();
+    }
+    set(&mut mirror, 500..510, 2);
+    ack(&mut half, &mut mirror, 2);
+    mirror.hang_up();
+    set(&mut mirror, 900..910, 2);
+    assert_eq!(
+        visit(&mut mirror, &mut a, 100),
+        (Start::Resume, keys((30..35).chain(500..510).chain(900..910)))
+    );
+    let mut older = before;
+    let expected = keys((0..35).chain(500..510).chain(900..910));
+    assert_eq!(visit(&mut mirror, &mut older, 100), (Start::Resume, expected));
+}
+
+/// How a host is brought up to date after so many changes that another was told.
+fn after(steps: usize) -> (Start, BTreeSet<Key>) {
+    let mut mirror = mirror(100);
+    let mut a = Tables::new();
+    visit(&mut mirror, &mut a, 100);
+    let mut b = a.clone();
+    let mut session = session(&mut mirror, 100, Some(digest(b.values())));
+    for step in 0..u32::try_from(steps).unwrap() {
+        set(&mut mirror, [step % 50], 2 + step % 7);
+        take(&mut b, &sent(&mut session, &mut mirror));
+        let seq = session.sent().0;
+        ack(&mut session, &mut mirror, seq);
+    }
+    mirror.hang_up();
+    assert!(same(&mirror, &b));
+    visit(&mut mirror, &mut a, 100)
+}
+
+#[test]
+fn how_far_back_is_bounded_by_changes() {
+    assert_eq!(after(MAX_IN_FLIGHT), (Start::Resume, keys(0..50)));
+    assert_eq!(after(MAX_IN_FLIGHT + 1).0, Start::Snapshot);
+}
+
 #[test]
 fn what_is_in_flight_is_bounded() {
     let (mut mirror, mut tables) = (mirror(100_000), Tables::new());

@@ -7,6 +7,7 @@
 mod acks;
 mod lone;
 mod meters;
+mod refused;
 mod report;
 mod sessions;
 
@@ -14,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use openflow::{Flow, Group, Meter};
+use openflow::{ErrorCode, Flow, Group, Meter};
 use xenflow_flow_app::punt::meter_of;
 use xenflow_flow_app::{
     Answer, App, Attachment, Batch, Dump, FlowChange, MeterChange, PortNo, PuntClass, RouterId,
@@ -24,6 +25,7 @@ use xenflow_proto::table::{NeighborKey, RouteKey};
 use xenflow_proto::{Change, Identity, Name, Seq};
 
 use crate::core::meters::{Lacking, meter_id};
+use crate::core::refused::Retry;
 pub use crate::core::report::Report;
 use crate::counters::{Counters, Names, Poll, Scope, Totals};
 use crate::db::Desired;
@@ -79,7 +81,7 @@ pub enum Event {
     /// The switch has confirmed a batch.
     Confirmed(BatchId),
     /// The switch refused a batch, because of these changes (by index, with its reason).
-    Refused(BatchId, Vec<(usize, String)>),
+    Refused(BatchId, Vec<(usize, ErrorCode)>),
     /// A guest with a valid certificate has said hello.
     Opened(SessionId, Identity, IpAddr, Hello),
     /// A guest says something. Its next message comes after [`Effect::Taken`].
@@ -199,8 +201,10 @@ pub struct Core {
     switch_up: bool,
     dumping: bool,
     in_flight: BTreeMap<BatchId, InFlight>,
-    /// What this switch will not have.
+    /// What this switch will not have, and nothing stands in for.
     refused: Vec<FlowChange>,
+    /// When it is asked again.
+    retry: Retry,
     /// Meters that this switch will not have.
     lacking: Lacking,
     /// Nothing goes to the switch until [`Event::Waited`].
@@ -237,6 +241,7 @@ impl Core {
             dumping: false,
             in_flight: BTreeMap::new(),
             refused: Vec::new(),
+            retry: Retry::default(),
             lacking: Lacking::default(),
             waiting: false,
             failures: 0,
@@ -272,6 +277,8 @@ impl Core {
             Event::SwitchUp { has_meters } => {
                 self.forget_switch();
                 self.refused.clear();
+                self.retry = Retry::default();
+                self.app.forgive();
                 self.lacking = Lacking::of(has_meters);
                 if !has_meters {
                     tracing::warn!("the switch has no meters: what guests get is not policed");
@@ -301,7 +308,10 @@ impl Core {
             }
             Event::Remembered(totals) => self.counters.remember(totals),
             Event::Waited => self.waiting = false,
-            Event::Tick(now) => self.sweep_lone(now),
+            Event::Tick(now) => {
+                self.sweep_lone(now);
+                self.retry_refused(now);
+            }
             Event::Turn => self.turn(),
             Event::Limited(hits) => self.count(hits),
             Event::Confirmed(id) => {
@@ -436,7 +446,7 @@ impl Core {
             self.dumping = true;
             self.effects.push(Effect::Dump(dump));
         }
-        while self.in_flight.len() < IN_FLIGHT {
+        while self.in_flight.len() < if self.app.is_wary() { 1 } else { IN_FLIGHT } {
             let most = if self.sessions.len() > 1 { SHARED_BATCH } else { BATCH };
             let Batch { mut meters, mut changes, reached } = self.app.next_batch(most);
             let is_last = meters.is_empty() && changes.is_empty();
@@ -467,28 +477,6 @@ impl Core {
         self.next_batch = BatchId(id.0 + 1);
         self.effects.push(Effect::Send(id, meters, changes.clone()));
         self.in_flight.insert(id, InFlight { changes, reached });
-    }
-
-    /// A change that the switch refuses is a fault of ours: it is left out from now on and said aloud. Of the
-    /// others, some may have been overtaken by a later batch that was taken, so they are not just sent again: what
-    /// the switch holds decides.
-    fn refused(&mut self, id: BatchId, culprits: &[(usize, String)]) {
-        let Some(batch) = self.in_flight.get(&id) else { return };
-        for (index, reason) in culprits {
-            let Some(change) = batch.changes.get(*index) else { continue };
-            if self.lacking.strip(&mut change.clone()) {
-                // It was sent before its meter was refused.
-                continue;
-            }
-            tracing::error!(%reason, ?change, "the switch refuses a flow: it is left out");
-            self.refused.push(change.clone());
-        }
-        if culprits.is_empty() {
-            tracing::error!(batch = id.0, "the switch refuses a bundle and names no flow: starting over");
-            self.retry_later();
-        } else {
-            self.start_over();
-        }
     }
 
     /// A meter that the switch refuses is done without; one that is not as it was said to be is looked at again.

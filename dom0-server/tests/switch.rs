@@ -11,10 +11,10 @@ use dom0_server::core::{BatchId, Event};
 use dom0_server::ovs::restore::Stage;
 use dom0_server::ovs::{database, switch as conversation};
 use dom0_server::ports::SwitchPorts;
-use openflow::{Band, Message, Meter};
+use openflow::{Band, ErrorCode, Message, Meter};
 use tokio::sync::{mpsc, watch};
 use xenflow_flow_app::{
-    App, Attachment, FastPath, MeterChange, Policy, RouterId, Topology, Vif, VifId, pipeline,
+    App, Attachment, FastPath, MeterChange, Policy, Rejection, RouterId, Topology, Vif, VifId, pipeline,
 };
 use xenflow_proto::table::{
     AddressKey, Hop, HopFlags, IfIndex, Link, Neighbor, NeighborKey, Route, RouteKey, RouteKind, RouteTarget,
@@ -23,6 +23,7 @@ use xenflow_proto::table::{
 use xenflow_proto::{Change, MacAddr, Object, VlanId};
 
 const LIMIT: Duration = Duration::from_secs(20);
+const ROUTER: RouterId = RouterId(1);
 
 fn mac(last: u8) -> MacAddr {
     MacAddr([2, 0, 0, 0, 0, last])
@@ -76,8 +77,8 @@ fn vsctl(switch: &common::Switch, args: &[&str]) -> String {
 
 /// A router with a vif at port 1 and one at port 2, an end host at port 3 on the first one's segment, and routes of
 /// every length behind a neighbor on the other's.
-fn flows() -> Vec<Message> {
-    let router = RouterId(1);
+fn app() -> App {
+    let router = ROUTER;
     let vlan = |n: i64| VlanId::try_from(n).unwrap();
     let vif = |number: u16| Vif {
         mac: mac(number as u8),
@@ -149,7 +150,12 @@ fn flows() -> Vec<Message> {
         }
     }
     app.end_snapshot(router);
-    // All of it, for a switch that holds nothing.
+    app
+}
+
+/// All of its flows, for a switch that holds nothing.
+fn flows() -> Vec<Message> {
+    let mut app = app();
     let mut messages = Vec::new();
     loop {
         let dumped = app.begin_dump().is_some();
@@ -302,6 +308,95 @@ fn a_switch_is_asked_for_meters_and_counters_and_names_what_it_refuses() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// A table of routes with room for two prefixes: what is forwarded is forwarded rightly, the rest is the guest's.
+#[test]
+fn a_full_table_leaves_the_rest_to_the_guest() {
+    let switch = common::Switch::start("full");
+    let dir = switch.run("pwd", &[]);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (orders, inbox) = mpsc::channel(16);
+    let (sender, mut events) = mpsc::channel(64);
+    runtime.spawn(conversation::run(std::path::Path::new(dir.trim()).join("br0.mgmt"), inbox, sender));
+    let mut next = || {
+        let event = runtime.block_on(async { tokio::time::timeout(LIMIT, events.recv()).await });
+        event.expect("no answer").unwrap()
+    };
+    assert!(matches!(next(), Event::SwitchUp { .. }));
+    // Brings the switch in step as the core does; says how many bundles were refused.
+    let mut settle = |app: &mut App| {
+        let (mut refusals, mut number) = (0, 0);
+        let order = |command| orders.try_send(conversation::Order { connection: 1, command }).unwrap();
+        loop {
+            if let Some(dump) = app.begin_dump() {
+                order(conversation::Command::Dump(dump));
+                loop {
+                    match next() {
+                        Event::Dumped(flows) => flows.into_iter().for_each(|flow| app.dumped(flow)),
+                        Event::DumpedGroups(all) => all.into_iter().for_each(|group| app.dumped_group(group)),
+                        Event::DumpedMeters(all) => all.into_iter().for_each(|meter| app.dumped_meter(meter)),
+                        Event::DumpEnd => break app.dump_end(),
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+            let batch = app.next_batch(1000);
+            if batch.meters.is_empty() && batch.changes.is_empty() && app.is_idle() {
+                return refusals;
+            }
+            number += 1;
+            order(conversation::Command::Send(BatchId(number), batch.meters, batch.changes.clone()));
+            match next() {
+                Event::Confirmed(BatchId(id)) if id == number => {}
+                Event::Refused(BatchId(id), culprits) if id == number => {
+                    let [(index, why)] = culprits[..] else { panic!("{culprits:?}") };
+                    assert_eq!(why, ErrorCode::TABLE_FULL, "{:?}", batch.changes[index]);
+                    assert!(app.refuse(&batch.changes, index, why));
+                    app.switch_reset();
+                    refusals += 1;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let mut none = App::new(1000);
+    none.set_topology(app().topology().clone());
+    assert_eq!(settle(&mut none), 0);
+    // The topology's own flows, two prefixes, and the place that stays free.
+    let own = switch.run("ovs-ofctl", &["-O", "OpenFlow15", "dump-flows", "unix:br0.mgmt", "table=3"]);
+    let limit = own.matches("priority=").count() + 3;
+    let create = format!("flow_limit={limit}");
+    let row = ["--", "--id=@ft", "create", "Flow_Table", &create, "overflow_policy=refuse"];
+    vsctl(&switch, &[&row[..], &["--", "set", "Bridge", "br0", "flow_tables:3=@ft"]].concat());
+
+    let mut app = app();
+    assert!(settle(&mut app) > 0, "there was room for all");
+    let goes = |addresses: &str| trace(&switch, &format!("{addresses},nw_ttl=64")).1;
+    let to_vif = |actions: &str| actions.ends_with('1') && !actions.contains("set(eth(");
+    let forwarded = goes("ip,nw_src=10.0.1.8,nw_dst=10.64.1.1");
+    assert!(forwarded.contains("set(eth("), "the shortest prefix is forwarded: {forwarded}");
+    for (packet, why) in [
+        ("ip,nw_src=10.0.1.8,nw_dst=10.200.1.7", "a longer prefix has no flow"),
+        ("ip,nw_src=10.0.1.8,nw_dst=10.200.1.8", "the shorter one stands in for it"),
+        ("ip,nw_src=10.0.1.8,nw_dst=192.0.2.1", "nothing covers it"),
+        ("ipv6,ipv6_src=2001:db8:5::1,ipv6_dst=2001:db8:100::1", "nothing covers it"),
+    ] {
+        let actions = goes(packet);
+        assert!(to_vif(&actions), "{packet}: {why}, and it goes {actions}");
+    }
+    let rejected: BTreeSet<String> = app.rejected(ROUTER).map(|(key, _)| key.dst.to_string()).collect();
+    assert_eq!(rejected.len(), 7, "all but one: {rejected:?}");
+    assert!(app.rejected(ROUTER).all(|(_, why)| why == Rejection::Switch(ErrorCode::TABLE_FULL)));
+
+    let uuid = vsctl(&switch, &["get", "Bridge", "br0", "flow_tables:3"]);
+    vsctl(&switch, &["set", "Flow_Table", &uuid, "flow_limit=1000"]);
+    assert!(app.forgive());
+    app.switch_reset();
+    assert_eq!(settle(&mut app), 0);
+    assert_eq!(app.rejected(ROUTER).count(), 0);
+    let forwarded = goes("ip,nw_src=10.0.1.8,nw_dst=10.200.1.8");
+    assert!(forwarded.contains("set(eth("), "{forwarded}");
 }
 
 /// The key is armed when the switch has what it needs, cleared by nobody for long, and gone with the daemon or with a

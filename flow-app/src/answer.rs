@@ -2,8 +2,8 @@
 //!
 //! **Who is rejected.** What becomes of a prefix in a routing table is one thing, so all routes of the prefix, of
 //! whatever metric or type of service, have one answer. It is [`Answer::Rejected`] where the host never forwards as
-//! the guest's tables say, for one of the reasons of [`Rejection`]: there is no room, or flows cannot describe it. It is
-//! [`Answer::Accepted`] in all other cases, among them
+//! the guest's tables say, for one of the reasons of [`Rejection`]: there is no room, flows cannot describe it, or the
+//! switch refused them. It is [`Answer::Accepted`] in all other cases, among them
 //!
 //! * what the guest gets by design: its own addresses, unreachable and prohibited destinations, groups;
 //! * blackholes within the limit, which the host drops by itself;
@@ -26,6 +26,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::mem;
 
+use openflow::ErrorCode;
 use xenflow_proto::table::RouteKey;
 
 use crate::limit::Prefix;
@@ -59,11 +60,15 @@ pub enum Rejection {
     Kind,
     /// Its MTU is more than the switch compares with.
     Mtu,
+    /// The switch refused its flow, its group or the flow of a next hop, or has no room for it or for one that it stands
+    /// in for (`crate::router::refused`).
+    Switch(ErrorCode),
 }
 
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Switch(error) => return write!(f, "the switch refused it: {error}"),
             Self::Limit => "over the limit of routes that the host forwards",
             Self::Groups => "more sets of next hops than the host has groups",
             Self::TypeOfService => "there are routes by type of service",

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use openflow::{Flow, FlowFilter, Group, Meter};
+use openflow::{ErrorCode, Flow, FlowFilter, Group, Meter};
 use xenflow_proto::Change;
 use xenflow_proto::digest::Digest;
 use xenflow_proto::table::{NeighborKey, RouteKey};
@@ -252,6 +252,37 @@ impl App {
         let next_hop = pipeline::next_hop_of(&flow.matching).filter(|_| flow.table == pipeline::NEXT_HOP)?;
         let id = next_hop.vif.router;
         Some((id, self.routers.get(&id)?.router.neighbor_of(next_hop)?))
+    }
+
+    /// The switch refuses one of these changes, which were sent in one bundle that was not taken. True: it is decided
+    /// otherwise, and the routes that it was for are rejected; false: it will come again. [`App::switch_reset`] is to
+    /// follow. See `router::refused`.
+    pub fn refuse(&mut self, sent: &[FlowChange], index: usize, why: ErrorCode) -> bool {
+        let router = match sent.get(index) {
+            Some(FlowChange::Upsert(flow)) => cookie::router_of(flow.cookie),
+            Some(FlowChange::UpsertGroup(group)) => group::router_of(group.id),
+            _ => None,
+        };
+        let scoped = router.and_then(|id| self.routers.get_mut(&id));
+        scoped.is_some_and(|scoped| scoped.router.refuse(sent, index, why, &self.topology))
+    }
+
+    /// What the switch refused is to be tried again. True if there was any; then [`App::switch_reset`] is to follow.
+    pub fn forgive(&mut self) -> bool {
+        let routers = self.routers.values_mut();
+        routers.fold(false, |any, scoped| scoped.router.forgive(&self.topology) || any)
+    }
+
+    /// The switch refuses something of these routers' at present.
+    #[must_use]
+    pub fn has_refused(&self) -> bool {
+        self.routers.values().any(|scoped| scoped.router.has_refused())
+    }
+
+    /// The switch refused something once: a batch is to be sent only when the one before was confirmed.
+    #[must_use]
+    pub fn is_wary(&self) -> bool {
+        self.routers.values().any(|scoped| scoped.router.is_wary())
     }
 
     /// The switch is new, or was away: nobody knows what it holds.

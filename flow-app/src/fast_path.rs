@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use openflow::ErrorCode;
 use xenflow_proto::table::{Family, IfIndex, ObstacleKey, ObstacleKind};
 
 use crate::fib::Binding;
@@ -36,11 +37,17 @@ pub enum SlowReason {
     Unreported,
     /// Its kernel looks at more than destinations, or does not forward.
     Obstacle(ObstacleKind),
+    /// The switch refused flows without which it would forward otherwise than the guest.
+    Refused(ErrorCode),
+    /// It refused those of some routes only, and forwards by the others.
+    Routes(ErrorCode),
 }
 
 impl fmt::Display for SlowReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Routes(error) => return write!(f, "the switch refused them: {error}"),
+            Self::Refused(error) => return write!(f, "the switch refused its flows: {error}"),
             Self::Never => "fastpath is never",
             Self::NoSnapshot => "the guest has sent no tables yet",
             Self::Unreported => "the guest does not say how its kernel forwards",

@@ -176,6 +176,11 @@ impl Groups {
         Some(group(id, &entry.hops, self.settings))
     }
 
+    /// The next hops that the group of that number is for.
+    pub(crate) fn hops_of(&self, id: u32) -> Option<&Multipath> {
+        self.groups.get(&((id & 0xffff) as u16)).map(|entry| &entry.hops)
+    }
+
     /// Numbers of the groups that routes use.
     pub(crate) fn in_use(&self) -> impl Iterator<Item = u32> {
         self.groups.keys().map(|index| self.id(*index))

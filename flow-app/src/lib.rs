@@ -24,6 +24,7 @@ pub use answer::{Answer, Rejection};
 pub use app::{App, Batch, Desired, Dump, RouterStatus};
 pub use fast_path::{Slow, SlowReason};
 pub use flow::{FlowChange, FlowKey, MeterChange};
+pub use openflow::ErrorCode;
 pub use punt::{PuntClass, PuntRates};
 pub use refusal::Refusal;
 pub use router::RouteCounts;

@@ -19,6 +19,9 @@
 //! each. Between R and 2R a trie is filled, two prefixes with each that comes, so that it is complete when the first
 //! one is absent: about 100 bytes more for each prefix.
 //!
+//! **Room.** A switch may have less room for flows than 2R. [`Limit::set_room`] then takes the place of 2R: as many prefixes
+//! have a flow, of which the first R forward, and all that is said above holds.
+//!
 //! Owns the order and the classes; knows nothing of verdicts and flows. It is a mirror of what was sent to the
 //! switch, so `set` belongs where changes are *sent*, not where they are noted: a queue that decides late what to
 //! send could otherwise take a flow away before the one that shields it has become a punt.
@@ -87,6 +90,8 @@ pub struct Moved {
 #[derive(Debug, Clone, Default)]
 pub struct Limit {
     max: usize,
+    /// How many prefixes may have a flow, where that is known to be fewer than the maximum says.
+    room: Option<usize>,
     wanted: BTreeSet<Prefix>,
     /// Those that forward by their rank, shields among them.
     leading: Head,
@@ -141,6 +146,13 @@ impl Limit {
         let Moved { mut before, after } = self.settle(Classes::new(), None);
         before.extend(after);
         before
+    }
+
+    /// No more prefixes than that have a flow, whatever the maximum; none: as many as the maximum says. Gives what
+    /// [`Limit::set_max`] gives.
+    pub fn set_room(&mut self, room: Option<usize>) -> Vec<Prefix> {
+        self.room = room;
+        self.set_max(self.max)
     }
 
     /// What flow a prefix has.
@@ -201,8 +213,9 @@ impl Limit {
     /// Brings the heads to the lengths that belong to what is wanted now, and says what that changed.
     fn settle(&mut self, mut before: Classes, own: Option<Prefix>) -> Moved {
         let len = self.wanted.len();
-        let flows = self.max.saturating_mul(2);
-        let indexed = len.saturating_sub(self.max).saturating_mul(2).min(len);
+        let room = self.room.unwrap_or(usize::MAX);
+        let (max, flows) = (self.max.min(room), self.max.saturating_mul(2).min(room));
+        let indexed = len.saturating_sub(flows - flows / 2).saturating_mul(2).min(len);
         // In this order the index is complete whenever a prefix is absent.
         while let Some(prefix) = self.installed.next(&self.wanted, flows) {
             self.note(&mut before, prefix);
@@ -222,11 +235,11 @@ impl Limit {
             self.installed.pop(&self.wanted);
             self.mark(&mut before, prefix);
         }
-        while let Some(prefix) = self.leading.next(&self.wanted, self.max) {
+        while let Some(prefix) = self.leading.next(&self.wanted, max) {
             self.note(&mut before, prefix);
             self.leading.push(prefix);
         }
-        while let Some(prefix) = self.leading.excess(self.max) {
+        while let Some(prefix) = self.leading.excess(max) {
             self.note(&mut before, prefix);
             self.leading.pop(&self.wanted);
         }

@@ -4,12 +4,12 @@ use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use openflow::{Flow, Group};
+use openflow::{ErrorCode, Flow, Group};
 use xenflow_proto::table::{Family, NeighborKey, RouteKey, RouteTarget, TABLE_LOCAL};
 use xenflow_proto::{Change, Key, MacAddr, VlanId};
 
 use crate::answer::{Answers, Rejection};
-use crate::fast_path::{self, Slow};
+use crate::fast_path::{self, Slow, SlowReason};
 use crate::fib::{Adjacency, Binding, Fib, Ruling, Verdict};
 use crate::flow::{FlowChange, FlowKey};
 use crate::group::Groups;
@@ -21,8 +21,10 @@ use crate::table::{self, Side};
 use crate::topology::{FastPath, RouterId, Topology};
 
 use self::place::{Place, of_neighbor, own, places_of, route};
+use self::refused::Refused;
 
 mod place;
+mod refused;
 
 /// What a place holds, but for what other places have a say in: limits, and the numbers of groups.
 #[derive(Debug, PartialEq, Eq)]
@@ -95,6 +97,7 @@ pub(crate) struct Router {
     max_routes: usize,
     /// As far as the switch was told.
     pub(crate) answers: Answers,
+    refused: Refused,
     /// How many markers are due.
     markers: usize,
 }
@@ -117,6 +120,7 @@ impl Router {
             groups: Groups::new(id),
             max_routes,
             answers: Answers::default(),
+            refused: Refused::default(),
             markers: 0,
         }
     }
@@ -183,8 +187,17 @@ impl Router {
                 }
             }
             Key::Neighbor(neighbor) => {
-                let places: Vec<Place> =
+                let mut places: Vec<Place> =
                     of_neighbor(&self.binding, neighbor.ifindex, neighbor.addr).collect();
+                let mut is_tried = false;
+                for place in &places {
+                    if let Place::NextHop(adjacency, _) = place {
+                        is_tried |= self.refused.forget_hop(*adjacency);
+                    }
+                }
+                if is_tried {
+                    places.extend(self.places(&self.binding));
+                }
                 places.into_iter().for_each(|place| self.touch(place));
             }
         }
@@ -210,7 +223,8 @@ impl Router {
     pub(crate) fn rebind(&mut self, topology: &Topology) {
         let policy = topology.policy(self.id);
         let binding = Binding::new(&self.rib, topology, self.id);
-        let gates = if self.synced { self.open_gates(&binding, policy.fast_path) } else { BTreeMap::new() };
+        let is_open = self.synced && self.refused.all().is_none();
+        let gates = if is_open { self.open_gates(&binding, policy.fast_path) } else { BTreeMap::new() };
         let (opening, closing): (Vec<FlowChange>, Vec<FlowChange>) =
             diff(&self.gates, &gates).into_iter().partition(|change| matches!(change, FlowChange::Upsert(_)));
         self.gates = gates;
@@ -269,6 +283,7 @@ impl Router {
             Place::Local(Side::Destination, prefix) => fib.is_local(prefix).then_some(Content::Local),
             Place::Local(Side::Source, prefix) => fib.is_own(prefix).then_some(Content::Local),
             Place::Route(Prefix { table, dst }) => fib.route(table, dst).map(Content::Route),
+            Place::NextHop(adjacency, _) if self.refused.hop(adjacency).is_some() => None,
             Place::NextHop(adjacency, _) => {
                 let destination = fib.resolve(adjacency)?;
                 let (_, vif) = binding.link(adjacency.vif)?;
@@ -341,7 +356,7 @@ impl Router {
     fn say_route(&mut self, prefix: Prefix, ruling: Option<Ruling>, after: u64) {
         let class = self.limit.class(prefix);
         let RouteFlow { add, flow, remove, rejection } =
-            route_flow(self.id, &mut self.groups, prefix, class, ruling);
+            route_flow(self.id, &mut self.groups, &self.refused, prefix, class, ruling);
         self.ready.extend(add.map(FlowChange::UpsertGroup));
         self.ready.push_back(match flow {
             Some(flow) => FlowChange::Upsert(flow),
@@ -362,7 +377,9 @@ impl Router {
             match (place, content) {
                 (Place::Route(prefix), Content::Route(ruling)) => {
                     let class = limit.class(prefix);
-                    flows.extend(route_flow(self.id, &mut groups, prefix, class, Some(ruling)).flow);
+                    let RouteFlow { flow, .. } =
+                        route_flow(self.id, &mut groups, &self.refused, prefix, class, Some(ruling));
+                    flows.extend(flow);
                 }
                 (_, content) => flows.extend(self.flow(place, &content)),
             }
@@ -373,6 +390,7 @@ impl Router {
 
     fn full_limit(&self, places: &[Place]) -> Limit {
         let mut limit = Limit::new(self.max_routes);
+        limit.set_room(self.refused.room());
         for place in places {
             if let Place::Route(prefix) = place
                 && self.ruling(*prefix).is_some()
@@ -385,7 +403,66 @@ impl Router {
 
     /// Why packets take the slow path.
     pub(crate) fn slow(&self, policy: FastPath) -> Vec<Slow> {
-        fast_path::reasons(policy, &self.rib, &self.binding, self.synced)
+        let mut slow = fast_path::reasons(policy, &self.rib, &self.binding, self.synced);
+        let mut refused: BTreeSet<ErrorCode> = BTreeSet::new();
+        if self.refused.is_any() {
+            let why = |(_, why)| if let Rejection::Switch(why) = why { Some(why) } else { None };
+            refused.extend(self.answers.rejected().filter_map(why));
+        }
+        let reasons = refused.into_iter().map(SlowReason::Routes);
+        let reasons = reasons.chain(self.refused.all().map(SlowReason::Refused));
+        slow.extend(reasons.map(|reason| Slow { vif: None, family: None, reason, detail: String::new() }));
+        slow
+    }
+
+    /// The switch refuses one of these changes, which were sent in one bundle that was not taken. False if that is no
+    /// change that anything can stand in for. [`Router::reconcile`] is to come.
+    pub(crate) fn refuse(
+        &mut self,
+        sent: &[FlowChange],
+        index: usize,
+        why: ErrorCode,
+        topology: &Topology,
+    ) -> bool {
+        match sent.get(index) {
+            Some(FlowChange::Upsert(flow)) => {
+                if !self.refused.flow(flow, sent.get(..index).unwrap_or_default(), why) {
+                    return false;
+                }
+            }
+            Some(FlowChange::UpsertGroup(group)) => {
+                let Some(hops) = self.groups.hops_of(group.id) else { return false };
+                self.refused.group(hops.clone(), why);
+            }
+            Some(
+                FlowChange::Remove(_)
+                | FlowChange::RemoveRouter(_)
+                | FlowChange::ForgetLearned(_)
+                | FlowChange::RemoveGroup(_),
+            )
+            | None => return false,
+        }
+        self.rebind(topology);
+        true
+    }
+
+    /// What the switch refused is to be tried again. True if there was any; then [`Router::reconcile`] is to come.
+    pub(crate) fn forgive(&mut self, topology: &Topology) -> bool {
+        let is_any = self.refused.forgive();
+        if is_any {
+            self.rebind(topology);
+        }
+        is_any
+    }
+
+    /// Of what the switch refused something is left out or replaced.
+    pub(crate) fn has_refused(&self) -> bool {
+        self.refused.is_any()
+    }
+
+    /// The switch refused something once: what is sent may depend on what it takes before.
+    pub(crate) fn is_wary(&self) -> bool {
+        self.refused.is_wary()
     }
 
     /// How much of its limit is used.
@@ -477,11 +554,13 @@ impl Router {
         let markers: Vec<Due> = self.due.drain(..).filter(|due| matches!(due, Due::Marker(_))).collect();
         let waiting = std::mem::take(&mut self.waiting);
         self.ready.clear();
+        self.refused.count_room(installed.keys());
+        let is_tight = self.refused.room().is_some();
         self.groups.adopt(groups);
         let opening: Vec<FlowChange> = self
             .gates
             .iter()
-            .filter(|(key, gate)| installed.remove(key).as_ref() != Some(gate))
+            .filter(|(key, gate)| is_tight || installed.remove(key).as_ref() != Some(gate))
             .map(|(_, gate)| FlowChange::Upsert(gate.clone()))
             .collect();
         let mut places = self.places(&self.binding);
@@ -494,7 +573,7 @@ impl Router {
                 (Place::Route(prefix), Content::Route(ruling)) => {
                     let class = self.limit.class(*prefix);
                     let RouteFlow { add, flow, remove: _, rejection } =
-                        route_flow(self.id, &mut self.groups, *prefix, class, Some(ruling));
+                        route_flow(self.id, &mut self.groups, &self.refused, *prefix, class, Some(ruling));
                     adding.extend(add.map(FlowChange::UpsertGroup));
                     if let Some(why) = rejection {
                         let after = waiting.get(place).copied().unwrap_or_default();
@@ -516,6 +595,8 @@ impl Router {
             installed.into_keys().partition(|key| key.table == ROUTER);
         let remove = |key| Due::Change(FlowChange::Remove(key));
         self.due.extend(closing.into_iter().map(remove));
+        let (first, obsolete) = if is_tight { (obsolete, Vec::new()) } else { (Vec::new(), obsolete) };
+        self.due.extend(first.into_iter().map(remove));
         self.due.extend(adding.into_iter().map(Due::Change));
         for place in places {
             self.touch(place);
@@ -552,12 +633,16 @@ struct RouteFlow {
 fn route_flow(
     router: RouterId,
     groups: &mut Groups,
+    refused: &Refused,
     prefix: Prefix,
     class: Class,
     ruling: Option<Ruling>,
 ) -> RouteFlow {
     let (verdict, rejection) = match ruling {
-        Some(Ruling { verdict, rejection }) => (Some(verdict), rejection),
+        Some(Ruling { verdict, rejection }) => match refused.by(&verdict) {
+            Some(why) => (Some(Verdict::Punt(PuntClass::Transit)), Some(Rejection::Switch(why))),
+            None => (Some(verdict), rejection),
+        },
         None => (None, None),
     };
     // What the guest gets anyway loses nothing by the limit.
@@ -569,11 +654,21 @@ fn route_flow(
     };
     let assigned = groups.assign(prefix, shared);
     let rejection = match class {
-        Class::Punt | Class::Absent if is_forwarded => Some(Rejection::Limit),
+        Class::Punt | Class::Absent if is_forwarded => Some(match refused.room() {
+            Some(_) => Rejection::Switch(ErrorCode::TABLE_FULL),
+            None => Rejection::Limit,
+        }),
         Class::Forward if shared.is_some() && assigned.id.is_none() => Some(Rejection::Groups),
         Class::Forward | Class::Punt | Class::Absent => rejection,
     };
     let flow = verdict.map(|verdict| table::route(router, prefix, &verdict, assigned.id));
+    let (flow, rejection) = match flow.as_ref().and_then(|flow| refused.why(flow)) {
+        Some(why) => {
+            let punt = table::route(router, prefix, &Verdict::Punt(PuntClass::Transit), None);
+            (Some(punt), Some(Rejection::Switch(why)))
+        }
+        None => (flow, rejection),
+    };
     RouteFlow { add: assigned.add, flow, remove: assigned.remove, rejection }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use xenflow_flow_app::fast_path::Slow;
+use xenflow_flow_app::fast_path::{Slow, SlowReason};
 use xenflow_flow_app::{PortNo, RouterId, RouterStatus, VifId};
 use xenflow_proto::table::Family;
 use xenflow_proto::{Name, Seq};
@@ -77,7 +77,11 @@ fn words<'a>(slow: &Slow, name_of: impl Fn(VifId) -> Option<&'a Name>) -> String
     });
     let vif = slow.vif.map(|vif| name_of(vif).map_or_else(|| format!("vif {}", vif.number), Name::to_string));
     let which: Vec<&str> = vif.as_deref().into_iter().chain(family).collect();
-    let which = if which.is_empty() { "all".to_owned() } else { which.join(" ") };
+    let which = match slow.reason {
+        SlowReason::Routes(_) => "some routes".to_owned(),
+        _ if which.is_empty() => "all".to_owned(),
+        _ => which.join(" "),
+    };
     let reason = slow.reason;
     match slow.detail.as_str() {
         "" => format!("{which}: {reason}"),
@@ -87,7 +91,7 @@ fn words<'a>(slow: &Slow, name_of: impl Fn(VifId) -> Option<&'a Name>) -> String
 
 #[cfg(test)]
 mod tests {
-    use xenflow_flow_app::SlowReason;
+    use openflow::ErrorCode;
     use xenflow_proto::table::ObstacleKind;
 
     use super::*;
@@ -112,5 +116,9 @@ mod tests {
             "ipv6: there are ip rules (100: from all)"
         );
         assert_eq!(words(None, None, SlowReason::Never, ""), "all: fastpath is never");
+        let full = SlowReason::Routes(ErrorCode::TABLE_FULL);
+        assert_eq!(words(None, None, full, ""), "some routes: the switch refused them: OFPFMFC_TABLE_FULL");
+        let bad = SlowReason::Refused(ErrorCode::BAD_OUT_PORT);
+        assert_eq!(words(None, None, bad, ""), "all: the switch refused its flows: OFPBAC_BAD_OUT_PORT");
     }
 }

@@ -356,12 +356,12 @@ fn what_was_under_way_to_a_lost_switch_is_acknowledged_by_the_next_once() {
 }
 
 #[test]
-fn a_refused_flow_is_left_out_and_the_others_are_sent_again() {
+fn a_refused_flow_is_replaced_and_the_others_are_sent_again() {
     let mut core = ready();
     live(&mut core, 1);
     let (refused, sent) = batch(&say(&mut core, 1, changes(3, [1, 2, 3])));
     let (overtaking, later) = batch(&say(&mut core, 1, changes(4, [4])));
-    let effects = core.handle(Event::Refused(refused, vec![(1, "bad".into())]));
+    let effects = core.handle(Event::Refused(refused, vec![(1, ErrorCode::BAD_OUT_PORT)]));
     assert!(matches!(effects.as_slice(), [Effect::Dump(_)]), "{effects:?}");
     assert_eq!(core.handle(Event::Confirmed(overtaking)), [], "acknowledging 4 would acknowledge 3");
     let effects = core.handle(Event::DumpEnd);
@@ -388,7 +388,11 @@ fn a_refused_flow_is_left_out_and_the_others_are_sent_again() {
     assert!(again.contains(&sent[0]) && again.contains(&sent[2]), "{again:?}");
     assert!(!again.contains(&sent[1]), "the culprit was sent again");
     assert!(!again.contains(&later[0]), "what the switch holds was sent again");
-    assert_eq!(told, [told_ack(1, 4)]);
+    // Where it was to be dropped, the guest gets it, and is told.
+    let why = "the switch refused it: OFPBAC_BAD_OUT_PORT".to_owned();
+    let rejected = vec![(route(2).key(), why)];
+    let message = HostMessage::Ack { seq: Seq(4), rejected, accepted: Vec::new() };
+    assert_eq!(told, [(SessionId(1), message)]);
 }
 
 #[test]

@@ -254,7 +254,7 @@ fn translate(said: Said, pending: &mut Pending) -> Vec<Event> {
             for (_, error) in errors.iter().filter(|(index, _)| index.is_none()) {
                 tracing::debug!(%error, "a bundle failed");
             }
-            let culprits = errors.into_iter().filter_map(|(index, error)| Some((index?, error.to_string())));
+            let culprits = errors.into_iter().filter_map(|(index, error)| Some((index?, error.code)));
             pending.bundle(id).map(|batch| Event::Refused(batch, culprits.collect())).into_iter().collect()
         }
         Said::Flows { xid, flows, more } if pending.poll.contains(&xid) => {

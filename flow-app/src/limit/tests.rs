@@ -18,12 +18,12 @@ thread_local! {
 type Wanted = BTreeSet<Prefix>;
 
 /// Classes from the definition, each time from nothing. Without shields it is the negative control.
-fn classes(wanted: &Wanted, max: usize, shields: bool) -> BTreeMap<Prefix, Class> {
+fn classes(wanted: &Wanted, (max, room): (usize, usize), shields: bool) -> BTreeMap<Prefix, Class> {
     let mut ranked: Vec<Prefix> = wanted.iter().copied().collect();
     ranked.sort_by_key(|p| (p.dst.prefix_len(), p.table, p.dst.addr().is_ipv6(), p.dst.addr()));
     let class = |at| match at {
-        _ if at < max => Class::Forward,
-        _ if at < 2 * max => Class::Punt,
+        _ if at < max.min(room) => Class::Forward,
+        _ if at < (2 * max).min(room) => Class::Punt,
         _ => Class::Absent,
     };
     let by_rank: BTreeMap<Prefix, Class> =
@@ -115,6 +115,7 @@ enum Op {
     /// One of those that are wanted, by its place among them.
     Drop(prop::sample::Index),
     Max(usize),
+    Room(Option<usize>),
 }
 
 fn any_ops() -> impl Strategy<Value = Vec<Op>> {
@@ -122,13 +123,14 @@ fn any_ops() -> impl Strategy<Value = Vec<Op>> {
         10 => any_prefix().prop_map(Op::Want),
         6 => any::<prop::sample::Index>().prop_map(Op::Drop),
         1 => (0..6usize).prop_map(Op::Max),
+        1 => prop::option::of(0..8usize).prop_map(Op::Room),
     ];
     prop::collection::vec(op, 0..60)
 }
 
 /// Everything that [`Limit`] says, against the definition: so the order of arrival has no part in it.
-fn check(limit: &Limit, wanted: &Wanted, max: usize) -> TestCaseResult {
-    let full = classes(wanted, max, true);
+fn check(limit: &Limit, wanted: &Wanted, (max, room): (usize, usize)) -> TestCaseResult {
+    let full = classes(wanted, (max, room), true);
     for (prefix, class) in &full {
         prop_assert_eq!(limit.class(*prefix), *class, "{:?}", prefix);
     }
@@ -140,7 +142,8 @@ fn check(limit: &Limit, wanted: &Wanted, max: usize) -> TestCaseResult {
     prop_assert_eq!(limit.absent(), count(Class::Absent));
     prop_assert_eq!(limit.is_near(), full.len() * 5 >= max * 4);
     let indexed = limit.index.roots.values().map(|root| marked(root)).sum::<usize>();
-    prop_assert_eq!(indexed, full.len().min(2 * full.len().saturating_sub(max)), "memory");
+    let spared = (2 * max).min(room).div_ceil(2);
+    prop_assert_eq!(indexed, full.len().min(2 * full.len().saturating_sub(spared)), "memory");
     Ok(())
 }
 
@@ -154,7 +157,7 @@ fn marked(node: &Node) -> usize {
 /// Runs operations on a limit and on a switch that is sent what the limit says, step by step, and looks at every
 /// packet after every step; `order` may spoil the order of the steps.
 fn run(max: usize, ops: Vec<Op>, order: impl Fn(Vec<Prefix>) -> Vec<Prefix>) -> TestCaseResult {
-    let (mut limit, mut max) = (Limit::new(max), max);
+    let (mut limit, mut max) = (Limit::new(max), (max, usize::MAX));
     let (mut wanted, mut flows) = (Wanted::new(), Flows::new());
     for op in ops {
         let before = wanted.clone();
@@ -173,8 +176,12 @@ fn run(max: usize, ops: Vec<Op>, order: impl Fn(Vec<Prefix>) -> Vec<Prefix>) -> 
                 (Some(prefix), [moved.before, vec![prefix], moved.after].concat())
             }
             Op::Max(new) => {
-                max = new;
+                max.0 = new;
                 (None, limit.set_max(new))
+            }
+            Op::Room(new) => {
+                max.1 = new.unwrap_or(usize::MAX);
+                (None, limit.set_room(new))
             }
         };
         check(&limit, &wanted, max)?;
@@ -190,7 +197,7 @@ fn run(max: usize, ops: Vec<Op>, order: impl Fn(Vec<Prefix>) -> Vec<Prefix>) -> 
         for prefix in order(steps) {
             send(&mut flows, prefix, limit.class(prefix));
             law(&flows, [&before, &wanted])?;
-            prop_assert!(own.is_none() || flows.len() <= 2 * max + 1);
+            prop_assert!(own.is_none() || flows.len() <= (2 * max.0).min(max.1) + 1);
         }
         let new: Flows = new.into_iter().filter(|(_, class)| *class != Class::Absent).collect();
         prop_assert_eq!(&flows, &new);
@@ -216,7 +223,7 @@ fn v4(text: &str) -> Prefix {
 fn without_shields_the_law_fails() {
     let wanted = Wanted::from(["0.0.0.0/0", "16.0.0.0/4", "32.0.0.0/4"].map(v4));
     let held = |shields| -> Flows {
-        let classes = classes(&wanted, 1, shields).into_iter();
+        let classes = classes(&wanted, (1, usize::MAX), shields).into_iter();
         classes.filter(|(_, class)| *class != Class::Absent).collect()
     };
     assert!(law(&held(true), [&wanted, &wanted]).is_ok());

@@ -1,7 +1,7 @@
 //! Route: router, routing table and prefix → next hop. The priority is the prefix length; without a route the guest
 //! answers.
 
-use openflow::{Action, Field, Flow, Match};
+use openflow::{Action, Field, Flow, Instruction, Match};
 use xenflow_proto::table::TABLE_MAIN;
 
 use super::{Side, address};
@@ -52,6 +52,11 @@ pub(crate) fn route(router: RouterId, prefix: Prefix, verdict: &Verdict, group: 
         Verdict::Punt(class) => flow.apply([punt(*class)]).goto(L2),
         Verdict::Drop => flow,
     }
+}
+
+/// The flow of a prefix hands its packets to the guest.
+pub(crate) fn is_punt(flow: &Flow) -> bool {
+    flow.instructions.contains(&Instruction::GotoTable(L2))
 }
 
 /// Names the next hop.

@@ -10,8 +10,8 @@ use xenflow_flow_app::fib::{Binding, Fib};
 use xenflow_flow_app::rib::Rib;
 use xenflow_flow_app::sim::{Packet, Switch};
 use xenflow_flow_app::{
-    Answer, App, Attachment, FastPath, FlowKey, Policy, PortNo, Rejection, RouterId, Topology, Vif, VifId,
-    pipeline,
+    Answer, App, Attachment, FastPath, FlowKey, Policy, PortNo, Rejection, RouterId, SlowReason, Topology,
+    Vif, VifId, pipeline,
 };
 use xenflow_proto::table::{
     Hop, HopFlags, Link, Neighbor, NeighborKey, NextHop, NextHopKind, Route, RouteKey, RouteKind,
@@ -20,7 +20,7 @@ use xenflow_proto::table::{
 use xenflow_proto::{Change, Key, MacAddr, Object, VlanId};
 
 use super::forwarding::{enter_all, ip};
-use super::model::Model;
+use super::model::{self, Dislike, Model};
 use super::oracle::Sent;
 use super::world::{LIMIT, Tables, World, host_mac, router_id, world};
 use super::{finds, law};
@@ -183,6 +183,161 @@ fn limited(world: &World, router: u8, max_routes: usize, lie: bool, counts: &Cou
         Ok(())
     } else {
         Err(format!("told {told:?}, but without a limit {free_rejected:?}"))
+    }
+}
+
+/// What comes to a vif for a prefix, and what becomes of it.
+struct Probe {
+    port: PortNo,
+    segment: VlanId,
+    packet: Packet,
+    /// Its routes; none where a neighbor decides.
+    routes: Vec<RouteKey>,
+    punt: Sent,
+    /// Where the switch takes everything.
+    free: Vec<Sent>,
+}
+
+fn probes(tables: &Tables, topology: &Topology, id: RouterId, free: &Model) -> Result<Vec<Probe>, String> {
+    let mut rib = Rib::default();
+    for object in tables.values() {
+        rib.apply(Change::Upsert(object.clone()), LIMIT).unwrap();
+    }
+    let binding = Binding::new(&rib, topology, id);
+    let fib = Fib { rib: &rib, binding: &binding };
+    let (switch, mut probes) = (free.switch(), Vec::new());
+    for (_, bound) in binding.vifs() {
+        let vif = &topology.vifs[&bound.id];
+        let among = deciding(tables, &fib, bound.table);
+        for dst in among.iter().copied() {
+            let Some(to) = destination_of(dst, &among).filter(|to| !is_local(tables, *to)) else { continue };
+            let Some((port, segment, packet)) = to_vif(topology, vif, to) else { continue };
+            let routes =
+                tables.keys().filter_map(|key| if let Key::Route(key) = key { Some(*key) } else { None });
+            let routes = routes.filter(|key| key.table == bound.table && key.dst == dst).collect();
+            let free = enter_all(topology, &switch, port, segment, &packet)?;
+            let punt = [(vif.port.unwrap(), packet.clone())].into();
+            probes.push(Probe { port, segment, packet, routes, punt, free });
+        }
+    }
+    Ok(probes)
+}
+
+/// A switch that refuses something of one router: at every moment packets go as they would without that, or to the guest,
+/// and in the end the guest knows which. When the switch takes it again, all is as if nothing had been.
+fn refusing(
+    world: &World,
+    router: u8,
+    dislike: Dislike,
+    leaves_out: bool,
+    counts: &Counts,
+) -> Result<(), String> {
+    let Some(tables) = world.tables.get(&router) else { return Ok(()) };
+    let (id, topology) = (router_id(router), wide(world));
+    let (free_app, free_model) = settled(world, &topology);
+    let probes = probes(tables, &topology, id, &free_model)?;
+    let ports: BTreeSet<PortNo> = topology.vifs_of(id).filter_map(|(_, vif)| vif.port).collect();
+    let (mut app, mut model) = (App::new(LIMIT), Model::default());
+    app.set_topology(topology.clone());
+    for (other, tables) in
+        world.tables.iter().filter(|(other, _)| **other != router).chain([(&router, tables)])
+    {
+        model.settle(&mut app, 1000, |_| {});
+        let other = router_id(*other);
+        app.begin_snapshot(other);
+        tables.values().for_each(|object| app.apply(other, Change::Upsert(object.clone())).unwrap());
+        app.end_snapshot(other);
+    }
+    (model.dislikes, model.leaves_out) = (Some((id, dislike)), leaves_out);
+    let mut fault = None;
+    model.settle(&mut app, 20, |now| {
+        let switch = now.switch();
+        for probe in &probes {
+            let sent = match enter_all(&topology, &switch, probe.port, probe.segment, &probe.packet) {
+                Ok(sent) => sent,
+                Err(error) => return fault = Some(error),
+            };
+            let to_guest =
+                |sent: &Sent| sent.iter().all(|(port, _)| ports.contains(port)) && !sent.is_empty();
+            if sent != probe.free && !sent.iter().all(to_guest) {
+                fault = Some(format!("{:?} becomes {sent:?}, not {:?}", probe.packet, probe.free));
+            }
+        }
+    });
+    if let Some(fault) = fault {
+        return Err(fault);
+    }
+    app.mark(id, 1);
+    model.settle(&mut app, 1000, |_| {});
+    let told: Rejected = view(app.take_answers(id, 1), Rejected::new());
+    if told != rejected(&app, id) {
+        return Err(format!("told {told:?}"));
+    }
+    let slow = app.router(id).map(|status| status.slow).unwrap_or_default();
+    let is_slow = slow.iter().any(|slow| matches!(slow.reason, SlowReason::Refused(_)));
+    let switch = model.switch();
+    for probe in &probes {
+        let sent = enter_all(&topology, &switch, probe.port, probe.segment, &probe.packet)?;
+        let punted = |sent: &[Sent]| sent.iter().all(|sent| *sent == probe.punt);
+        let (now, without) = (punted(&sent), punted(&probe.free));
+        for key in &probe.routes {
+            let why = told.get(key);
+            let is_refused = matches!(why, Some(Rejection::Switch(_)));
+            if is_refused && !now || now && !without && !is_refused && !is_slow {
+                return Err(format!("{key:?} is punted: {now}, without a refusal {without}; told {why:?}"));
+            }
+            add(match (is_refused, is_slow) {
+                (true, _) => &counts.over,
+                (false, true) => &counts.other,
+                (false, false) => &counts.forwarded,
+            });
+        }
+    }
+    if leaves_out {
+        return Ok(());
+    }
+    model.dislikes = None;
+    model.left_out.clear();
+    if app.forgive() != (model.refusals > 0) {
+        return Err("refusals are not known".to_owned());
+    }
+    app.switch_reset();
+    model.settle(&mut app, 1000, |_| {});
+    model::same("forgiven", &Model { refusals: 0, ..model.clone() }, &Model::desired(&app)?)?;
+    app.mark(id, 2);
+    model.settle(&mut app, 1000, |_| {});
+    let told = view(app.take_answers(id, 2), told);
+    if told == rejected(&free_app, id) { Ok(()) } else { Err(format!("forgiven, and told {told:?}")) }
+}
+
+#[test]
+fn what_a_switch_refuses_the_guest_forwards_and_is_told() {
+    use pipeline::{LOCAL, NEXT_HOP, ROUTE, ROUTER as GATE};
+    for (dislike, least) in [
+        (Dislike::MoreThan(0), 50),
+        (Dislike::MoreThan(3), 50),
+        (Dislike::MoreThan(9), 20),
+        (Dislike::Forwarding, 50),
+        (Dislike::Table(NEXT_HOP), 30),
+        (Dislike::Groups, 5),
+        (Dislike::Table(ROUTE), 0),
+        (Dislike::Table(LOCAL), 0),
+        (Dislike::Table(GATE), 0),
+    ] {
+        let counts = Counts::default();
+        law(16, (world(), 0..4u8), |(world, router)| refusing(&world, router, dislike, false, &counts));
+        let [refused, slow, rest] = [counts.over, counts.other, counts.forwarded].map(Cell::into_inner);
+        println!("{dislike:?}: {refused} refused, {slow} slow, {rest} as without");
+        assert!(refused >= least && (least > 0 || slow > 50), "{dislike:?}: {refused} {slow} {rest}");
+    }
+}
+
+#[test]
+fn a_refused_flow_that_is_just_left_out_is_noticed() {
+    let left_out =
+        |world: &World, router, dislike| refusing(world, router, dislike, true, &Counts::default());
+    for dislike in [Dislike::MoreThan(3), Dislike::Forwarding] {
+        finds(20, (world(), 0..4u8), |(world, router)| left_out(&world, router, dislike));
     }
 }
 

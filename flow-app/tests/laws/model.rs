@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use openflow::flow::ALL_TABLES;
-use openflow::{Action, Flow, FlowFilter, Group, Instruction, Meter};
-use xenflow_flow_app::pipeline::{LEARNED, cookie};
+use openflow::{Action, ErrorCode, Flow, FlowFilter, Group, Instruction, Meter};
+use xenflow_flow_app::pipeline::{self, LEARNED, cookie};
 use xenflow_flow_app::sim::Switch;
-use xenflow_flow_app::{App, Desired, FlowChange, FlowKey, MeterChange};
+use xenflow_flow_app::{App, Desired, FlowChange, FlowKey, MeterChange, RouterId};
 
 /// What a switch holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,6 +18,27 @@ pub struct Model {
     pub faults: Vec<String>,
     /// Broken on purpose: it keeps what it should delete.
     pub ignores_removals: bool,
+    /// What it refuses of a router.
+    pub dislikes: Option<(RouterId, Dislike)>,
+    /// Broken on purpose: what is refused is left out, and nothing else.
+    pub leaves_out: bool,
+    /// So many bundles were refused.
+    pub refusals: usize,
+    /// Refused changes that nothing stands in for: they are sent no more.
+    pub left_out: Vec<FlowChange>,
+}
+
+/// What a switch refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dislike {
+    /// More flows of prefixes than that.
+    MoreThan(usize),
+    /// Flows of prefixes that do anything else than to punt.
+    Forwarding,
+    /// Flows of that table.
+    Table(u8),
+    /// Groups.
+    Groups,
 }
 
 impl Model {
@@ -99,6 +120,44 @@ impl Model {
         }
     }
 
+    /// The first of these changes that it refuses.
+    fn culprit(&self, changes: &[FlowChange]) -> Option<(usize, ErrorCode)> {
+        let (router, dislike) = self.dislikes?;
+        let is_of = |flow: &Flow| cookie::router_of(flow.cookie) == Some(router);
+        let punts = |flow: &Flow| flow.instructions.contains(&Instruction::GotoTable(pipeline::L2));
+        let mut trial = self.clone();
+        for (index, change) in changes.iter().enumerate() {
+            let is_disliked = match change {
+                FlowChange::Upsert(flow) if is_of(flow) => match dislike {
+                    Dislike::MoreThan(room) => {
+                        let is_new = !trial.flows.contains_key(&FlowKey::from(flow));
+                        flow.table == pipeline::ROUTE && is_new && trial.prefixes_of(router) >= room
+                    }
+                    Dislike::Forwarding => flow.table == pipeline::ROUTE && !punts(flow),
+                    Dislike::Table(table) => flow.table == table,
+                    Dislike::Groups => false,
+                },
+                FlowChange::UpsertGroup(group) => {
+                    dislike == Dislike::Groups && group.id >> 16 == u32::from(router.0)
+                }
+                _ => false,
+            };
+            if is_disliked {
+                let full = matches!(dislike, Dislike::MoreThan(_));
+                return Some((index, if full { ErrorCode::TABLE_FULL } else { ErrorCode::BAD_OUT_PORT }));
+            }
+            trial.change(change.clone());
+        }
+        None
+    }
+
+    /// How many flows of prefixes a router has.
+    pub fn prefixes_of(&self, router: RouterId) -> usize {
+        let is_of =
+            |flow: &&Flow| flow.table == pipeline::ROUTE && cookie::router_of(flow.cookie) == Some(router);
+        self.flows.values().filter(is_of).count()
+    }
+
     pub fn tell_groups_and_meters(&self, app: &mut App) {
         self.groups.values().for_each(|group| app.dumped_group(group.clone()));
         self.meters.values().for_each(|meter| app.dumped_meter(meter.clone()));
@@ -153,7 +212,7 @@ impl Model {
                 }
                 app.dump_end();
             }
-            let batch = app.next_batch(max);
+            let mut batch = app.next_batch(max);
             assert!(batch.changes.len() <= max, "{} of {max} changes", batch.changes.len());
             if batch.meters.is_empty() && batch.changes.is_empty() && app.is_idle() {
                 return changes;
@@ -161,6 +220,17 @@ impl Model {
             changes += batch.changes.len();
             for change in batch.meters {
                 self.change_meter(change);
+            }
+            batch.changes.retain(|change| !self.left_out.contains(change));
+            if let Some((index, why)) = self.culprit(&batch.changes) {
+                self.refusals += 1;
+                // What it would have reached is asked for again by who sends; here nobody waits for it.
+                assert!(batch.reached.is_empty());
+                if self.leaves_out || !app.refuse(&batch.changes, index, why) {
+                    self.left_out.push(batch.changes[index].clone());
+                }
+                app.switch_reset();
+                continue;
             }
             for change in batch.changes {
                 self.change(change);

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use xenflow_flow_app::FlowKey;
+use xenflow_flow_app::pipeline::ROUTE;
+use xenflow_flow_app::pipeline::cookie::router_of;
 use xenflow_proto::Key;
 use xenflow_proto::message::MAX_REJECTED;
 
@@ -119,4 +122,118 @@ fn a_new_session_is_told_all_that_stands_behind_its_end_of_rib() {
     let effects = say(&mut core, 2, GuestMessage::SnapshotEnd(Seq(2)));
     assert_eq!(told(&confirm_all(&mut core, effects)), [(1, MAX_REJECTED, 0)]);
     assert_eq!(tell_on(&mut core, 2), [(2, 5995 - MAX_REJECTED, 0)]);
+}
+
+/// A switch with room for so many flows of prefixes, as a set of them: what is sent to it, confirmed or refused, until
+/// all is quiet; what guests were told comes back, and how many bundles were refused.
+fn fill(
+    core: &mut Core,
+    held: &mut BTreeMap<FlowKey, Flow>,
+    room: usize,
+    effects: Vec<Effect>,
+) -> (Vec<(SessionId, HostMessage)>, usize) {
+    let (mut told, mut refusals) = (Vec::new(), 0);
+    let mut queue: VecDeque<Effect> = effects.into();
+    while let Some(effect) = queue.pop_front() {
+        match effect {
+            Effect::Send(id, _, changes) => {
+                let mut after = held.clone();
+                let mut culprit = None;
+                for (index, change) in changes.into_iter().enumerate() {
+                    match change {
+                        FlowChange::Upsert(flow) => drop(after.insert(FlowKey::from(&flow), flow)),
+                        FlowChange::Remove(key) => drop(after.remove(&key)),
+                        FlowChange::RemoveRouter(_)
+                        | FlowChange::ForgetLearned(_)
+                        | FlowChange::UpsertGroup(_)
+                        | FlowChange::RemoveGroup(_) => {}
+                    }
+                    let is_prefix = |flow: &&Flow| flow.table == ROUTE && router_of(flow.cookie).is_some();
+                    if after.values().filter(is_prefix).count() > room && culprit.is_none() {
+                        culprit = Some((index, ErrorCode::TABLE_FULL));
+                    }
+                }
+                refusals += usize::from(culprit.is_some());
+                queue.extend(core.handle(match culprit {
+                    Some(culprit) => Event::Refused(id, vec![culprit]),
+                    None => {
+                        *held = after;
+                        Event::Confirmed(id)
+                    }
+                }));
+            }
+            Effect::Dump(dump) => {
+                let covers = |flow: &&Flow| {
+                    dump.flows.iter().any(|filter| {
+                        flow.cookie & filter.cookie_mask == filter.cookie
+                            && [flow.table, openflow::flow::ALL_TABLES].contains(&filter.table)
+                    })
+                };
+                core.handle(Event::Dumped(held.values().filter(covers).cloned().collect()));
+                queue.extend(core.handle(Event::DumpEnd));
+            }
+            Effect::Tell(id, message) => {
+                told.push((id, message));
+                queue.extend(core.handle(Event::Told(id)));
+            }
+            Effect::Refuse(..) | Effect::Wait(_) | Effect::Taken(_) | Effect::Nudge(..) => {}
+        }
+    }
+    (told, refusals)
+}
+
+#[test]
+fn what_the_switch_has_no_room_for_is_rejected_until_it_has() {
+    let (mut core, mut held) = (core(10_000), BTreeMap::new());
+    core.handle(Event::Desired(desired(&[1])));
+    core.handle(Event::Ports(ports(&[1])));
+    let effects = core.handle(SWITCH_UP());
+    fill(&mut core, &mut held, 1500, effects);
+    open(&mut core, 1, 1);
+    say(&mut core, 1, GuestMessage::SnapshotBegin(Seq(1)));
+    say_many(&mut core, 2, 0..2000);
+    let effects = say(&mut core, 1, GuestMessage::SnapshotEnd(Seq(3)));
+    let (first, refusals) = fill(&mut core, &mut held, 1500, effects);
+    // One place stays free.
+    assert_eq!(told(&first), [(3, 501, 0)]);
+    assert!(refusals <= 3, "{refusals} bundles were refused");
+    let Some((_, HostMessage::Ack { rejected, .. })) = first.first() else { panic!() };
+    assert!(
+        rejected.iter().all(|(_, why)| why == "the switch refused it: OFPFMFC_TABLE_FULL"),
+        "{rejected:?}"
+    );
+    let slow = core.reports().flat_map(|(_, report)| report.slow).collect::<Vec<_>>();
+    assert!(
+        slow.contains(&"some routes: the switch refused them: OFPFMFC_TABLE_FULL".to_owned()),
+        "{slow:?}"
+    );
+    // Routes that go make room for others, with no bundle refused.
+    let gone = (0..100).map(|number| Change::Remove(one_of_many(number).key())).collect();
+    let effects = say(&mut core, 1, GuestMessage::Changes { seq: Seq(4), changes: gone });
+    let (then, refusals) = fill(&mut core, &mut held, 1500, effects);
+    assert_eq!((told(&then), refusals), (vec![(4, 0, 100)], 0));
+    // Asked again in vain, and again when there is room.
+    let second = |seconds| Event::Tick(Duration::from_secs(seconds));
+    let mut ask = |core: &mut Core, seconds, room| {
+        let effects = core.handle(second(seconds));
+        fill(core, &mut held, room, effects)
+    };
+    assert_eq!(ask(&mut core, 100, 1500), (vec![], 0));
+    assert_eq!(ask(&mut core, 159, 1500), (vec![], 0));
+    let (_, refusals) = ask(&mut core, 160, 1500);
+    assert!(refusals > 0, "nobody asked");
+    assert_eq!(core.app.rejected(RouterId(1)).count(), 401);
+    assert_eq!(ask(&mut core, 161, 2500), (vec![], 0));
+    assert_eq!(ask(&mut core, 280, 2500), (vec![], 0), "twice as long");
+    let (last, refusals) = ask(&mut core, 281, 2500);
+    assert_eq!((told(&last), refusals), (vec![(4, 0, 401)], 0));
+    // A new switch is asked at once for what another refused.
+    core.handle(Event::SwitchDown);
+    let effects = core.handle(SWITCH_UP());
+    let (_, refusals) = fill(&mut core, &mut BTreeMap::new(), 1000, effects);
+    assert!(refusals > 0 && core.app.has_refused());
+    core.handle(Event::SwitchDown);
+    let effects = core.handle(SWITCH_UP());
+    let (_, refusals) = fill(&mut core, &mut BTreeMap::new(), 2500, effects);
+    assert_eq!((refusals, core.app.has_refused(), core.app.rejected(RouterId(1)).count()), (0, false, 0));
 }

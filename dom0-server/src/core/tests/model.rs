@@ -72,8 +72,10 @@ struct Guest {
     waits: bool,
     /// Messages in which it last said something else of a route.
     changed: BTreeMap<u8, u64>,
-    /// Routes that it was told to keep.
+    /// Routes that it was told to keep, as they are now.
     rejected: BTreeSet<u8>,
+    /// The same, if it takes no notice of numbers and of what it says itself.
+    believed: BTreeSet<u8>,
     /// Those that its snapshot has named so far.
     named: BTreeSet<u8>,
     resumes: bool,
@@ -159,12 +161,14 @@ impl World {
                     let is_of_now =
                         |guest: &Guest, third| guest.changed.get(&third).is_none_or(|at| *at <= seq.0);
                     for third in rejected.iter().map(|(key, _)| third(key)) {
+                        guest.believed.insert(third);
                         if is_of_now(guest, third) {
                             guest.rejected.insert(third);
                         }
                     }
                     for third in accepted.iter().map(third) {
                         guest.rejected.remove(&third);
+                        guest.believed.remove(&third);
                     }
                     if has_answers {
                         assert!(self.telling.insert(id), "answers while others are on their way");
@@ -329,7 +333,8 @@ impl World {
                 if !changes.is_empty()
                     && let Some(culprit) = self.refuse.take()
                 {
-                    let culprit = culprit.map(|at| (usize::from(at) % changes.len(), "no".to_owned()));
+                    let culprit =
+                        culprit.map(|at| (usize::from(at) % changes.len(), ErrorCode::BAD_OUT_PORT));
                     self.answers.push_back(Event::Refused(id, culprit.into_iter().collect()));
                     return;
                 }
@@ -339,7 +344,7 @@ impl World {
                     matches!(change, FlowChange::Upsert(flow) if flow.instructions.iter().any(lacking))
                 });
                 if let Some(at) = bad {
-                    self.answers.push_back(Event::Refused(id, vec![(at, "no such meter".to_owned())]));
+                    self.answers.push_back(Event::Refused(id, vec![(at, ErrorCode::BAD_METER)]));
                     return;
                 }
                 for change in changes {
@@ -446,6 +451,7 @@ proptest! {
                 let rejected = world.core.app.rejected(RouterId(guest.router.into()));
                 let rejected: BTreeSet<u8> = rejected.map(|(key, _)| third(&xenflow_proto::Key::Route(key))).collect();
                 prop_assert_eq!(&guest.rejected, &rejected, "{:?}", guest);
+                prop_assert_eq!(&guest.believed, &rejected, "{:?}", guest);
             }
         }
         prop_assert!(world.core.marks.is_empty(), "marks are left over: {:?}", world.core.marks);

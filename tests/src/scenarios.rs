@@ -10,6 +10,7 @@ mod controls;
 mod demo;
 mod fpm;
 mod hostile;
+mod identity;
 mod kernel;
 mod oracle;
 mod plain;
@@ -23,6 +24,7 @@ pub const ALL: &[Scenario] = &[
     demo::SCENARIO,
     controls::SCENARIO,
     hostile::SCENARIO,
+    identity::SCENARIO,
     chain::SCENARIO,
     kernel::SCENARIO,
     churn::SCENARIO,

@@ -17,6 +17,7 @@ pub mod wire;
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,6 +34,8 @@ use wire::Decoder;
 const OUT_HIGH: usize = 64 << 10;
 /// Zebra writes its first routes in pieces of this size at most.
 const READ: usize = 64 << 10;
+/// The pause after a connection that could not be accepted, as for want of file descriptors.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -55,6 +58,7 @@ enum Heard {
     Connection(TcpStream),
     Bytes(usize),
     Written,
+    Nothing,
 }
 
 impl Fpm {
@@ -74,7 +78,16 @@ impl Fpm {
     /// time without losing anything.
     pub async fn heard(&mut self) {
         let Some(listener) = &self.listener else { return std::future::pending().await };
-        let accept = async { listener.accept().await.map(|(stream, _)| Heard::Connection(stream)) };
+        let accept = async {
+            match listener.accept().await {
+                Ok((stream, _)) => Ok(Heard::Connection(stream)),
+                Err(error) => {
+                    debug!(%error, "zebra cannot connect");
+                    tokio::time::sleep(PAUSE).await;
+                    Ok(Heard::Nothing)
+                }
+            }
+        };
         let heard = match &mut self.zebra {
             None => accept.await,
             Some(Zebra { stream, decoder, out }) => {
@@ -98,7 +111,7 @@ impl Fpm {
             Ok(Heard::Connection(stream)) => self.connected(stream),
             Ok(Heard::Bytes(0)) => self.closed("it closed the connection"),
             Ok(Heard::Bytes(_)) => self.decode(),
-            Ok(Heard::Written) => {}
+            Ok(Heard::Written | Heard::Nothing) => {}
             Err(error) => self.closed(&error.to_string()),
         }
     }

@@ -18,7 +18,9 @@ use xenflow_guest_client::mirror::{Limits, Mirror};
 use xenflow_guest_client::rejected::Rejected;
 use xenflow_guest_client::session::Acked;
 use xenflow_guest_client::translate::{Event, Place};
-use xenflow_proto::table::{Hop, HopFlags, Link, Route, RouteKey, RouteKind, RouteTarget};
+use xenflow_proto::table::{
+    Hop, HopFlags, Link, NextHop, NextHopKind, Route, RouteKey, RouteKind, RouteTarget,
+};
 use xenflow_proto::{Key, Object, Seq};
 
 const NOW: Duration = Duration::ZERO;
@@ -246,6 +248,41 @@ fn a_route_is_offloaded_once_the_switch_has_it() {
     guest.tell();
     guest.acked(&[], &[]);
     assert_eq!(guest.answers(), yes(DST));
+}
+
+/// Zebra changes a next-hop object without its routes, and says that these are others now.
+#[test]
+fn a_route_is_not_offloaded_before_its_next_hops() {
+    let (mut guest, route) = (Guest::new(), key(254, DST));
+    let hop = Hop { gateway: None, oif: Some(2), weight: 1, flags: HopFlags(0), encap: false };
+    let object = |id, kind| Event::Upsert(Object::NextHop(NextHop { id, kind }));
+    let target = RouteTarget::NextHop(9);
+    let by = Route { key: route, kind: RouteKind::Unicast, protocol: 186, scope: 0, target, mtu: None };
+    let said = [
+        object(7, NextHopKind::Single(hop)),
+        object(9, NextHopKind::Group(vec![(7, 1)])),
+        Event::Route(by, Place::Replaced),
+    ];
+    for event in said {
+        let _ = guest.mirror.apply(event, NOW);
+    }
+    guest.zebra(route);
+    guest.tell();
+    guest.acked(&[], &[]);
+    assert_eq!(guest.answers(), yes(DST));
+    for changed in [
+        object(7, NextHopKind::Single(Hop { oif: Some(3), ..hop })),
+        object(9, NextHopKind::Group(vec![(7, 2)])),
+    ] {
+        let _ = guest.mirror.apply(changed, NOW);
+        guest.zebra(route);
+        assert_eq!(guest.answers(), [], "before it is told");
+        guest.tell();
+        guest.zebra(route);
+        assert_eq!(guest.answers(), [], "before it is confirmed");
+        guest.acked(&[], &[]);
+        assert_eq!(guest.answers(), yes(DST));
+    }
 }
 
 #[test]

@@ -1,21 +1,21 @@
 //! Zebra's routes and what was answered to each. Pure.
 //!
 //! A route is *offloaded* when the host's switch has confirmed it as the kernel has it now
-//! ([`Mirror::is_confirmed`]) and the host does not reject it ([`Rejected`]), *failed* when it is confirmed and the host
+//! ([`Mirror::is_confirmed`]), with its next-hop objects, and the host does not reject it ([`Rejected`]), *failed* when it is confirmed and the host
 //! rejects it. Otherwise it stays as it is: an answer may be late. Each is given once, and again when it changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use xenflow_proto::Key;
-use xenflow_proto::table::Link;
+use xenflow_proto::table::{Link, NextHop, NextHopKind, Route, RouteKey, RouteTarget};
+use xenflow_proto::{Key, Object};
 
 use super::wire::{Answer, Asked, Decoder, Prefix, WireError, Word, words};
 use crate::mirror::Mirror;
 use crate::rejected::Rejected;
 use crate::session::Acked;
 
-/// Most prefixes of zebra: more than the global tables of both families have, several times.
-pub const MAX_PREFIXES: usize = 8 << 20;
+/// Most prefixes of zebra, about 130 bytes each: more than the global tables of both families have, half as many again.
+pub const MAX_PREFIXES: usize = 2 << 20;
 
 const RT_TABLE_MAIN: u32 = 254;
 
@@ -32,6 +32,8 @@ pub struct Table {
     entries: BTreeMap<Prefix, Entry>,
     /// To be looked at: what decides about them may have changed.
     due: BTreeSet<Prefix>,
+    /// Those of which only the next-hop object is still to be confirmed.
+    waiting: BTreeSet<Prefix>,
 }
 
 impl Table {
@@ -39,6 +41,7 @@ impl Table {
     pub fn clear(&mut self) {
         self.entries.clear();
         self.due.clear();
+        self.waiting.clear();
     }
 
     /// Takes in the frames that are whole.
@@ -68,6 +71,7 @@ impl Table {
             Word::Gone(prefix) => {
                 self.entries.remove(&prefix);
                 self.due.remove(&prefix);
+                self.waiting.remove(&prefix);
             }
         }
         Ok(())
@@ -79,6 +83,9 @@ impl Table {
         if *whole {
             self.due.extend(self.entries.keys());
             return;
+        }
+        if confirmed.iter().any(|key| matches!(key, Key::NextHop(_))) {
+            self.due.append(&mut self.waiting);
         }
         let named = confirmed.iter().chain(accepted).chain(rejected.iter().map(|(key, _)| key));
         let prefix = |key: &Key| if let Key::Route(key) = key { Some((key.table, key.dst)) } else { None };
@@ -101,6 +108,10 @@ impl Table {
             if !mirror.is_confirmed(&key) {
                 continue;
             }
+            if !is_hop_confirmed(mirror, asked.key) {
+                self.waiting.insert(prefix);
+                continue;
+            }
             let offloaded = !rejected.contains(&key);
             let Some(vrf) = vrf(asked.key.table, mirror.links()) else { continue };
             if entry.said != Some(offloaded) {
@@ -110,6 +121,21 @@ impl Table {
         }
         None
     }
+}
+
+/// The switch has the next-hop object of a route as the kernel has it now: zebra changes these without the route.
+fn is_hop_confirmed(mirror: &Mirror, route: RouteKey) -> bool {
+    let Some(Object::Route(Route { target: RouteTarget::NextHop(id), .. })) =
+        mirror.object(Key::Route(route))
+    else {
+        return true;
+    };
+    let is_confirmed = |id: u32| mirror.is_confirmed(&Key::NextHop(id));
+    let members = match mirror.object(Key::NextHop(*id)) {
+        Some(Object::NextHop(NextHop { kind: NextHopKind::Group(members), .. })) => members.as_slice(),
+        _ => &[],
+    };
+    is_confirmed(*id) && members.iter().all(|(id, _)| is_confirmed(*id))
 }
 
 /// Zebra's number of the VRF with this table. Of tables without a VRF it takes no answer.

@@ -134,7 +134,10 @@ fn credentials(config: &Config, report: &mut Report) -> bool {
                     "copy the three files that `xenflow pki issue router NAME` wrote at the host, and ca.pem among them"
                 }
                 TlsError::Ca { .. } => "copy ca.pem from the host anew",
-                TlsError::Own { .. } => "use the certificate of this router, or correct `router`",
+                TlsError::Validity(_) => "use another certificate",
+                TlsError::Own { .. } | TlsError::NoRouter { .. } => {
+                    "use the certificate of this router, or correct `router`"
+                }
                 TlsError::Key(_) => "use the certificate and the key of the same `xenflow pki issue`",
             };
             report.fail("certificate", chain(&error), remedy);

@@ -42,6 +42,8 @@ pub(crate) enum LinkError {
     Decode(#[from] xenflow_proto::DecodeError),
     #[error("connection closed by the host")]
     Closed,
+    #[error("connection cut off by the host")]
+    Cut,
     #[error("nudged by a host that does not know of the session")]
     Nudged,
     #[error("connection")]
@@ -75,12 +77,17 @@ fn list(before: &str, names: &[String]) -> String {
 }
 
 impl LinkError {
+    /// The connection failed while it was read. Without a word of TLS, the other end is gone.
+    pub(crate) fn read(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::UnexpectedEof { Self::Cut } else { Self::Io(error) }
+    }
+
     /// The other end went away from under a session, as it does when this guest was moved: the next host is
     /// there already.
     pub(crate) fn is_reset(&self) -> bool {
-        matches!(self, Self::Closed | Self::Nudged | Self::InterfaceGone)
+        matches!(self, Self::Closed | Self::Cut | Self::Nudged | Self::InterfaceGone)
             || matches!(self, Self::Io(e) if matches!(e.kind(),
-                io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe))
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe))
     }
 }
 

@@ -468,7 +468,7 @@ impl Driver {
         let outcome = match result {
             Ok(0) => Err(LinkError::Closed),
             Ok(_) => self.messages(time),
-            Err(error) => Err(LinkError::Io(error)),
+            Err(error) => Err(LinkError::read(error)),
         };
         if let Err(error) = outcome {
             self.lost(error, time);

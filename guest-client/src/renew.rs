@@ -75,8 +75,8 @@ pub enum InstallError {
 /// [`TlsError`] if it cannot be read.
 pub fn current(config: &Config) -> Result<Validity, TlsError> {
     let chain = tls::certificates(&config.cert)?;
-    let own = chain.first().and_then(|own| validity(own));
-    own.ok_or_else(|| TlsError::Empty(config.cert.clone()))
+    let own = chain.first().ok_or_else(|| TlsError::Empty(config.cert.clone()))?;
+    validity(own).ok_or_else(|| TlsError::Validity(config.cert.clone()))
 }
 
 /// How long to wait before the host is asked for a certificate in place of this one: until a third of its lifetime is
@@ -174,13 +174,17 @@ fn replace(path: &Path, text: &str) -> Result<(), InstallError> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&new)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&new, path)?;
-        match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
-            _ => Ok(()),
-        }
+        fs::rename(&new, path)
     };
-    write().map_err(|source| InstallError::Write { path: path.into(), source })
+    write().map_err(|source| {
+        let _ = fs::remove_file(&new);
+        InstallError::Write { path: path.into(), source }
+    })?;
+    // Where that cannot be done, a crash may bring the old file back, which is as good until it is replaced again.
+    if let Some(Ok(parent)) = path.parent().map(File::open) {
+        let _ = parent.sync_all();
+    }
+    Ok(())
 }
 
 /// RFC 7468.

@@ -31,6 +31,17 @@ pub enum TlsError {
     /// A file without a certificate.
     #[error("{} holds no certificate", .0.display())]
     Empty(PathBuf),
+    /// A certificate without an end.
+    #[error("the certificate in {} does not say how long it is valid", .0.display())]
+    Validity(PathBuf),
+    /// A certificate of something else.
+    #[error("the certificate in {} is not a router's", path.display())]
+    NoRouter {
+        /// Which file.
+        path: PathBuf,
+        /// What is in it.
+        source: CertificateIdentityError,
+    },
     /// A CA certificate that cannot be one.
     #[error("{} is not usable as a CA", path.display())]
     Ca {
@@ -117,7 +128,7 @@ pub fn router_of(cert: &Path) -> Result<Name, TlsError> {
             Err(CertificateIdentityError::Other { found, wanted: "xenflow://router/NAME".into() })
         }
     });
-    identity.map_err(|source| TlsError::Own { path: cert.into(), router: "NAME".into(), source })
+    identity.map_err(|source| TlsError::NoRouter { path: cert.into(), source })
 }
 
 /// What is needed to connect as `router`.

@@ -110,6 +110,17 @@ fn certificate_and_authorities_are_replaced_and_the_key_is_not() {
 }
 
 #[test]
+fn what_cannot_be_replaced_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    // A file cannot take the place of a directory.
+    let path = dir.path().join("ca.pem");
+    fs::create_dir(&path).unwrap();
+    let error = replace(&path, "text").unwrap_err();
+    assert_eq!(error.to_string(), format!("cannot replace {}", path.display()));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
 fn symbolic_links_stay() {
     let mut router = Router::new();
     let link = router.dir.path().join("link.pem");

@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use dom0_server::core::{Core, Effect, Event, MeterError, SessionId};
 use dom0_server::db::{self, Desired, Segment, Vif, VifNumber, row};
 use dom0_server::ports::{ControlPort, SwitchPort, SwitchPorts, bind};
-use openflow::{Action, Flow, Group, Instruction, Meter};
+use openflow::{Action, ErrorCode, Flow, Group, Instruction, Meter};
 use ovsdb::Uuid;
 use xenflow_flow_app::pipeline::cookie;
 use xenflow_flow_app::{App, FlowChange, FlowKey, MeterChange, RouterId};
 use xenflow_proto::message::GuestMessage;
-use xenflow_proto::{Change, HostMessage, Identity, Name, Object, VlanId, control};
+use xenflow_proto::{Change, HostMessage, Identity, Key, Name, Object, Seq, VlanId, control};
 
 use crate::kernel::{LINKS, mac};
 
@@ -36,6 +36,10 @@ pub(crate) struct Counts {
     pub(crate) resumes: u64,
     /// Resumed sessions with nothing to tell.
     pub(crate) empty: u64,
+    /// Sessions that resumed from older tables: another host was told something since.
+    pub(crate) older: u64,
+    /// Sets of tables that came from the other host, some time later.
+    pub(crate) copies: u64,
     /// How often it was looked whether something was withdrawn while no session was there.
     pub(crate) watched: u64,
 }
@@ -165,14 +169,43 @@ impl Host {
                 agent: String::new(),
             };
             out.extend(self.open(id, hello));
-            for message in [
-                GuestMessage::SnapshotBegin(xenflow_proto::Seq(1)),
-                GuestMessage::SnapshotEnd(xenflow_proto::Seq(2)),
-            ] {
+            for message in [GuestMessage::SnapshotBegin(Seq(1)), GuestMessage::SnapshotEnd(Seq(2))] {
                 out.extend(self.handle(Event::Said(id, message)));
             }
             out.extend(self.handle(Event::Closed(id)));
         }
+        out
+    }
+
+    /// Some other way than by its guest, the host comes to hold tables that this boot of the guest has said, while its
+    /// vifs may not be there yet.
+    pub(crate) fn copy(&mut self, boot_id: [u8; 16], tables: &BTreeMap<Key, Object>) -> Vec<Output> {
+        self.counts.copies += 1;
+        let was_plugged = self.is_plugged;
+        let mut out = self.plug(true);
+        let id = SessionId(1 << 61 | self.counts.copies);
+        let hello = xenflow_proto::message::Hello {
+            versions: vec![xenflow_proto::message::VERSION],
+            router: "r1".parse().unwrap(),
+            boot_id,
+            agent: String::new(),
+        };
+        out.extend(self.open(id, hello));
+        let changes = tables.values().cloned().map(Change::Upsert).collect();
+        for message in [
+            GuestMessage::SnapshotBegin(Seq(1)),
+            GuestMessage::Changes { seq: Seq(2), changes },
+            GuestMessage::SnapshotEnd(Seq(3)),
+        ] {
+            out.extend(self.handle(Event::Said(id, message)));
+            while self.core.is_behind() {
+                out.extend(self.turn());
+            }
+        }
+        out.extend(self.handle(Event::Closed(id)));
+        out.extend(self.plug(was_plugged));
+        // None of this is for the guest, but that its own session here is over.
+        out.retain(|output| !matches!(output, Output::Tell(to, _) | Output::Taken(to) if *to == id));
         out
     }
 
@@ -257,7 +290,7 @@ impl Host {
                     && let Some(culprit) = switch.refuse.take()
                 {
                     self.is_tainted |= culprit.is_some();
-                    let culprit = culprit.map(|at| (at % changes.len(), "no".to_owned()));
+                    let culprit = culprit.map(|at| (at % changes.len(), ErrorCode::BAD_OUT_PORT));
                     switch.answers.push_back(Event::Refused(id, culprit.into_iter().collect()));
                     return;
                 }
@@ -326,7 +359,7 @@ impl Host {
     }
 
     /// How the switch differs from what a host holds that was told these tables and nothing else.
-    pub(crate) fn difference(&self, tables: &BTreeMap<xenflow_proto::Key, Object>) -> Option<String> {
+    pub(crate) fn difference(&self, tables: &BTreeMap<Key, Object>) -> Option<String> {
         let (topology, _) = bind(&self.node, &desired(), &ports(self.is_plugged));
         let router = RouterId(1);
         let mut app = App::new(LIMIT);

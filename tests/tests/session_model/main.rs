@@ -2,7 +2,8 @@
 //! random events, losses, breaks, restarts and moves, in virtual time and without I/O.
 //!
 //! The laws: whenever all is quiet, the mirror has what the kernel has, and the switch what a host holds that was told
-//! exactly that; nothing is withdrawn but by the word of a session; nobody breaks a rule of the protocol.
+//! exactly that; a host that holds what the client once told, however long ago, is told the difference; nothing is
+//! withdrawn but by the word of a session; nobody breaks a rule of the protocol.
 //!
 //! `XENFLOW_MODEL_SEED` and `XENFLOW_MODEL_STEPS` make other runs; a failure names its seed.
 
@@ -45,6 +46,8 @@ fn run(seed: u64, steps: u64, faults: Faults) -> Result<Counts, String> {
             snapshots: total.snapshots + counts.snapshots,
             resumes: total.resumes + counts.resumes,
             empty: total.empty + counts.empty,
+            older: total.older + counts.older,
+            copies: total.copies + counts.copies,
             watched: total.watched + counts.watched,
         };
     }
@@ -59,6 +62,8 @@ fn the_host_ends_with_what_the_kernel_has() {
     assert!(counts.snapshots > steps / 500, "seed {seed}: {counts:?}");
     assert!(counts.resumes - counts.empty > steps / 1000, "seed {seed}: {counts:?}");
     assert!(counts.empty > steps / 1000, "seed {seed}: {counts:?}");
+    assert!(counts.older > steps / 4000, "seed {seed}: {counts:?}");
+    assert!(counts.copies > steps / 1000, "seed {seed}: {counts:?}");
     assert!(counts.watched > steps / 100, "seed {seed}: {counts:?}");
 }
 
@@ -77,4 +82,12 @@ fn a_host_that_withdraws_is_found_out() {
     let faults = Faults { withdraws: true, ..Faults::default() };
     let broken = run(seed, 20_000, faults).expect_err("nothing was missed");
     assert!(broken.contains("no session said so"), "{broken}");
+}
+
+#[test]
+fn a_client_that_forgets_is_found_out() {
+    let seed = from_environment("XENFLOW_MODEL_SEED", 1);
+    let faults = Faults { forgets: true, ..Faults::default() };
+    let broken = run(seed, 20_000, faults).expect_err("nothing was missed");
+    assert!(broken.contains("that it knew"), "{broken}");
 }

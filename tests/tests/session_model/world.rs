@@ -1,6 +1,6 @@
 //! The kernel, its guest client, two hosts and the connections between them; steps, and the laws.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -20,7 +20,12 @@ use crate::kernel::Kernel;
 pub(crate) struct Faults {
     pub(crate) trusts_silence: bool,
     pub(crate) withdraws: bool,
+    /// The client starts anew at each move.
+    pub(crate) forgets: bool,
 }
+
+/// Tables that both hosts may come to hold are remembered at so many quiet moments.
+const COPIES: usize = 4;
 
 /// A step, and how often it is taken.
 #[derive(Debug, Clone, Copy)]
@@ -50,9 +55,10 @@ enum Op {
     Reboot,
     DaemonRestarts,
     Move,
+    Copy,
 }
 
-const OPS: [(usize, Op); 28] = [
+const OPS: [(usize, Op); 29] = [
     (120, Op::Act),
     (100, Op::Read),
     (40, Op::List { late: false }),
@@ -81,6 +87,7 @@ const OPS: [(usize, Op); 28] = [
     (1, Op::Reboot),
     (2, Op::DaemonRestarts),
     (4, Op::Move),
+    (3, Op::Copy),
 ];
 
 /// Frames under way in both directions.
@@ -116,6 +123,15 @@ pub(crate) struct World {
     next_id: u64,
     /// What the last host that took a session held.
     held: Option<Digest>,
+    /// The host that was told something last.
+    told: Option<usize>,
+    /// A session with the other one, that has resumed and told nothing yet.
+    resumed: Option<u64>,
+    /// The tables at quiet moments of this boot, the last ones.
+    copies: VecDeque<BTreeMap<Key, Object>>,
+    /// Their digests, of all since the client started: a host held them, so the client knows of them.
+    known: HashSet<Digest>,
+    older: u64,
     trace: VecDeque<Op>,
 }
 
@@ -138,6 +154,11 @@ impl World {
             current: None,
             next_id: 1,
             held: None,
+            told: None,
+            resumed: None,
+            copies: VecDeque::new(),
+            known: HashSet::new(),
+            older: 0,
             trace: VecDeque::new(),
         }
     }
@@ -170,6 +191,8 @@ impl World {
             snapshots: a.snapshots + b.snapshots,
             resumes: a.resumes + b.resumes,
             empty: a.empty + b.empty,
+            older: self.older,
+            copies: a.copies + b.copies,
             watched: a.watched + b.watched,
         })
     }
@@ -223,10 +246,12 @@ impl World {
             Op::Reboot => {
                 self.boots += 1;
                 self.kernel = Kernel::new();
+                self.copies.clear();
                 self.start_client();
             }
             Op::DaemonRestarts => self.restart_daemon(host)?,
             Op::Move => self.migrate()?,
+            Op::Copy => self.copy()?,
         }
         Ok(())
     }
@@ -280,12 +305,34 @@ impl World {
             let message = decode(frame, GuestMessage::decode)?;
             let (session, has_hello, host) = (SessionId(id), connection.has_hello, connection.host);
             connection.is_taken = !std::mem::replace(&mut connection.has_hello, true);
+            self.look(id, host, &message)?;
             let out = match message {
                 GuestMessage::Hello(hello) if !has_hello => self.hosts[host].open(session, hello),
                 other if has_hello => self.hosts[host].said(session, other),
                 other => return Err(format!("{other:?} before Hello")),
             };
             self.send(out)?;
+        }
+        Ok(())
+    }
+
+    /// A session starts as it should, from what its host holds.
+    fn look(&mut self, id: u64, host: usize, message: &GuestMessage) -> Result<(), String> {
+        match message {
+            GuestMessage::SnapshotBegin(_) if Some(id) == self.current => {
+                if let Some(held) = self.held.filter(|held| self.known.contains(held)) {
+                    return Err(format!("the client told all to a host of {held:?}, that it knew"));
+                }
+            }
+            GuestMessage::Resume(_) => {
+                self.resumed = self.told.is_some_and(|told| told != host).then_some(id);
+            }
+            GuestMessage::Changes { .. } => {
+                self.older += u64::from(self.resumed.take() == Some(id));
+                self.told = Some(host);
+            }
+            GuestMessage::SnapshotEnd(_) => self.told = Some(host),
+            _ => {}
         }
         Ok(())
     }
@@ -421,6 +468,7 @@ impl World {
     fn start_client(&mut self) {
         self.cut(false);
         self.leave();
+        self.known.clear();
         self.guest = Guest::start(self.boots, &mut self.kernel, self.faults.trusts_silence);
     }
 
@@ -439,6 +487,20 @@ impl World {
         self.send(out)?;
         self.place = 1 - self.place;
         let out = self.hosts[self.place].plug(true);
+        self.send(out)?;
+        if self.faults.forgets {
+            let known = std::mem::take(&mut self.known);
+            self.start_client();
+            self.known = known;
+        }
+        Ok(())
+    }
+
+    /// The host where the guest is not gets tables of some time ago.
+    fn copy(&mut self) -> Result<(), String> {
+        let at = self.random.below(self.copies.len().max(1));
+        let Some(tables) = self.copies.get(at) else { return Ok(()) };
+        let out = self.hosts[1 - self.place].copy(*self.guest.boot_id(), tables);
         self.send(out)
     }
 
@@ -485,17 +547,27 @@ impl World {
         Err(format!("it never becomes quiet: {:?}", self.guest))
     }
 
-    fn compare(&self) -> Result<(), String> {
+    fn compare(&mut self) -> Result<(), String> {
         let tables = self.kernel.tables();
         let mirrored: BTreeMap<Key, Object> =
             self.guest.mirror.objects().map(|object| (object.key(), object.clone())).collect();
         if let Some(differs) = difference(&tables, &mirrored) {
             return Err(format!("the kernel and the mirror differ: {differs}"));
         }
-        match self.hosts[self.place].difference(&tables) {
-            Some(differs) => Err(format!("the kernel and the host differ: {differs}")),
-            None => Ok(()),
+        if let Some(differs) = self.hosts[self.place].difference(&tables) {
+            return Err(format!("the kernel and the host differ: {differs}"));
         }
+        self.known.insert(self.digest(&tables));
+        self.copies.truncate(COPIES - 1);
+        self.copies.push_front(tables);
+        Ok(())
+    }
+
+    fn digest(&self, tables: &BTreeMap<Key, Object>) -> Digest {
+        let mut keyed = Keyed::new(self.guest.boot_id());
+        let mut digest = Digest::default();
+        tables.values().for_each(|object| digest.add(keyed.hash(object)));
+        digest
     }
 
     /// A session that begins when all is quiet: the host holds just what the kernel has, and nothing is to be told.
@@ -505,9 +577,7 @@ impl World {
         self.leave();
         self.settle()?;
         self.compare()?;
-        let mut keyed = Keyed::new(self.guest.boot_id());
-        let mut digest = Digest::default();
-        self.kernel.tables().values().for_each(|object| digest.add(keyed.hash(object)));
+        let digest = self.digest(&self.kernel.tables());
         if self.held != Some(digest) {
             return Err(format!("the kernel has {digest:?}, the host {:?}", self.held));
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use dom0_server::chain::Chain;
 use dom0_server::config::Config;
 use dom0_server::daemon;
 use tokio::signal::unix::{SignalKind, signal};
@@ -86,12 +87,6 @@ fn print_effective(config: &Config) {
 
 #[expect(clippy::print_stderr, reason = "before there is a log, and for people at a terminal")]
 fn fail(error: &dyn std::error::Error, code: u8) -> ExitCode {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line = format!("{line}: {error}");
-        cause = error.source();
-    }
-    eprintln!("xenflow-dom0: {line}");
+    eprintln!("xenflow-dom0: {}", Chain(error));
     ExitCode::from(code)
 }

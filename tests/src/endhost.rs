@@ -20,7 +20,10 @@ pub struct EndHost {
 impl EndHost {
     /// Makes the namespace; no interface yet.
     pub fn create(name: &str) -> Result<Self> {
-        Ok(Self { ns: Netns::create(name)? })
+        let ns = Netns::create(name)?;
+        // It is told its router. Asking for one, it would become a neighbor by its link-local address, some time.
+        ns.sysctls(&[("net.ipv6.conf.default.router_solicitations", "0")])?;
+        Ok(Self { ns })
     }
 
     /// Its namespace.
@@ -30,11 +33,11 @@ impl EndHost {
 
     /// Sets its address (`addr/len`), brings its interface up, and routes everything else to `gateway`.
     pub fn configure(&self, address: &str, gateway: Option<&str>) -> Result<()> {
-        self.ns.configure(NIC, &[address])?;
+        let mut lines = format!("address add {address} dev {NIC}\nlink set {NIC} up\n");
         if let Some(gateway) = gateway {
-            self.ns.ip(&["route", "replace", "default", "via", gateway])?;
+            lines.push_str(&format!("route replace default via {gateway}\n"));
         }
-        Ok(())
+        self.ns.ip_batch(&lines)
     }
 
     /// Pings until a reply comes: right after a topology is up, the first packets may still be lost.

@@ -85,7 +85,15 @@ impl Host {
 
     /// A command inside the host, with the environment that points the OVS tools at this host's switch.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = self.ns.command(program);
+        self.at_switch(self.ns.command(program))
+    }
+
+    /// The same outside the host's namespace, which is cheaper: for tools that need the switch's sockets only.
+    fn tool(&self, program: &str) -> Command {
+        self.at_switch(Command::new(program))
+    }
+
+    fn at_switch(&self, mut command: Command) -> Command {
         for key in ["OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR"] {
             command.env(key, &self.run);
         }
@@ -95,8 +103,7 @@ impl Host {
     /// Runs `ovs-vsctl`; waits for the switch to take the change, if there is one.
     pub fn vsctl(&self, args: &[&str]) -> Result<String> {
         let db = format!("--db=unix:{}", self.db_socket().display());
-        // Only the socket matters, so it may run outside the namespace: cheaper.
-        let mut command = Command::new("ovs-vsctl");
+        let mut command = self.tool("ovs-vsctl");
         command.args([&db, "--timeout=10"]);
         if self.vswitchd.is_none() {
             command.arg("--no-wait");
@@ -106,13 +113,13 @@ impl Host {
 
     /// Runs `ovs-ofctl` with OpenFlow 1.5.
     pub fn ofctl(&self, args: &[&str]) -> Result<String> {
-        process::output(self.command("ovs-ofctl").args(["-O", "OpenFlow15", "--timeout=10"]).args(args))
+        process::output(self.tool("ovs-ofctl").args(["-O", "OpenFlow15", "--timeout=10"]).args(args))
     }
 
     /// Runs `ovs-appctl` against the switch.
     pub fn appctl(&self, args: &[&str]) -> Result<String> {
         let target = self.run.join("ovs-vswitchd.ctl");
-        process::output(self.command("ovs-appctl").arg("--timeout=10").arg("-t").arg(target).args(args))
+        process::output(self.tool("ovs-appctl").arg("--timeout=10").arg("-t").arg(target).args(args))
     }
 
     /// Adds an existing interface to a bridge, with settings as `ovs-vsctl` takes them after the port's name

@@ -19,6 +19,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, sethostname, sync};
 
 use crate::job::{self, Job, Outcome};
+use crate::net::NAMESPACES;
 use crate::process;
 use crate::progress::{Events, uptime_s};
 use crate::scenario::{Lab, ShellEnded};
@@ -142,8 +143,14 @@ fn mounts(results: &str) -> Result<()> {
         mount_fs("tmpfs", dir, "tmpfs", "mode=755")?;
     }
     std::fs::set_permissions("/tmp", std::fs::Permissions::from_mode(0o1777))?;
-    for dir in [RESULTS, HOST, "/var/log", "/var/lib", "/var/tmp", "/run/netns", "/run/lock"] {
+    for dir in [RESULTS, HOST, "/var/log", "/var/lib", "/var/tmp", NAMESPACES, "/run/lock"] {
         std::fs::create_dir_all(dir)?;
+    }
+    // As `ip netns` does before its first namespace.
+    let (none, flags) =
+        (None::<&str>, [MsFlags::MS_BIND | MsFlags::MS_REC, MsFlags::MS_SHARED | MsFlags::MS_REC]);
+    for flags in flags {
+        mount(Some(NAMESPACES), NAMESPACES, none, flags, none).context("cannot share /run/netns")?;
     }
     symlink("/run", "/var/run")?;
     symlink("/run/lock", "/var/lock")?;

@@ -1,6 +1,10 @@
-//! The one loop: owns the mirror and the session, moves bytes between kernel, host and status socket.
+//! The one loop: owns the mirror and the session, waits for what happens next, and tells the status socket.
+//!
+//! Not here: what becomes of what the kernel says (`kernel`), and of what the host does (`host`).
 
 mod dumps;
+mod host;
+mod kernel;
 mod renewal;
 
 use std::io;
@@ -8,44 +12,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
-use tracing::{debug, info, warn};
-use xenflow_proto::frame::MAX_FRAME;
+use tracing::info;
 use xenflow_proto::message::{Hello, VERSION};
 use xenflow_proto::table::NeighborKey;
-use xenflow_proto::{GuestMessage, HostMessage, Key, Object};
 
 use crate::backoff::Backoff;
 use crate::config::Config;
-use crate::connection::{Connection, Found, LinkError, attempt, chain, write};
-use crate::control::{Change, Control};
+use crate::connection::{Connection, Found, LinkError, write};
+use crate::control::Control;
 use crate::fpm::Fpm;
 use crate::mirror::{Mirror, Start};
 use crate::neighbors::{Wanted, wanted};
-use crate::netlink::{Input, Netlink};
+use crate::netlink::Netlink;
 use crate::nudge::Nudge;
-use crate::obstacles::{Survey, describe};
 use crate::refresh::Refresh;
 use crate::rejected::Rejected;
-use crate::session::{Acked, Event, Session};
-use crate::status::{AckLine, State, Status};
+use crate::session::Session;
+use crate::status::{State, Status};
 use crate::tls;
 use crate::watch::{Heard, Watch};
 use dumps::Dumps;
 use renewal::Renewal;
-
-/// Bytes ready to be sent beyond which no more messages are made: the socket is slower than the window.
-const OUT_HIGH: usize = 64 << 10;
-/// A session that lived for so long was a good one: the next attempt need not wait.
-const GOOD_SESSION: Duration = Duration::from_secs(1);
-/// The session's end may take this long when the client stops.
-const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
-/// After a nudge, an attempt to connect that takes longer than this is given up for a new one, and so is a session
-/// whose host has not answered for so long: what they are sent may wait for TCP to repeat it.
-const STUCK: Duration = Duration::from_millis(300);
-/// Datagrams read from the kernel before the host gets its turn.
-const BURST: usize = 64;
 
 /// What ends the client.
 #[derive(Debug, thiserror::Error)]
@@ -87,10 +76,6 @@ enum Phase {
 pub fn now() -> Duration {
     let time = clock_gettime(ClockId::Monotonic);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 struct Driver {
@@ -297,248 +282,6 @@ impl Driver {
         Ok(())
     }
 
-    /// Zebra told the kernel before it told us: once the kernel has nothing more to say, the mirror knows of it.
-    fn answer_zebra(&mut self) -> Result<(), RunError> {
-        if self.fpm.is_due() && self.read_kernel()? && self.mirror.is_trusted() {
-            self.fpm.answer(&self.mirror, &self.rejected);
-        }
-        Ok(())
-    }
-
-    /// True: everything was read.
-    fn read_kernel(&mut self) -> Result<bool, RunError> {
-        let (mut inputs, mut whole) = (Vec::new(), false);
-        for _ in 0..BURST {
-            if !self.netlink.read(|input| inputs.push(input)).map_err(RunError::Netlink)? {
-                whole = true;
-                break;
-            }
-            // Of each: what causes the last of a burst may come after the first was read.
-            let time = now();
-            for input in std::mem::take(&mut inputs) {
-                self.input(input, time);
-            }
-        }
-        let time = now();
-        if self.mirror.take_unsurveyed() {
-            self.watch.note(&Heard::Bell, time);
-        }
-        self.watch_control(time);
-        Ok(whole)
-    }
-
-    fn input(&mut self, input: Input, time: Duration) {
-        match input {
-            Input::Event(event) => {
-                if self.mirror.apply(event, time) {
-                    self.dumps.want(time);
-                }
-            }
-            Input::Dumped(event) => {
-                self.dumps.heard(time);
-                self.mirror.apply_dumped(event, time);
-            }
-            Input::DumpEnded { whole } => {
-                let again = self.dumps.ended(time, whole);
-                debug!(whole, took_us = self.dumps.took().as_micros(), "dump ended");
-                let sure = whole && self.mirror.end_dump(time);
-                if again || !sure {
-                    self.dumps.want(time);
-                }
-            }
-            Input::Overflow => {
-                self.overflows += 1;
-                debug!("the kernel dropped events");
-                self.mirror.distrust();
-                self.dumps.want(time);
-            }
-        }
-    }
-
-    fn surveyed(&mut self, survey: &Survey, time: Duration) {
-        self.mirror.apply_survey(survey, time);
-        // Nothing tells of an MTU of IPv6 that changes. Links that come and go have told of it already.
-        let mtu = |(&ifindex, &mtu): (&u32, &Option<u32>)| match self.mirror.object(Key::Link(ifindex)) {
-            Some(Object::Link(link)) => link.ipv6_mtu != mtu,
-            _ => false,
-        };
-        if survey.links.iter().any(mtu) {
-            self.dumps.want(time);
-        }
-        let name = |ifindex| match self.mirror.object(Key::Link(ifindex)) {
-            Some(Object::Link(link)) => link.name.clone(),
-            _ => format!("link {ifindex}"),
-        };
-        let obstacles: Vec<String> =
-            survey.obstacles.iter().map(|obstacle| describe(obstacle, name)).collect();
-        if *self.obstacles == *obstacles {
-            return;
-        }
-        for obstacle in obstacles.iter().filter(|new| !self.obstacles.contains(new)).take(10) {
-            info!(obstacle, "the host forwards no such packets");
-        }
-        for obstacle in self.obstacles.iter().filter(|old| !obstacles.contains(old)).take(10) {
-            info!(obstacle, "no more in the way of the host");
-        }
-        self.obstacles = obstacles.into();
-    }
-
-    /// A change at the control interface may mean another host: look at once.
-    fn watch_control(&mut self, time: Duration) {
-        if !self.mirror.is_trusted() {
-            return;
-        }
-        let change = self.control.look(&self.mirror);
-        self.nudge.listen(self.control.listen(&self.mirror));
-        let Some(change) = change else { return };
-        debug!(control = ?self.control, "control interface changed");
-        self.backoff.reset();
-        match &mut self.phase {
-            Phase::Waiting { until } => *until = time,
-            // An attempt that is under way has found the interface before the mirror did.
-            Phase::Connecting { .. } if change == Change::First => {}
-            Phase::Connecting { task, .. } => {
-                task.abort();
-                self.phase = Phase::Waiting { until: time };
-            }
-            Phase::Open(_) if change == Change::Gone => self.lost(LinkError::InterfaceGone, time),
-            Phase::Open(connection) => connection.session.probe(time),
-        }
-    }
-
-    /// The host has no session of this guest, as far as it knew when it sent the nudge.
-    fn nudged(&mut self, time: Duration) {
-        let due = self.nudge.admit(time);
-        debug!(wait_ms = due.saturating_sub(time).as_millis(), "nudged");
-        match &mut self.phase {
-            Phase::Waiting { until } => *until = due.min(*until),
-            Phase::Connecting { task, since } if *since + STUCK <= time => {
-                task.abort();
-                self.phase = Phase::Waiting { until: due };
-            }
-            Phase::Connecting { .. } => {}
-            Phase::Open(connection) => match connection.session.asked() {
-                Some(asked) if asked + STUCK <= time => self.lost(LinkError::Nudged, time),
-                Some(_) => {}
-                None if due <= time => connection.session.probe(time),
-                None => {}
-            },
-        }
-    }
-
-    fn connect(&mut self, time: Duration) {
-        match self.control.places(&self.mirror).and_then(|places| attempt(&self.config, places)) {
-            Ok(task) => self.phase = Phase::Connecting { task, since: time },
-            Err(error) => self.lost(error, time),
-        }
-    }
-
-    fn connected(&mut self, result: Result<Found, LinkError>, time: Duration) {
-        match result {
-            Ok((stream, place)) => {
-                self.control.connected(&place);
-                self.phase = Phase::Open(Box::new(Connection::new(stream, self.hello.clone(), time)));
-            }
-            Err(error) => self.lost(error, time),
-        }
-    }
-
-    /// The session or the attempt is over; says why, once, and waits.
-    fn lost(&mut self, error: LinkError, time: Duration) {
-        self.mirror.hang_up();
-        // One that ends as soon as it is up will do so again: somebody else may use the same certificate.
-        let up_since = if let Phase::Open(connection) = &self.phase { connection.up_since } else { None };
-        self.control.lost(up_since.is_some());
-        let good = up_since.is_some_and(|since| since + GOOD_SESSION <= time);
-        if good {
-            self.backoff.reset();
-        }
-        let wait = if good && error.is_reset() { Duration::ZERO } else { self.backoff.wait() };
-        self.phase = Phase::Waiting { until: time + wait };
-        let text = chain(&error);
-        if self.error.as_ref() != Some(&text) {
-            warn!(error = text, "no session with the host");
-        } else {
-            debug!(error = text, wait_ms = wait.as_millis(), "no session with the host");
-        }
-        self.error = Some(text);
-    }
-
-    fn received(&mut self, result: io::Result<usize>, time: Duration) {
-        let outcome = match result {
-            Ok(0) => Err(LinkError::Closed),
-            Ok(_) => self.messages(time),
-            Err(error) => Err(LinkError::read(error)),
-        };
-        if let Err(error) = outcome {
-            self.lost(error, time);
-        }
-    }
-
-    fn messages(&mut self, time: Duration) -> Result<(), LinkError> {
-        let Phase::Open(connection) = &mut self.phase else { return Ok(()) };
-        while let Some(frame) = connection.decoder.next_frame()? {
-            let message = HostMessage::decode(frame)?;
-            match connection.session.handle_message(time, message, &mut self.mirror)? {
-                None => {}
-                Some(Event::Up(node)) => {
-                    info!(%node, "session is up");
-                    connection.decoder.set_limit(MAX_FRAME);
-                    connection.node = Some(node);
-                    connection.up_since = Some(time);
-                    if self.control.up(&self.mirror) {
-                        info!(
-                            interface = self.control.name(),
-                            "the control interface: a node took the session there"
-                        );
-                    }
-                    self.nudge.listen(self.control.listen(&self.mirror));
-                    self.error = None;
-                    self.rejected.session_began();
-                }
-                Some(Event::Acked(step)) => {
-                    self.rejected.acknowledged(&step);
-                    self.fpm.acknowledged(&step);
-                    acknowledged(&self.status, &step, time);
-                }
-                Some(Event::InUse(neighbors)) => self.in_use = neighbors,
-                Some(Event::Renewed(renewed)) => self.renewal.heard(&self.config, &renewed, time),
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes messages as long as the window and the socket take them.
-    fn transmit(&mut self) {
-        let Phase::Open(connection) = &mut self.phase else { return };
-        while connection.out.len() < OUT_HIGH {
-            let Some(message) = connection.session.poll_transmit(&mut self.mirror) else { break };
-            if matches!(message, GuestMessage::SnapshotBegin(_) | GuestMessage::Resume(_)) {
-                let (start, backlog) = (connection.session.start(), self.mirror.backlog());
-                info!(?start, backlog, "the host is brought up to date");
-            }
-            message.encode(&mut connection.out);
-        }
-    }
-
-    /// Says what it had begun to say and that it is the end, and hears the host out.
-    async fn close(&mut self) {
-        let Phase::Open(connection) = &mut self.phase else { return };
-        let Connection { reader, writer, out, .. } = &mut **connection;
-        let leave = async {
-            writer.write_all_buf(out).await?;
-            writer.shutdown().await?;
-            let mut rest = [0; 4096];
-            while reader.read(&mut rest).await? > 0 {}
-            io::Result::Ok(())
-        };
-        match tokio::time::timeout(CLOSE_TIMEOUT, leave).await {
-            Ok(Ok(())) => debug!("session closed"),
-            Ok(Err(error)) => debug!(%error, "session closed badly"),
-            Err(_) => debug!("the host does not close the session"),
-        }
-    }
-
     fn tell(&self) {
         let session = match &self.phase {
             Phase::Open(connection) => Some(&connection.session),
@@ -577,20 +320,4 @@ impl Driver {
             obstacles: Arc::clone(&self.obstacles),
         });
     }
-}
-
-fn acknowledged(status: &Status, step: &Acked, time: Duration) {
-    for (key, reason) in step.rejected.iter().take(10) {
-        warn!(?key, reason, "stays with the guest");
-    }
-    if step.rejected.len() > 10 {
-        warn!(count = step.rejected.len(), "more stay with the guest");
-    }
-    status.acked(&AckLine {
-        acked: step.seq.0,
-        monotonic_ns: nanos(time),
-        queued_ns: step.oldest.map(nanos),
-        changes: step.changes,
-        rejected: step.rejected.len(),
-    });
 }

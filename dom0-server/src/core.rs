@@ -74,7 +74,7 @@ pub enum Event {
     Waited,
     /// Some time has passed; it says how much since the daemon began. To come about every second.
     Tick(Duration),
-    /// Nothing else has happened: go on with what is left of long messages. To come while [`Core::is_behind`].
+    /// Nothing else has happened: go on with what is left of long work. To come while [`Core::is_behind`].
     Turn,
     /// Guests ran into limits.
     Limited(Hits),
@@ -126,12 +126,20 @@ pub enum Effect {
 const WINDOW: u32 = 256;
 /// Changes in a bundle: more would keep the switch from everything else for too long.
 const BATCH: usize = 1000;
-/// The same while several guests have sessions, so that none waits long for what another has started.
-const SHARED_BATCH: usize = 512;
+/// The same while several guests have sessions, so that none waits long for what another has started. One router alone
+/// fills a quarter of it: the switch does that in a few milliseconds.
+const SHARED_BATCH: usize = 128;
 /// Changes of one message that are taken in before it is another session's turn.
 const SLICE: usize = 64;
+/// Objects of a router being swept that are looked at in its turn.
+const SWEEP: usize = 4 * SLICE;
 /// Bundles under way.
 const IN_FLIGHT: usize = 2;
+/// The same while several guests have sessions: what comes in meanwhile waits for no more than one.
+const SHARED_IN_FLIGHT: usize = 1;
+/// Things due for a router with which its session's next message waits, so that a guest cannot say more than its share
+/// of the switch takes, but in its own connection's buffers.
+const BACKLOG: usize = 4096;
 /// The pause after a failure that starting over may not cure; doubled each time, up to the greatest.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(64);
@@ -155,6 +163,8 @@ struct Session {
     stage: Stage,
     /// What is left of its last message.
     rest: std::vec::IntoIter<Change>,
+    /// Its last message was end-of-RIB, and something may be left of the sweep.
+    is_sweeping: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,6 +225,13 @@ pub struct Core {
     sessions: BTreeMap<SessionId, Session>,
     /// Sessions of which a message has not been taken in whole, in the order of their turns.
     turns: VecDeque<SessionId>,
+    /// Routers that are swept without a session, in the order of their turns.
+    sweeps: VecDeque<RouterId>,
+    /// Sessions whose last message was taken in, but for whose routers too much is due.
+    held_back: BTreeSet<SessionId>,
+    /// The search for what is due was left off, for others to have their turn.
+    is_searching: bool,
+    backlog: usize,
     lone: BTreeMap<RouterId, Lone>,
     /// Ports of control vifs that are plugged in, and whether they have a link.
     plugged: BTreeMap<RouterId, (PortNo, bool)>,
@@ -248,6 +265,10 @@ impl Core {
             next_batch: BatchId(1),
             sessions: BTreeMap::new(),
             turns: VecDeque::new(),
+            sweeps: VecDeque::new(),
+            held_back: BTreeSet::new(),
+            is_searching: false,
+            backlog: BACKLOG,
             lone: BTreeMap::new(),
             plugged: BTreeMap::new(),
             marks: HashMap::new(),
@@ -349,10 +370,11 @@ impl Core {
         self.switch_up && self.desired.is_some() && self.ports.is_some() && is_idle && self.app.is_idle()
     }
 
-    /// Something is left of a long message: [`Event::Turn`] is to come.
+    /// Something is left of long work: [`Event::Turn`] is to come.
     #[must_use]
     pub fn is_behind(&self) -> bool {
-        !self.turns.is_empty()
+        let may_search = self.is_searching && self.in_flight.len() < self.most_in_flight();
+        may_search || !self.turns.is_empty() || !self.sweeps.is_empty()
     }
 
     /// The guest of that router has a session.
@@ -368,7 +390,7 @@ impl Core {
         let plugged =
             |vif: &xenflow_flow_app::Vif| vif.attachment == Attachment::Control && vif.port.is_some();
         let mut routers = topology.vifs.iter().filter(|(_, vif)| plugged(vif)).map(|(id, _)| id.router);
-        routers.all(|id| self.app.router(id).is_some_and(|status| status.synced))
+        routers.all(|id| self.app.is_synced(id))
     }
 
     /// Ports that are not used, and why.
@@ -436,7 +458,9 @@ impl Core {
 
     /// Keeps the switch busy with what is due.
     fn pump(&mut self) {
+        self.is_searching = false;
         if !self.switch_up || self.waiting || self.desired.is_none() || self.ports.is_none() {
+            self.release();
             return;
         }
         self.mark_answers();
@@ -446,9 +470,9 @@ impl Core {
             self.dumping = true;
             self.effects.push(Effect::Dump(dump));
         }
-        while self.in_flight.len() < if self.app.is_wary() { 1 } else { IN_FLIGHT } {
-            let most = if self.sessions.len() > 1 { SHARED_BATCH } else { BATCH };
-            let Batch { mut meters, mut changes, reached } = self.app.next_batch(most);
+        while self.in_flight.len() < self.most_in_flight() {
+            let most = if self.is_shared() { SHARED_BATCH } else { BATCH };
+            let Batch { mut meters, mut changes, reached, more } = self.app.next_batch(most);
             let is_last = meters.is_empty() && changes.is_empty();
             meters.retain(|change| self.lacking.takes(change));
             for change in &mut changes {
@@ -463,13 +487,24 @@ impl Core {
             } else {
                 self.acknowledge(reached);
             }
-            if is_last {
+            self.is_searching = more;
+            if is_last || more {
                 break;
             }
         }
+        self.release();
         if self.failures > 0 && self.in_flight.is_empty() && !self.dumping && self.app.is_idle() {
             self.failures = 0;
         }
+    }
+
+    /// Another guest may say something at any moment.
+    fn is_shared(&self) -> bool {
+        self.sessions.len() > 1
+    }
+
+    fn most_in_flight(&self) -> usize {
+        if self.app.is_wary() || self.is_shared() { SHARED_IN_FLIGHT } else { IN_FLIGHT }
     }
 
     fn send(&mut self, meters: Vec<MeterChange>, changes: Vec<FlowChange>, reached: Vec<(RouterId, u64)>) {
@@ -507,6 +542,7 @@ impl Core {
             self.finish(session);
         }
         self.turns.retain(|turn| *turn != id);
+        self.held_back.remove(&id);
         self.marks.retain(|_, (session, _)| *session != id);
     }
 

@@ -62,7 +62,13 @@ pub struct Batch {
     pub changes: Vec<FlowChange>,
     /// Marks that are reached when the switch has confirmed the changes.
     pub reached: Vec<(RouterId, u64)>,
+    /// There may be more changes, but to find them takes time that others may need: ask again.
+    pub more: bool,
 }
+
+/// Steps in the search for what is due, for each change that there is room for. Most of them find nothing where the
+/// places of a router are walked over (its links changed, say), and cost about as much as one that does.
+const STEPS: usize = 8;
 
 /// All that a switch should hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -172,7 +178,7 @@ impl App {
         self.topology = topology;
         for id in ids {
             let fresh = || Scoped { router: Router::new(id, &self.topology), sync: Sync::Unknown };
-            self.routers.entry(id).or_insert_with(fresh).router.rebind(&self.topology);
+            self.routers.entry(id).or_insert_with(fresh).router.rebind();
         }
     }
 
@@ -184,14 +190,14 @@ impl App {
     /// A snapshot of a router begins, by this boot of its guest.
     pub fn begin_snapshot_of(&mut self, id: RouterId, boot_id: [u8; 16]) {
         if let Some(scoped) = self.routers.get_mut(&id) {
-            scoped.router.rib.snapshot_begin(boot_id);
+            scoped.router.begin_snapshot(boot_id);
         }
     }
 
     /// A router's tables go on from what they are; [`App::end_snapshot`] will sweep nothing.
     pub fn resume(&mut self, id: RouterId) {
         if let Some(scoped) = self.routers.get_mut(&id) {
-            scoped.router.rib.resume();
+            scoped.router.resume();
         }
     }
 
@@ -207,16 +213,28 @@ impl App {
     /// [`TooManyObjects`]: the change is not made.
     pub fn apply(&mut self, id: RouterId, change: Change) -> Result<(), TooManyObjects> {
         match self.routers.get_mut(&id) {
-            Some(scoped) => scoped.router.apply(change, self.limit, &self.topology),
+            Some(scoped) => scoped.router.apply(change, self.limit),
             None => Ok(()),
         }
     }
 
-    /// End-of-RIB of a router.
+    /// End-of-RIB of a router: all that its snapshot did not confirm is swept.
     pub fn end_snapshot(&mut self, id: RouterId) {
+        self.begin_sweep(id);
+        while self.go_on_sweeping(id, usize::MAX) {}
+    }
+
+    /// End-of-RIB of a router. [`App::go_on_sweeping`] does what there is to do; a snapshot or a resumption that begins
+    /// before that is done ends it.
+    pub fn begin_sweep(&mut self, id: RouterId) {
         if let Some(scoped) = self.routers.get_mut(&id) {
-            scoped.router.end_snapshot(&self.topology);
+            scoped.router.end_snapshot();
         }
+    }
+
+    /// Looks at `most` more objects of a router that is being swept. False: nothing is left to do.
+    pub fn go_on_sweeping(&mut self, id: RouterId, most: usize) -> bool {
+        self.routers.get_mut(&id).is_some_and(|scoped| scoped.router.go_on_sweeping(most))
     }
 
     /// Asks for `token` back in a [`Batch`], behind everything that is due for the router now. Tokens grow from
@@ -264,13 +282,13 @@ impl App {
             _ => None,
         };
         let scoped = router.and_then(|id| self.routers.get_mut(&id));
-        scoped.is_some_and(|scoped| scoped.router.refuse(sent, index, why, &self.topology))
+        scoped.is_some_and(|scoped| scoped.router.refuse(sent, index, why))
     }
 
     /// What the switch refused is to be tried again. True if there was any; then [`App::switch_reset`] is to follow.
     pub fn forgive(&mut self) -> bool {
         let routers = self.routers.values_mut();
-        routers.fold(false, |any, scoped| scoped.router.forgive(&self.topology) || any)
+        routers.fold(false, |any, scoped| scoped.router.forgive() || any)
     }
 
     /// The switch refuses something of these routers' at present.
@@ -404,7 +422,7 @@ impl App {
                 let dumped = |scoped: &&mut Scoped| scoped.sync == Sync::Dumping;
                 if let Some(scoped) = self.routers.get_mut(&id).filter(dumped) {
                     let groups = self.groups_found.remove(&id).unwrap_or_default();
-                    scoped.router.reconcile(installed, groups);
+                    scoped.router.reconcile(installed, groups, &self.topology);
                     scoped.sync = Sync::InStep;
                 }
             }
@@ -430,13 +448,18 @@ impl App {
             if scoped.sync != Sync::InStep {
                 continue;
             }
-            // A fair share of the batch, so that one router's million waits for another's one.
-            let share = batch.changes.len().saturating_add(max.div_ceil(4)).min(max);
+            // A fair share of the batch, so that one router's million waits for another's one; and of the work.
+            let most = max.div_ceil(4);
+            let share = batch.changes.len().saturating_add(most).min(max);
+            let mut work = most.saturating_mul(STEPS);
             while scoped.router.is_due() && batch.changes.len() < share {
-                match scoped.router.next_due() {
+                match scoped.router.next_due(&self.topology, &mut work) {
                     Some(Step::Change(change)) => batch.changes.push(change),
                     Some(Step::Marker(token)) => batch.reached.push((id, token)),
-                    None => break,
+                    None => {
+                        batch.more |= scoped.router.is_due();
+                        break;
+                    }
                 }
             }
             while let Some(token) = scoped.router.next_marker() {
@@ -459,7 +482,7 @@ impl App {
             meters: self.meters.values().cloned().collect(),
         };
         for scoped in self.routers.values().filter(|scoped| scoped.router.synced) {
-            let (flows, groups) = scoped.router.desired();
+            let (flows, groups) = scoped.router.desired(&self.topology);
             desired.flows.extend(flows);
             desired.groups.extend(groups);
         }
@@ -470,9 +493,22 @@ impl App {
     #[must_use]
     pub fn router(&self, id: RouterId) -> Option<RouterStatus> {
         let router = &self.routers.get(&id)?.router;
-        let slow = router.slow(self.topology.policy(id).fast_path);
+        let slow = router.slow(&self.topology);
         let routes = router.route_counts();
         Some(RouterStatus { rib: router.rib.counts(), synced: router.synced, slow, routes })
+    }
+
+    /// A router's guest has finished a snapshot in this life of the daemon.
+    #[must_use]
+    pub fn is_synced(&self, id: RouterId) -> bool {
+        self.routers.get(&id).is_some_and(|scoped| scoped.router.synced)
+    }
+
+    /// About how much is due for a router whose scope is in step; of others nothing is sent before that is decided anew.
+    #[must_use]
+    pub fn backlog(&self, id: RouterId) -> usize {
+        let in_step = self.routers.get(&id).filter(|scoped| scoped.sync == Sync::InStep);
+        in_step.map_or(0, |scoped| scoped.router.backlog())
     }
 
     /// Everything that is not under way: scopes in step, nothing due.

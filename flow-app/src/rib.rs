@@ -6,6 +6,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Bound;
 
 use ipnet::IpNet;
 use xenflow_proto::digest::{Digest, Keyed};
@@ -36,8 +37,10 @@ pub struct Rib {
     settings: BTreeMap<(), Stamped<Settings>>,
     /// With their details.
     obstacles: BTreeMap<ObstacleKey, Stamped<String>>,
-    /// How many routes refer to a next-hop object.
-    users: BTreeMap<u32, usize>,
+    /// Which routes refer to a next-hop object.
+    users: BTreeMap<u32, BTreeSet<RouteKey>>,
+    /// Which groups a next-hop object is a member of.
+    groups: BTreeMap<u32, BTreeSet<u32>>,
     epoch: u32,
     in_snapshot: bool,
     tally: Option<Tally>,
@@ -73,6 +76,27 @@ impl Tally {
     fn has(&self, epoch: u32, now: u32) -> bool {
         now.wrapping_sub(epoch) <= now.wrapping_sub(self.since)
     }
+}
+
+/// How far the sweep at the end of a snapshot has come: all up to this object of this kind is done.
+#[derive(Debug, Clone, Copy)]
+pub enum Sweep {
+    /// Routes first: they refer to others.
+    Routes(Option<RouteKey>),
+    /// Then neighbors.
+    Neighbors(Option<NeighborKey>),
+    /// Then next-hop objects.
+    NextHops(Option<u32>),
+    /// Then addresses.
+    Addresses(Option<AddressKey>),
+    /// Then links.
+    Links(Option<IfIndex>),
+    /// Then obstacles.
+    Obstacles(Option<ObstacleKey>),
+    /// Then the settings.
+    Settings,
+    /// Nothing is left.
+    Done,
 }
 
 /// A guest said more than its host will remember.
@@ -119,25 +143,69 @@ impl Rib {
         (tally.digest.objects == objects as u64).then_some(tally.digest)
     }
 
-    /// End-of-RIB: the keys that the snapshot did not confirm, in an order in which they can be removed. None
-    /// without a beginning: an end alone must not sweep everything.
-    pub fn unconfirmed(&mut self) -> Vec<Key> {
-        if !std::mem::take(&mut self.in_snapshot) {
-            return Vec::new();
+    /// End-of-RIB: the way to the keys that the snapshot did not confirm, for [`Rib::unconfirmed`]. None without a
+    /// beginning: an end alone must not sweep everything.
+    pub fn snapshot_end(&mut self) -> Option<Sweep> {
+        std::mem::take(&mut self.in_snapshot).then_some(Sweep::Routes(None))
+    }
+
+    /// Looks at up to `most` objects: the keys that the snapshot did not confirm, in an order in which they can be
+    /// removed.
+    pub fn unconfirmed(&self, sweep: &mut Sweep, most: usize) -> Vec<Key> {
+        /// What is old of the next ones; the last of them, if there may be more.
+        fn old<K: Copy + Ord, V>(
+            map: &BTreeMap<K, Stamped<V>>,
+            epoch: u32,
+            after: Option<K>,
+            most: usize,
+            key: fn(K) -> Key,
+        ) -> (Vec<Key>, Option<K>) {
+            let mut last = None;
+            let mut seen = 0;
+            let mut keys = Vec::new();
+            for (at, entry) in map.range((behind(after), Bound::Unbounded)).take(most) {
+                seen += 1;
+                last = Some(*at);
+                if entry.epoch != epoch {
+                    keys.push(key(*at));
+                }
+            }
+            (keys, last.filter(|_| seen == most))
         }
-        fn old<K: Clone, V>(map: &BTreeMap<K, Stamped<V>>, epoch: u32) -> impl Iterator<Item = K> {
-            map.iter().filter(move |(_, entry)| entry.epoch != epoch).map(|(key, _)| key.clone())
-        }
-        let epoch = self.epoch;
-        let routes = old(&self.routes, epoch).map(Key::Route);
-        let neighbors = old(&self.neighbors, epoch).map(Key::Neighbor);
-        let next_hops = old(&self.next_hops, epoch).map(Key::NextHop);
-        let addresses = old(&self.addresses, epoch).map(Key::Address);
-        let links = old(&self.links, epoch).map(Key::Link);
-        let settings = old(&self.settings, epoch).map(|()| Key::Settings);
-        let obstacles = old(&self.obstacles, epoch).map(Key::Obstacle);
-        let links = links.chain(settings).chain(obstacles);
-        routes.chain(neighbors).chain(next_hops).chain(addresses).chain(links).collect()
+        let (epoch, most) = (self.epoch, most.max(1));
+        let (keys, next) = match *sweep {
+            Sweep::Routes(after) => {
+                let (keys, last) = old(&self.routes, epoch, after, most, Key::Route);
+                (keys, last.map_or(Sweep::Neighbors(None), |last| Sweep::Routes(Some(last))))
+            }
+            Sweep::Neighbors(after) => {
+                let (keys, last) = old(&self.neighbors, epoch, after, most, Key::Neighbor);
+                (keys, last.map_or(Sweep::NextHops(None), |last| Sweep::Neighbors(Some(last))))
+            }
+            Sweep::NextHops(after) => {
+                let (keys, last) = old(&self.next_hops, epoch, after, most, Key::NextHop);
+                (keys, last.map_or(Sweep::Addresses(None), |last| Sweep::NextHops(Some(last))))
+            }
+            Sweep::Addresses(after) => {
+                let (keys, last) = old(&self.addresses, epoch, after, most, Key::Address);
+                (keys, last.map_or(Sweep::Links(None), |last| Sweep::Addresses(Some(last))))
+            }
+            Sweep::Links(after) => {
+                let (keys, last) = old(&self.links, epoch, after, most, Key::Link);
+                (keys, last.map_or(Sweep::Obstacles(None), |last| Sweep::Links(Some(last))))
+            }
+            Sweep::Obstacles(after) => {
+                let (keys, last) = old(&self.obstacles, epoch, after, most, Key::Obstacle);
+                (keys, last.map_or(Sweep::Settings, |last| Sweep::Obstacles(Some(last))))
+            }
+            Sweep::Settings => {
+                let (keys, _) = old(&self.settings, epoch, None, most, |()| Key::Settings);
+                (keys, Sweep::Done)
+            }
+            Sweep::Done => (Vec::new(), Sweep::Done),
+        };
+        *sweep = next;
+        keys
     }
 
     /// Makes the change; true if anything is different now.
@@ -162,6 +230,7 @@ impl Rib {
             settings: _,
             own: _,
             users: _,
+            groups: _,
             epoch: _,
             in_snapshot: _,
             tally: _,
@@ -197,15 +266,21 @@ impl Rib {
                 *self.own.entry(key.address.addr()).or_default() += usize::from(is_new);
                 is_new
             }
-            Object::NextHop(it) => put(&mut self.next_hops, it.id, it, epoch, tally, next_hop_of),
+            Object::NextHop(it) => {
+                let id = it.id;
+                self.count_group(id, false);
+                let changed = put(&mut self.next_hops, id, it, epoch, &mut self.tally, next_hop_of);
+                self.count_group(id, true);
+                changed
+            }
             Object::Neighbor(it) => put(&mut self.neighbors, it.key, it.mac, epoch, tally, neighbor_of),
             Object::Settings(it) => put(&mut self.settings, (), it, epoch, tally, settings_of),
             Object::Obstacle(it) => put(&mut self.obstacles, it.key, it.detail, epoch, tally, obstacle_of),
             Object::Route(route) => {
                 let key = route.key;
-                self.count_user(key, -1);
+                self.count_user(key, false);
                 let changed = put(&mut self.routes, key, route, epoch, &mut self.tally, route_of);
-                self.count_user(key, 1);
+                self.count_user(key, true);
                 changed
             }
         }
@@ -225,27 +300,37 @@ impl Rib {
                 }
                 was_there
             }
-            Key::NextHop(id) => take(&mut self.next_hops, id, epoch, tally, next_hop_of),
+            Key::NextHop(id) => {
+                self.count_group(id, false);
+                take(&mut self.next_hops, id, epoch, &mut self.tally, next_hop_of)
+            }
             Key::Neighbor(key) => take(&mut self.neighbors, key, epoch, tally, neighbor_of),
             Key::Settings => take(&mut self.settings, (), epoch, tally, settings_of),
             Key::Obstacle(key) => take(&mut self.obstacles, key, epoch, tally, obstacle_of),
             Key::Route(key) => {
-                self.count_user(key, -1);
+                self.count_user(key, false);
                 take(&mut self.routes, key, epoch, &mut self.tally, route_of)
             }
         }
     }
 
-    fn count_user(&mut self, key: RouteKey, step: isize) {
-        let Some(Stamped { value: Route { target: RouteTarget::NextHop(id), .. }, .. }) =
+    /// Whether a route, as it is, is among those of its next-hop object.
+    fn count_user(&mut self, key: RouteKey, counts: bool) {
+        if let Some(Stamped { value: Route { target: RouteTarget::NextHop(id), .. }, .. }) =
             self.routes.get(&key)
-        else {
-            return;
-        };
-        let users = self.users.entry(*id).or_default();
-        *users = users.saturating_add_signed(step);
-        if *users == 0 {
-            self.users.remove(id);
+        {
+            count(&mut self.users, *id, key, counts);
+        }
+    }
+
+    /// Whether a group, as it is, is among those of its members.
+    fn count_group(&mut self, group: u32, counts: bool) {
+        if let Some(Stamped { value: NextHop { kind: NextHopKind::Group(members), .. }, .. }) =
+            self.next_hops.get(&group)
+        {
+            for (member, _) in members {
+                count(&mut self.groups, *member, group, counts);
+            }
         }
     }
 
@@ -281,13 +366,14 @@ impl Rib {
     /// they have routes.
     #[must_use]
     pub fn users_of(&self, id: u32) -> BTreeSet<u32> {
-        let contains = |next_hop: &NextHop| match &next_hop.kind {
-            NextHopKind::Group(members) => members.iter().any(|(member, _)| *member == id),
-            NextHopKind::Blackhole | NextHopKind::Single(_) | NextHopKind::Unsupported => false,
-        };
-        let groups =
-            self.next_hops.values().filter(|entry| contains(&entry.value)).map(|entry| entry.value.id);
+        let groups = self.groups.get(&id).into_iter().flatten().copied();
         groups.chain([id]).filter(|id| self.users.contains_key(id)).collect()
+    }
+
+    /// Routes that refer to a next-hop object themselves, behind one of them.
+    pub fn routes_by(&self, id: u32, after: Option<RouteKey>) -> impl Iterator<Item = RouteKey> {
+        let users = self.users.get(&id).into_iter();
+        users.flat_map(move |users| users.range((behind(after), Bound::Unbounded)).copied())
     }
 
     /// Routes of one prefix in one table, in the kernel's order of preference but for the TOS.
@@ -295,6 +381,11 @@ impl Rib {
         let first = RouteKey { table, dst, tos: 0, metric: 0 };
         let last = RouteKey { table, dst, tos: u8::MAX, metric: u32::MAX };
         self.routes.range(first..=last).map(|(_, entry)| &entry.value)
+    }
+
+    /// All routes behind one, in the order of their keys.
+    pub fn routes_after(&self, after: Option<RouteKey>) -> impl Iterator<Item = &Route> {
+        self.routes.range((behind(after), Bound::Unbounded)).map(|(_, entry)| &entry.value)
     }
 
     /// All routes.
@@ -313,13 +404,28 @@ impl Rib {
         self.neighbors.keys().map(|key| (key.ifindex, key.addr))
     }
 
-    /// Neighbors with an address in the prefix, on any link.
-    pub fn neighbors_in(&self, prefix: IpNet) -> impl Iterator<Item = IpAddr> {
-        let bound = |ifindex, addr| NeighborKey { ifindex, addr };
-        self.links.keys().flat_map(move |&ifindex| {
-            let range = bound(ifindex, prefix.network())..=bound(ifindex, prefix.broadcast());
-            self.neighbors.range(range).map(|(key, _)| key.addr)
-        })
+    /// All neighbors behind one, in the order of their keys.
+    pub fn neighbors_after(&self, after: Option<NeighborKey>) -> impl Iterator<Item = NeighborKey> {
+        self.neighbors.range((behind(after), Bound::Unbounded)).map(|(key, _)| *key)
+    }
+
+    /// Neighbors on a link with an address in the prefix, behind one of them.
+    pub fn neighbors_in(
+        &self,
+        ifindex: IfIndex,
+        prefix: IpNet,
+        after: Option<NeighborKey>,
+    ) -> impl Iterator<Item = NeighborKey> {
+        let first = NeighborKey { ifindex, addr: prefix.network() };
+        let last = NeighborKey { ifindex, addr: prefix.broadcast() };
+        let from = match after {
+            Some(after) if after >= first => Bound::Excluded(after.min(last)),
+            Some(_) | None => Bound::Included(first),
+        };
+        // A range from behind its end is none.
+        let is_over = after.is_some_and(|after| after >= last);
+        let range = (!is_over).then(|| self.neighbors.range((from, Bound::Included(last))));
+        range.into_iter().flatten().map(|(key, _)| *key)
     }
 
     /// Settings of the whole kernel, once the guest has said them.
@@ -341,6 +447,22 @@ impl Rib {
             neighbors: self.neighbors.len(),
             next_hops: self.next_hops.len(),
             links: self.links.len(),
+        }
+    }
+}
+
+fn behind<K>(after: Option<K>) -> Bound<K> {
+    after.map_or(Bound::Unbounded, Bound::Excluded)
+}
+
+/// Puts something into the set of `of`, or takes it out.
+fn count<K: Ord>(sets: &mut BTreeMap<u32, BTreeSet<K>>, of: u32, what: K, counts: bool) {
+    if counts {
+        sets.entry(of).or_default().insert(what);
+    } else if let Entry::Occupied(mut set) = sets.entry(of) {
+        set.get_mut().remove(&what);
+        if set.get().is_empty() {
+            set.remove();
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use openflow::{ErrorCode, Flow, Group};
-use xenflow_proto::table::{Family, NeighborKey, RouteKey, RouteTarget, TABLE_LOCAL};
+use xenflow_proto::table::{Family, NeighborKey, RouteKey, TABLE_LOCAL};
 use xenflow_proto::{Change, Key, MacAddr, VlanId};
 
 use crate::answer::{Answers, Rejection};
@@ -16,15 +16,17 @@ use crate::group::Groups;
 use crate::limit::{Class, Limit, Prefix};
 use crate::pipeline::ROUTER;
 use crate::punt::PuntClass;
-use crate::rib::{Rib, TooManyObjects};
+use crate::rib::{Rib, Sweep, TooManyObjects};
 use crate::table::{self, Side};
 use crate::topology::{FastPath, RouterId, Topology};
 
 use self::place::{Place, of_neighbor, own, places_of, route};
 use self::refused::Refused;
+use self::walk::{FEW, STRIDE, Walk};
 
 mod place;
 mod refused;
+mod walk;
 
 /// What a place holds, but for what other places have a say in: limits, and the numbers of groups.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,16 +39,24 @@ enum Content {
 /// Something to do for the switch, in order.
 #[derive(Debug)]
 enum Due {
-    /// Whatever the place holds when its turn comes.
+    /// Whatever the place holds when its turn comes, unless it had its turn meanwhile.
     Place(Place),
+    /// Links, vifs, obstacles or the policy changed.
+    Rebind,
+    /// The guest may hash by other fields now.
+    Settings,
+    /// A next-hop object changed: its routes are other ones, those that it has when its turn comes.
+    NextHop(u32),
+    /// Whether the neighbors in a prefix are on-link.
+    Hosts(Prefix),
+    /// What is left of a walk.
+    Walk(Walk),
     /// As it was decided.
     Change(FlowChange),
     /// The group, as it is when its turn comes.
     Group(u32),
     /// A group that was found and is not used.
     Unused(u32),
-    /// This many prefixes are forwarded from now on.
-    Limit(usize),
     /// Everything that was due before is on its way.
     Marker(u64),
 }
@@ -80,12 +90,22 @@ pub struct RouteCounts {
 pub(crate) struct Router {
     id: RouterId,
     pub(crate) rib: Rib,
+    /// What is left of the sweep at the end of a snapshot.
+    sweep: Option<Sweep>,
+    /// As far as the switch was told, or is being told by a walk.
     binding: Binding,
+    /// The one before, while a walk goes from it to the one that is.
+    before: Option<Binding>,
     /// The guest finished a snapshot in this life of the daemon; before, its flows are left as they are.
     pub(crate) synced: bool,
     /// The flows that lead packets into the router.
     gates: BTreeMap<FlowKey, Flow>,
     due: VecDeque<Due>,
+    /// How many times [`Due::Rebind`] is due.
+    rebinds: usize,
+    /// [`Due::NextHop`] and [`Due::Hosts`] are due for these.
+    next_hops: BTreeSet<u32>,
+    covers: BTreeSet<Prefix>,
     /// With the mark behind which the guest said it, where it is about a route.
     waiting: HashMap<Place, u64>,
     /// What became of the last due, before the next one's turn.
@@ -110,10 +130,15 @@ impl Router {
         Self {
             id,
             rib,
+            sweep: None,
             binding,
+            before: None,
             synced: false,
             gates: BTreeMap::new(),
             due: VecDeque::new(),
+            rebinds: 0,
+            next_hops: BTreeSet::new(),
+            covers: BTreeSet::new(),
             waiting: HashMap::new(),
             ready: VecDeque::new(),
             limit: Limit::new(max_routes),
@@ -125,24 +150,43 @@ impl Router {
         }
     }
 
-    /// End-of-RIB: sweeps what the snapshot did not confirm, and opens the gates. The guest's session is a new one.
-    pub(crate) fn end_snapshot(&mut self, topology: &Topology) {
-        for key in self.rib.unconfirmed() {
+    /// A snapshot begins, by this boot of the guest.
+    pub(crate) fn begin_snapshot(&mut self, boot_id: [u8; 16]) {
+        self.sweep = None;
+        self.rib.snapshot_begin(boot_id);
+    }
+
+    /// Its tables go on from what they are.
+    pub(crate) fn resume(&mut self) {
+        self.sweep = None;
+        self.rib.resume();
+    }
+
+    /// End-of-RIB: what the snapshot did not confirm is to be swept.
+    pub(crate) fn end_snapshot(&mut self) {
+        self.sweep = Some(self.rib.snapshot_end().unwrap_or(Sweep::Done));
+    }
+
+    /// Looks at some more of what is to be swept; false: nothing is left of it. With the last of it the gates are to
+    /// open. The guest's session is a new one.
+    pub(crate) fn go_on_sweeping(&mut self, most: usize) -> bool {
+        let Some(mut sweep) = self.sweep.take() else { return false };
+        for key in self.rib.unconfirmed(&mut sweep, most) {
             // A removal cannot pass a limit.
-            let _ = self.apply(Change::Remove(key), usize::MAX, topology);
+            let _ = self.apply(Change::Remove(key), usize::MAX);
+        }
+        if !matches!(sweep, Sweep::Done) {
+            self.sweep = Some(sweep);
+            return true;
         }
         self.synced = true;
-        self.rebind(topology);
+        self.rebind();
         self.answers.retell();
+        false
     }
 
     /// Applies what the guest says and marks the places that it may decide.
-    pub(crate) fn apply(
-        &mut self,
-        change: Change,
-        limit: usize,
-        topology: &Topology,
-    ) -> Result<(), TooManyObjects> {
+    pub(crate) fn apply(&mut self, change: Change, limit: usize) -> Result<(), TooManyObjects> {
         let key = change.key();
         let readers = match key {
             Key::NextHop(id) => self.rib.users_of(id),
@@ -160,11 +204,12 @@ impl Router {
             self.answers.changed(route);
         }
         match key {
-            Key::Link(_) | Key::Obstacle(_) => self.rebind(topology),
+            Key::Link(_) | Key::Obstacle(_) => self.rebind(),
             Key::Settings => {
-                let settings = self.rib.settings().unwrap_or_default();
-                self.due.extend(self.groups.set_settings(settings).into_iter().map(Due::Group));
-                self.rebind(topology);
+                if !matches!(self.due.back(), Some(Due::Settings)) {
+                    self.due.push_back(Due::Settings);
+                }
+                self.rebind();
             }
             Key::Address(key) => self.touch(own(key.address.addr())),
             Key::Route(route) => {
@@ -174,21 +219,11 @@ impl Router {
                 }
                 self.touch_hosts(Prefix { table: route.table, dst: route.dst });
             }
-            Key::NextHop(_) if readers.is_empty() => {}
-            Key::NextHop(_) => {
-                let uses =
-                    |target: &RouteTarget| matches!(target, RouteTarget::NextHop(id) if readers.contains(id));
-                let users = self.rib.routes().filter(|route| uses(&route.target));
-                let prefixes: Vec<Prefix> =
-                    users.map(|route| Prefix { table: route.key.table, dst: route.key.dst }).collect();
-                for prefix in prefixes {
-                    route(prefix).into_iter().for_each(|place| self.touch(place));
-                    self.touch_hosts(prefix);
-                }
-            }
+            Key::NextHop(_) => readers.into_iter().for_each(|id| self.touch_users(id)),
             Key::Neighbor(neighbor) => {
-                let mut places: Vec<Place> =
-                    of_neighbor(&self.binding, neighbor.ifindex, neighbor.addr).collect();
+                let bindings = [self.before.as_ref(), Some(&self.binding)].into_iter().flatten();
+                let of = |binding| of_neighbor(binding, neighbor.ifindex, neighbor.addr);
+                let mut places: Vec<Place> = bindings.flat_map(of).collect();
                 let mut is_tried = false;
                 for place in &places {
                     if let Place::NextHop(adjacency, _) = place {
@@ -211,43 +246,78 @@ impl Router {
         }
     }
 
+    /// Routes by a next-hop object are other ones.
+    fn touch_users(&mut self, id: u32) {
+        let users: Vec<RouteKey> = self.rib.routes_by(id, None).take(FEW + 1).collect();
+        if users.len() > FEW {
+            if self.next_hops.insert(id) {
+                self.due.push_back(Due::NextHop(id));
+            }
+            return;
+        }
+        for RouteKey { table, dst, .. } in users {
+            let prefix = Prefix { table, dst };
+            route(prefix).into_iter().for_each(|place| self.touch(place));
+            self.touch_hosts(prefix);
+        }
+    }
+
     /// A route decides whether the neighbors in its prefix are on-link.
     fn touch_hosts(&mut self, prefix: Prefix) {
-        let hosts = self.rib.neighbors_in(prefix.dst).map(|addr| Prefix { dst: addr.into(), ..prefix });
-        let places: Vec<Place> = hosts.filter_map(route).collect();
-        places.into_iter().for_each(|place| self.touch(place));
+        match self.few_hosts(prefix) {
+            Some(hosts) => hosts.into_iter().for_each(|host| self.touch(host)),
+            None if self.covers.insert(prefix) => self.due.push_back(Due::Hosts(prefix)),
+            None => {}
+        }
     }
 
     /// Links, vifs, obstacles or the policy changed: the places that hold something else now are due. Gates close
     /// before and open after it.
-    pub(crate) fn rebind(&mut self, topology: &Topology) {
+    pub(crate) fn rebind(&mut self) {
+        if !matches!(self.due.back(), Some(Due::Rebind)) {
+            self.due.push_back(Due::Rebind);
+            self.rebinds += 1;
+        }
+    }
+
+    /// The turn of [`Due::Rebind`]. Another one that is due may know better which gates to open: it opens them, behind
+    /// what was said before it.
+    fn turn_rebind(&mut self, topology: &Topology) {
+        self.rebinds -= 1;
         let policy = topology.policy(self.id);
         let binding = Binding::new(&self.rib, topology, self.id);
-        let is_open = self.synced && self.refused.all().is_none();
-        let gates = if is_open { self.open_gates(&binding, policy.fast_path) } else { BTreeMap::new() };
-        let (opening, closing): (Vec<FlowChange>, Vec<FlowChange>) =
-            diff(&self.gates, &gates).into_iter().partition(|change| matches!(change, FlowChange::Upsert(_)));
-        self.gates = gates;
-        self.due.extend(closing.into_iter().map(Due::Change));
-        if self.max_routes != policy.max_routes {
-            self.max_routes = policy.max_routes;
-            self.due.push_back(Due::Limit(policy.max_routes));
+        let gates = self.open_gates(&binding, policy.fast_path);
+        let mut opening = Vec::new();
+        for change in diff(&self.gates, &gates) {
+            if let FlowChange::Upsert(gate) = change {
+                opening.extend((self.rebinds == 0).then_some(gate));
+                continue;
+            }
+            if let FlowChange::Remove(key) = &change {
+                self.gates.remove(key);
+            }
+            self.ready.push_back(change);
+        }
+        self.gates.extend(opening.iter().map(|gate| (FlowKey::from(gate), gate.clone())));
+        for gate in opening.into_iter().rev() {
+            self.due.push_front(Due::Change(FlowChange::Upsert(gate)));
         }
         if binding != self.binding {
-            let mut places = self.places(&self.binding);
-            places.extend(self.places(&binding));
-            places.sort_unstable();
-            places.dedup();
-            places.retain(|place| self.content(*place, &self.binding) != self.content(*place, &binding));
-            self.binding = binding;
-            for place in places {
-                self.touch(place);
+            self.before = Some(std::mem::replace(&mut self.binding, binding));
+            self.due.push_front(Due::Walk(Walk::Routes(None)));
+        }
+        if self.max_routes != policy.max_routes {
+            self.max_routes = policy.max_routes;
+            for prefix in self.limit.set_max(policy.max_routes) {
+                self.say_moved(prefix);
             }
         }
-        self.due.extend(opening.into_iter().map(Due::Change));
     }
 
     fn open_gates(&self, binding: &Binding, policy: FastPath) -> BTreeMap<FlowKey, Flow> {
+        if !self.synced || self.refused.all().is_some() {
+            return BTreeMap::new();
+        }
         let families = [Family::V4, Family::V6];
         binding
             .vifs()
@@ -268,7 +338,7 @@ impl Router {
             }
         }
         places.extend(self.rib.own_addresses().map(own));
-        for (ifindex, addr) in self.rib.neighbors() {
+        for NeighborKey { ifindex, addr } in self.rib.neighbors_after(None) {
             places.extend(of_neighbor(binding, ifindex, addr));
         }
         places.sort_unstable();
@@ -316,8 +386,8 @@ impl Router {
         FlowKey::from(&flow)
     }
 
-    fn ruling(&self, prefix: Prefix) -> Option<Ruling> {
-        match self.content(Place::Route(prefix), &self.binding)? {
+    fn ruling(&self, prefix: Prefix, binding: &Binding) -> Option<Ruling> {
+        match self.content(Place::Route(prefix), binding)? {
             Content::Route(ruling) => Some(ruling),
             Content::Local | Content::NextHop { .. } => None,
         }
@@ -334,7 +404,7 @@ impl Router {
             });
             return;
         };
-        let ruling = self.ruling(prefix);
+        let ruling = self.ruling(prefix, &self.binding);
         let moved = self.limit.set(prefix, ruling.is_some());
         for other in moved.before {
             self.say_moved(other);
@@ -349,7 +419,7 @@ impl Router {
     /// have its turn or its mark, so it is told late rather than early.
     fn say_moved(&mut self, prefix: Prefix) {
         let after = self.waiting.get(&Place::Route(prefix)).copied().unwrap_or_default();
-        self.say_route(prefix, self.ruling(prefix), after.max(self.answers.before_last()));
+        self.say_route(prefix, self.ruling(prefix, &self.binding), after.max(self.answers.before_last()));
     }
 
     /// Makes ready the flow of a prefix, with its group, and what the guest is told of its routes.
@@ -367,13 +437,16 @@ impl Router {
     }
 
     /// All flows and groups that should be there: a full compile.
-    pub(crate) fn desired(&self) -> (Vec<Flow>, Vec<Group>) {
+    pub(crate) fn desired(&self, topology: &Topology) -> (Vec<Flow>, Vec<Group>) {
+        let policy = topology.policy(self.id);
+        let binding = Binding::new(&self.rib, topology, self.id);
         let mut groups = self.groups.clone();
-        let mut flows: Vec<Flow> = self.gates.values().cloned().collect();
-        let places = self.places(&self.binding);
-        let limit = self.full_limit(&places);
+        groups.set_settings(self.rib.settings().unwrap_or_default());
+        let mut flows: Vec<Flow> = self.open_gates(&binding, policy.fast_path).into_values().collect();
+        let places = self.places(&binding);
+        let limit = self.full_limit(&places, &binding, policy.max_routes);
         for place in places {
-            let Some(content) = self.content(place, &self.binding) else { continue };
+            let Some(content) = self.content(place, &binding) else { continue };
             match (place, content) {
                 (Place::Route(prefix), Content::Route(ruling)) => {
                     let class = limit.class(prefix);
@@ -388,12 +461,12 @@ impl Router {
         (flows, groups)
     }
 
-    fn full_limit(&self, places: &[Place]) -> Limit {
-        let mut limit = Limit::new(self.max_routes);
+    fn full_limit(&self, places: &[Place], binding: &Binding, max: usize) -> Limit {
+        let mut limit = Limit::new(max);
         limit.set_room(self.refused.room());
         for place in places {
             if let Place::Route(prefix) = place
-                && self.ruling(*prefix).is_some()
+                && self.ruling(*prefix, binding).is_some()
             {
                 limit.set(*prefix, true);
             }
@@ -402,8 +475,10 @@ impl Router {
     }
 
     /// Why packets take the slow path.
-    pub(crate) fn slow(&self, policy: FastPath) -> Vec<Slow> {
-        let mut slow = fast_path::reasons(policy, &self.rib, &self.binding, self.synced);
+    pub(crate) fn slow(&self, topology: &Topology) -> Vec<Slow> {
+        let policy = topology.policy(self.id).fast_path;
+        let binding = Binding::new(&self.rib, topology, self.id);
+        let mut slow = fast_path::reasons(policy, &self.rib, &binding, self.synced);
         let mut refused: BTreeSet<ErrorCode> = BTreeSet::new();
         if self.refused.is_any() {
             let why = |(_, why)| if let Rejection::Switch(why) = why { Some(why) } else { None };
@@ -417,13 +492,7 @@ impl Router {
 
     /// The switch refuses one of these changes, which were sent in one bundle that was not taken. False if that is no
     /// change that anything can stand in for. [`Router::reconcile`] is to come.
-    pub(crate) fn refuse(
-        &mut self,
-        sent: &[FlowChange],
-        index: usize,
-        why: ErrorCode,
-        topology: &Topology,
-    ) -> bool {
+    pub(crate) fn refuse(&mut self, sent: &[FlowChange], index: usize, why: ErrorCode) -> bool {
         match sent.get(index) {
             Some(FlowChange::Upsert(flow)) => {
                 if !self.refused.flow(flow, sent.get(..index).unwrap_or_default(), why) {
@@ -442,15 +511,15 @@ impl Router {
             )
             | None => return false,
         }
-        self.rebind(topology);
+        self.rebind();
         true
     }
 
     /// What the switch refused is to be tried again. True if there was any; then [`Router::reconcile`] is to come.
-    pub(crate) fn forgive(&mut self, topology: &Topology) -> bool {
+    pub(crate) fn forgive(&mut self) -> bool {
         let is_any = self.refused.forgive();
         if is_any {
-            self.rebind(topology);
+            self.rebind();
         }
         is_any
     }
@@ -498,32 +567,55 @@ impl Router {
         Some(NeighborKey { ifindex, addr: next_hop.addr })
     }
 
+    /// How many things are due.
+    pub(crate) fn backlog(&self) -> usize {
+        self.ready.len() + self.due.len()
+    }
+
     /// Anything to do?
     pub(crate) fn is_due(&self) -> bool {
         !self.ready.is_empty() || !self.due.is_empty()
     }
 
-    /// The next thing to do.
-    pub(crate) fn next_due(&mut self) -> Option<Step> {
+    /// The next thing to do, looking for it in no more than `work` steps; none: nothing is due, or it takes more.
+    pub(crate) fn next_due(&mut self, topology: &Topology, work: &mut usize) -> Option<Step> {
         loop {
             if let Some(change) = self.ready.pop_front() {
                 return Some(Step::Change(change));
             }
+            *work = work.checked_sub(1)?;
             match self.due.pop_front()? {
                 Due::Place(place) => {
-                    let after = self.waiting.remove(&place).unwrap_or_default();
-                    self.turn(place, after);
+                    if let Some(after) = self.waiting.remove(&place) {
+                        self.turn(place, after);
+                    }
+                }
+                Due::Rebind => self.turn_rebind(topology),
+                Due::Settings => {
+                    let settings = self.rib.settings().unwrap_or_default();
+                    for id in self.groups.set_settings(settings).into_iter().rev() {
+                        self.due.push_front(Due::Group(id));
+                    }
+                }
+                Due::NextHop(id) => {
+                    self.next_hops.remove(&id);
+                    self.due.push_front(Due::Walk(Walk::Users(id, None)));
+                }
+                Due::Hosts(prefix) => {
+                    self.covers.remove(&prefix);
+                    self.due.push_front(Due::Walk(Walk::Covered(prefix, None)));
+                }
+                Due::Walk(walk) => {
+                    *work = work.saturating_sub(STRIDE);
+                    if let Some(rest) = self.step(walk) {
+                        self.due.push_front(Due::Walk(rest));
+                    }
                 }
                 Due::Change(change) => self.ready.push_back(change),
                 Due::Group(id) => self.ready.extend(self.groups.get(id).map(FlowChange::UpsertGroup)),
                 Due::Unused(id) => {
                     self.groups.removed(id);
                     self.ready.push_back(FlowChange::RemoveGroup(id));
-                }
-                Due::Limit(max) => {
-                    for prefix in self.limit.set_max(max) {
-                        self.say_moved(prefix);
-                    }
                 }
                 Due::Marker(token) => return Some(Step::Marker(self.reached(token))),
             }
@@ -550,10 +642,24 @@ impl Router {
 
     /// Decides anew what is due, from what the switch holds. Gates that should be closed close first and those
     /// that should be open open last; a marker stays due behind all of it.
-    pub(crate) fn reconcile(&mut self, mut installed: BTreeMap<FlowKey, Flow>, groups: BTreeMap<u32, Group>) {
+    pub(crate) fn reconcile(
+        &mut self,
+        mut installed: BTreeMap<FlowKey, Flow>,
+        groups: BTreeMap<u32, Group>,
+        topology: &Topology,
+    ) {
         let markers: Vec<Due> = self.due.drain(..).filter(|due| matches!(due, Due::Marker(_))).collect();
         let waiting = std::mem::take(&mut self.waiting);
         self.ready.clear();
+        self.rebinds = 0;
+        self.next_hops.clear();
+        self.covers.clear();
+        self.before = None;
+        let policy = topology.policy(self.id);
+        self.max_routes = policy.max_routes;
+        self.binding = Binding::new(&self.rib, topology, self.id);
+        self.gates = self.open_gates(&self.binding, policy.fast_path);
+        self.groups.set_settings(self.rib.settings().unwrap_or_default());
         self.refused.count_room(installed.keys());
         let is_tight = self.refused.room().is_some();
         self.groups.adopt(groups);
@@ -564,7 +670,7 @@ impl Router {
             .map(|(_, gate)| FlowChange::Upsert(gate.clone()))
             .collect();
         let mut places = self.places(&self.binding);
-        self.limit = self.full_limit(&places);
+        self.limit = self.full_limit(&places, &self.binding, self.max_routes);
         let mut adding = Vec::new();
         let mut rejected = BTreeMap::new();
         places.retain(|place| {

@@ -50,7 +50,8 @@ impl Core {
                     "no session for the hold time: the router is swept"
                 );
                 self.app.begin_snapshot(id);
-                self.app.end_snapshot(id);
+                self.app.begin_sweep(id);
+                self.sweeps.push_back(id);
             }
             lone.insert(id, it);
         }

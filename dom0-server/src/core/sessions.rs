@@ -8,9 +8,9 @@ use xenflow_proto::frame::MAX_FRAME;
 use xenflow_proto::message::{
     GuestMessage, Hello, HostMessage, MAX_CHANGES, RefusalReason, VERSION, Welcome,
 };
-use xenflow_proto::{Change, Identity, Key, MacAddr, Seq, control};
+use xenflow_proto::{Identity, MacAddr, Seq, control};
 
-use super::{Core, Effect, Session, SessionId, Stage, WINDOW};
+use super::{Core, Effect, SWEEP, Session, SessionId, Stage, WINDOW};
 
 impl Core {
     pub(super) fn open(&mut self, id: SessionId, identity: Identity, peer: IpAddr, hello: &Hello) {
@@ -43,6 +43,7 @@ impl Core {
             in_use: Vec::new(),
             stage,
             rest: Vec::new().into_iter(),
+            is_sweeping: false,
         };
         self.sessions.insert(id, session);
         self.lone.remove(&router);
@@ -120,10 +121,15 @@ impl Core {
         }
     }
 
-    /// The next session takes its turn.
+    /// The next session takes its turn, and the next router that is swept.
     pub(super) fn turn(&mut self) {
         if let Some(id) = self.turns.pop_front() {
             self.go_on(id);
+        }
+        if let Some(router) = self.sweeps.pop_front()
+            && self.app.go_on_sweeping(router, SWEEP)
+        {
+            self.sweeps.push_back(router);
         }
     }
 
@@ -131,18 +137,17 @@ impl Core {
     fn go_on(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let (router, seq) = (session.router, session.last);
-        let mut left = self.slice;
-        while left > 0
-            && let Some(change) = session.rest.next()
-        {
-            left = left.saturating_sub(if is_heavy(&change) { self.slice } else { 1 });
+        for change in session.rest.by_ref().take(self.slice) {
             if let Err(error) = self.app.apply(router, change) {
                 session.rest = Vec::new().into_iter();
                 self.refuse(id, RefusalReason::Limit, error.to_string());
                 return;
             }
         }
-        if session.rest.len() > 0 {
+        if session.is_sweeping {
+            session.is_sweeping = self.app.go_on_sweeping(router, SWEEP);
+        }
+        if session.is_sweeping || session.rest.len() > 0 {
             self.turns.push_back(id);
             return;
         }
@@ -152,15 +157,25 @@ impl Core {
         } else {
             self.mark(id, router, seq);
         }
-        self.effects.push(Effect::Taken(id));
+        self.held_back.insert(id);
+    }
+
+    /// Lets sessions go on for whose routers not too much is due. While the switch is not there, nothing of that would
+    /// ever be done.
+    pub(super) fn release(&mut self) {
+        let (app, backlog, waits) = (&self.app, self.backlog, !self.switch_up || self.waiting);
+        let sessions = &self.sessions;
+        let too_much = |id: &SessionId| {
+            let router = sessions.get(id).map(|session| session.router);
+            !waits && router.is_some_and(|router| app.backlog(router) > backlog)
+        };
+        let free = self.held_back.extract_if(.., |id| !too_much(id));
+        self.effects.extend(free.map(Effect::Taken));
     }
 
     /// What is left of the last message of a session that is over. A guest knows what it holds by whole messages, so
-    /// it is taken in, unless that could take long.
+    /// it is taken in. A sweep is left off: what is not swept yet is still held, and not confirmed.
     pub(super) fn finish(&mut self, session: Session) {
-        if session.rest.as_slice().iter().any(is_heavy) {
-            return;
-        }
         for change in session.rest {
             if self.app.apply(session.router, change).is_err() {
                 return;
@@ -216,20 +231,13 @@ impl Core {
             }
             GuestMessage::SnapshotEnd(_) => {
                 session.stage = Stage::Live;
-                self.app.end_snapshot(router);
+                session.is_sweeping = true;
+                self.app.begin_sweep(router);
             }
             GuestMessage::Changes { changes, .. } => session.rest = changes.into_iter(),
             GuestMessage::Hello(_) | GuestMessage::Renew | GuestMessage::Ping(_) | GuestMessage::Pong(_) => {}
         }
         Ok(true)
-    }
-}
-
-/// A change that may make the whole table of its router be looked at again.
-fn is_heavy(change: &Change) -> bool {
-    match change.key() {
-        Key::Link(_) | Key::NextHop(_) | Key::Settings | Key::Obstacle(_) => true,
-        Key::Address(_) | Key::Route(_) | Key::Neighbor(_) => false,
     }
 }
 

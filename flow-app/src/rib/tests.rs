@@ -103,7 +103,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn the_digest_is_that_of_the_tables_of_one_boot(steps in vec(step(), 0..120)) {
+    fn the_digest_is_that_of_the_tables_of_one_boot(steps in vec(step(), 0..120), slice in 1..9_usize) {
         let mut rib = Rib::default();
         let mut boot = None;
         // Keys of another boot than the last that began, which nothing has swept or replaced yet.
@@ -126,7 +126,7 @@ proptest! {
                     rib.snapshot_begin(BOOTS[which]);
                 }
                 Step::End => {
-                    for key in rib.unconfirmed() {
+                    for key in unconfirmed(&mut rib, slice) {
                         foreign.remove(&key);
                         rib.apply(Change::Remove(key), usize::MAX).unwrap();
                     }
@@ -156,8 +156,20 @@ fn say(rib: &mut Rib, thirds: impl IntoIterator<Item = u8>) {
     }
 }
 
+/// All that the snapshot did not confirm, looked for in slices.
+fn unconfirmed(rib: &mut Rib, slice: usize) -> Vec<Key> {
+    let mut keys = Vec::new();
+    let Some(mut sweep) = rib.snapshot_end() else { return keys };
+    while !matches!(sweep, Sweep::Done) {
+        let some = rib.unconfirmed(&mut sweep, slice);
+        assert!(some.len() <= slice);
+        keys.extend(some);
+    }
+    keys
+}
+
 fn sweep(rib: &mut Rib) -> usize {
-    let keys = rib.unconfirmed();
+    let keys = unconfirmed(rib, 3);
     let swept = keys.len();
     for key in keys {
         rib.apply(Change::Remove(key), usize::MAX).unwrap();
@@ -209,4 +221,50 @@ fn epochs_wrap() {
     rib.snapshot_begin(BOOTS[0]);
     say(&mut rib, 2..4);
     assert_eq!(rib.held(&BOOTS[0]), Some(digest(&rib.objects(), BOOTS[0])));
+}
+
+#[test]
+fn the_routes_and_groups_of_a_next_hop_are_known() {
+    let mut rib = Rib::default();
+    let by = |third, id| {
+        let Object::Route(route) = route(third) else { unreachable!() };
+        Object::Route(Route { target: RouteTarget::NextHop(id), ..route })
+    };
+    let group = |members: &[u32]| {
+        let members = members.iter().map(|id| (*id, 1)).collect();
+        Object::NextHop(NextHop { id: 9, kind: NextHopKind::Group(members) })
+    };
+    for object in [by(1, 1), by(2, 1), by(3, 9), group(&[1, 2])] {
+        rib.apply(Change::Upsert(object), usize::MAX).unwrap();
+    }
+    assert_eq!(rib.users_of(1), [1, 9].into());
+    assert_eq!(rib.users_of(2), [9].into());
+    let all: Vec<RouteKey> = rib.routes_by(1, None).collect();
+    assert_eq!(all.len(), 2);
+    assert_eq!(rib.routes_by(1, all.first().copied()).collect::<Vec<_>>(), all[1..]);
+    for object in [by(1, 2), group(&[2])] {
+        rib.apply(Change::Upsert(object), usize::MAX).unwrap();
+    }
+    assert_eq!((rib.users_of(1), rib.users_of(2)), ([1].into(), [2, 9].into()));
+    for key in [by(2, 1).key(), group(&[]).key()] {
+        rib.apply(Change::Remove(key), usize::MAX).unwrap();
+    }
+    assert_eq!((rib.users_of(1), rib.users_of(2)), ([].into(), [2].into()));
+}
+
+#[test]
+fn neighbors_of_a_prefix_are_found_from_any_of_them_on() {
+    let mut rib = Rib::default();
+    let key = |ifindex, last: u8| NeighborKey { ifindex, addr: [10, 0, 0, last].into() };
+    for (ifindex, last) in [(1, 3), (1, 4), (1, 5), (1, 9), (2, 4)] {
+        let neighbor = Neighbor { key: key(ifindex, last), mac: MacAddr([2, 0, 0, 0, 0, last]) };
+        rib.apply(Change::Upsert(Object::Neighbor(neighbor)), usize::MAX).unwrap();
+    }
+    let prefix: IpNet = "10.0.0.4/30".parse().unwrap();
+    let found = |after| rib.neighbors_in(1, prefix, after).collect::<Vec<_>>();
+    assert_eq!(found(None), [key(1, 4), key(1, 5)]);
+    assert_eq!(found(Some(key(1, 3))), [key(1, 4), key(1, 5)]);
+    assert_eq!(found(Some(key(1, 4))), [key(1, 5)]);
+    assert_eq!(found(Some(key(1, 7))), []);
+    assert_eq!(found(Some(key(2, 4))), []);
 }

@@ -39,12 +39,20 @@ pub(super) fn route(prefix: Prefix) -> Option<Place> {
     (prefix.table != TABLE_LOCAL && !table::is_martian(prefix.dst)).then_some(Place::Route(prefix))
 }
 
-/// What a neighbor decides: the rewrites, where its link is bound, and whether it is its own next hop. An IPv6
-/// neighbor may be the next hop of IPv4 packets (RFC 8950).
+/// What a neighbor decides: the rewrites, where its link is bound, and whether it is its own next hop.
 pub(super) fn of_neighbor(binding: &Binding, ifindex: IfIndex, addr: IpAddr) -> impl Iterator<Item = Place> {
+    rewrites_of(binding, ifindex, addr).chain(hosts_of(binding, addr))
+}
+
+/// The rewrites for a neighbor, where its link is bound. An IPv6 neighbor may be the next hop of IPv4 packets (RFC
+/// 8950).
+pub(super) fn rewrites_of(binding: &Binding, ifindex: IfIndex, addr: IpAddr) -> impl Iterator<Item = Place> {
     let eth_types: &[u16] = if addr.is_ipv4() { &[ETH_IPV4] } else { &ETH_IP };
     let bound = binding.vif(ifindex).map(|vif| Adjacency { vif: vif.id, addr });
-    let rewrites = bound.into_iter().flat_map(|to| eth_types.iter().map(move |of| Place::NextHop(to, *of)));
-    let hosts = binding.tables().iter().filter_map(move |&table| route(Prefix { table, dst: addr.into() }));
-    rewrites.chain(hosts)
+    bound.into_iter().flat_map(move |to| eth_types.iter().map(move |of| Place::NextHop(to, *of)))
+}
+
+/// Where a neighbor may be its own next hop.
+pub(super) fn hosts_of(binding: &Binding, addr: IpAddr) -> impl Iterator<Item = Place> {
+    binding.tables().iter().filter_map(move |&table| route(Prefix { table, dst: addr.into() }))
 }

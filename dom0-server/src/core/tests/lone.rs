@@ -62,10 +62,16 @@ fn tables_are_swept_after_the_hold_time_and_not_before() {
     core.handle(Event::Closed(SessionId(1)));
     tick(&mut core, 1001);
     assert_eq!(tick(&mut core, 1059), []);
-    let effects = tick(&mut core, 1060);
+    let mut effects = tick(&mut core, 1060);
+    while core.is_behind() {
+        effects.extend(core.handle(Event::Turn));
+    }
     confirm_all(&mut core, effects);
     assert_eq!((is_over(&core, "r1"), is_over(&core, "r2")), (false, true));
-    let effects = tick(&mut core, 1061);
+    let mut effects = tick(&mut core, 1061);
+    while core.is_behind() {
+        effects.extend(core.handle(Event::Turn));
+    }
     let removed = effects.iter().flat_map(|effect| {
         if let Effect::Send(_, _, changes) = effect { changes.clone() } else { Vec::new() }
     });

@@ -1,7 +1,5 @@
 //! Sessions take turns.
 
-use xenflow_proto::table::{NextHop, NextHopKind};
-
 use super::*;
 
 /// A core with two sessions past end-of-RIB, which take turns after two changes.
@@ -53,18 +51,57 @@ fn long_messages_get_on_side_by_side() {
 }
 
 #[test]
-fn a_change_that_may_cost_much_has_a_turn_of_its_own() {
+fn a_sweep_takes_turns_and_the_next_message_waits_for_it() {
     let mut core = two_live();
     core.slice = 64;
-    let next_hop = |id| Change::Upsert(Object::NextHop(NextHop { id, kind: NextHopKind::Blackhole }));
-    let changes = vec![next_hop(1), next_hop(2), Change::Upsert(route(1)), Change::Upsert(route(2))];
-    core.handle(Event::Said(SessionId(1), GuestMessage::Changes { seq: Seq(3), changes }));
-    let next_hops = |core: &Core| core.app.router(RouterId(1)).unwrap().rib.next_hops;
-    assert_eq!((next_hops(&core), core.is_behind()), (1, true));
-    core.handle(Event::Turn);
-    assert_eq!((next_hops(&core), routes(&core, 1), core.is_behind()), (2, 0, true));
-    core.handle(Event::Turn);
-    assert_eq!((routes(&core, 1), core.is_behind()), (2, false));
+    for seq in 3..7 {
+        let third = u8::try_from(seq - 3).unwrap() * 50;
+        let effects = core.handle(Event::Said(SessionId(1), changes(seq, third..third + 50)));
+        confirm_all(&mut core, effects);
+    }
+    core.handle(Event::Closed(SessionId(1)));
+    open(&mut core, 3, 1);
+    core.handle(Event::Said(SessionId(3), GuestMessage::SnapshotBegin(Seq(1))));
+    core.handle(Event::Said(SessionId(3), changes(2, [7])));
+    let effects = core.handle(Event::Said(SessionId(3), GuestMessage::SnapshotEnd(Seq(3))));
+    assert!(!effects.contains(&Effect::Taken(SessionId(3))), "{effects:?}");
+    assert!(core.is_behind());
+    let mut turns = 0;
+    while core.is_behind() {
+        let effects = core.handle(Event::Turn);
+        turns += 1;
+        assert_eq!(effects.contains(&Effect::Taken(SessionId(3))), !core.is_behind(), "{effects:?}");
+    }
+    assert_eq!((routes(&core, 1), turns > 1), (1, true));
+}
+
+#[test]
+fn a_guest_that_says_more_than_its_switch_takes_waits() {
+    let mut core = two_live();
+    core.slice = 64;
+    core.backlog = 10;
+    let taken = |effects: &[Effect]| effects.contains(&Effect::Taken(SessionId(1)));
+    // The first are on their way to the switch, which does not confirm them.
+    let effects = core.handle(Event::Said(SessionId(1), changes(3, 0..40)));
+    assert!(taken(&effects), "{effects:?}");
+    let sent = |effects: &[Effect]| {
+        effects.iter().find_map(|it| if let Effect::Send(id, ..) = it { Some(*id) } else { None })
+    };
+    let mut under_way = sent(&effects).unwrap();
+    let effects = core.handle(Event::Said(SessionId(1), changes(4, 100..150)));
+    assert!(!taken(&effects), "{effects:?}");
+    // Another is not kept waiting.
+    let effects = core.handle(Event::Said(SessionId(2), changes(3, [9])));
+    assert!(effects.contains(&Effect::Taken(SessionId(2))), "{effects:?}");
+    let mut effects = Vec::new();
+    while !taken(&effects) {
+        effects = core.handle(Event::Confirmed(under_way));
+        under_way = sent(&effects).unwrap_or(under_way);
+    }
+    // A switch that is gone takes nothing: the guest is to say what it has to say.
+    let effects = core.handle(Event::Said(SessionId(1), changes(5, 0..60)));
+    assert!(!taken(&effects), "{effects:?}");
+    assert!(taken(&core.handle(Event::SwitchDown)));
 }
 
 /// A guest knows what was held by whole messages.

@@ -128,7 +128,7 @@ const WINDOW: u32 = 256;
 const BATCH: usize = 1000;
 /// The same while several guests have sessions, so that none waits long for what another has started. One router alone
 /// fills a quarter of it: the switch does that in a few milliseconds.
-const SHARED_BATCH: usize = 128;
+const SHARED_BATCH: usize = 64;
 /// Changes of one message that are taken in before it is another session's turn.
 const SLICE: usize = 64;
 /// Objects of a router being swept that are looked at in its turn.

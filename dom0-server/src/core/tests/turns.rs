@@ -79,7 +79,7 @@ fn a_sweep_takes_turns_and_the_next_message_waits_for_it() {
 fn a_guest_that_says_more_than_its_switch_takes_waits() {
     let mut core = two_live();
     core.slice = 64;
-    core.backlog = 10;
+    core.backlog = 30;
     let taken = |effects: &[Effect]| effects.contains(&Effect::Taken(SessionId(1)));
     // The first are on their way to the switch, which does not confirm them.
     let effects = core.handle(Event::Said(SessionId(1), changes(3, 0..40)));

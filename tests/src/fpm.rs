@@ -125,13 +125,18 @@ impl FlowMonitor {
         Ok(Self(process))
     }
 
-    /// Flows of a table for IPv4 prefixes: `there` if what they do contains `action`.
-    pub fn seen(&self, table: u8, action: &str) -> Vec<Seen> {
-        flows(&self.0.log(), table, action)
+    /// Flows of a table for prefixes of both families: `there` if what they do contains one of these actions.
+    pub fn seen(&self, table: u8, actions: &[&str]) -> Vec<Seen> {
+        flows(&self.0.log(), table, actions)
     }
 }
 
-fn flows(log: &str, table: u8, action: &str) -> Vec<Seen> {
+/// The prefix of a word of a match.
+fn destination(word: &str) -> Option<&str> {
+    word.strip_prefix("nw_dst=").or_else(|| word.strip_prefix("ipv6_dst="))
+}
+
+fn flows(log: &str, table: u8, actions: &[&str]) -> Vec<Seen> {
     let table = format!("table={table}");
     let (mut at, mut all) = (String::new(), Vec::new());
     for line in log.lines() {
@@ -140,11 +145,10 @@ fn flows(log: &str, table: u8, action: &str) -> Vec<Seen> {
             at = line.split_once(": OFPST_FLOW_MONITOR").map(|(at, _)| at.to_owned()).unwrap_or_default();
             continue;
         };
-        let Some(prefix) = event.split([' ', ',']).find_map(|word| word.strip_prefix("nw_dst=")) else {
-            continue;
-        };
+        let Some(prefix) = event.split([' ', ',']).find_map(destination) else { continue };
         if event.split([' ', ',']).any(|word| word == table) {
-            let there = !event.starts_with("DELETED") && event.contains(action);
+            let does = |action: &&str| event.contains(*action);
+            let there = !event.starts_with("DELETED") && actions.iter().any(does);
             all.push(Seen { at: at.clone(), prefix: prefix.to_owned(), there });
         }
     }
@@ -163,7 +167,8 @@ mod tests {
     const LOG: &str = "2026/11/21 11:39:14.185123 BGP: [XXWBM-V772F] 10.2.0.1(vm) rcvd UPDATE w/ attr: nexthop 10.2.0.1, origin i, path 65002 65001\n\
         2026/11/21 11:39:14.185301 BGP: [YCKEM-GB33T] 10.2.0.1(vm) rcvd 203.0.113.0/28 IPv4 unicast\n\
         2026/11/21 11:39:15.185000 BGP: [PAPP6-VDAWM] 10.2.0.1(vm) rcvd UPDATE about 203.0.113.0/28 IPv4 unicast -- withdrawn\n\
-        2026/11/21 11:39:15.285000 BGP: [YCKEM-GB33T] 10.2.0.1(vm) rcvd 203.0.113.16/28 IPv4 unicast\n";
+        2026/11/21 11:39:15.285000 BGP: [YCKEM-GB33T] 10.2.0.1(vm) rcvd 203.0.113.16/28 IPv4 unicast\n\
+        2026/11/21 11:39:15.385000 BGP: [YCKEM-GB33T] fd00:2::1(vm) rcvd 3fff:100::/24 IPv6 unicast\n";
 
     #[test]
     fn updates_are_read_from_the_log() {
@@ -172,9 +177,10 @@ mod tests {
             seen("2026-11-21 11:39:14.185301", "203.0.113.0/28", true),
             seen("2026-11-21 11:39:15.185000", "203.0.113.0/28", false),
             seen("2026-11-21 11:39:15.285000", "203.0.113.16/28", true),
+            seen("2026-11-21 11:39:15.385000", "3fff:100::/24", true),
         ];
         assert_eq!(updates, wanted);
-        assert_eq!(held(&updates), ["203.0.113.16/28"]);
+        assert_eq!(held(&updates), ["203.0.113.16/28", "3fff:100::/24"]);
     }
 
     // From ovs-ofctl 3.1.0.
@@ -183,15 +189,17 @@ mod tests {
         event=ADDED table=3 cookie=0 ip,metadata=0x5,nw_dst=10.100.1.0/24 actions=set_field:0x7->reg1,goto_table:5\n \
         event=ADDED table=4 cookie=0 ip,nw_dst=10.100.2.0/24 actions=goto_table:5\n\
         2026-11-21 11:56:31.912: OFPST_FLOW_MONITOR reply (OF1.5) (xid=0x0):\n \
-        event=MODIFIED table=3 cookie=0 ip,metadata=0x5,nw_dst=10.100.1.0/24\n";
+        event=MODIFIED table=3 cookie=0 ip,metadata=0x5,nw_dst=10.100.1.0/24\n \
+        event=ADDED table=3 cookie=0 ipv6,metadata=0x5,ipv6_dst=3fff:100::/24 actions=group:65537\n";
 
     #[test]
     fn flows_are_read_from_the_monitor() {
         let wanted = [
             seen("2026-11-21 11:56:31.891", "10.100.1.0/24", true),
             seen("2026-11-21 11:56:31.912", "10.100.1.0/24", false),
+            seen("2026-11-21 11:56:31.912", "3fff:100::/24", true),
         ];
-        assert_eq!(flows(FLOWS, 3, "goto_table:5"), wanted);
+        assert_eq!(flows(FLOWS, 3, &["goto_table:5", "group:"]), wanted);
         // The times of the two kinds can be compared.
         assert!(wanted.iter().all(|flow| updates(LOG).iter().all(|update| update.at < flow.at)));
     }

@@ -287,8 +287,11 @@ impl App {
 
     /// What the switch refused is to be tried again. True if there was any; then [`App::switch_reset`] is to follow.
     pub fn forgive(&mut self) -> bool {
-        let routers = self.routers.values_mut();
-        routers.fold(false, |any, scoped| scoped.router.forgive() || any)
+        let mut is_any = false;
+        for scoped in self.routers.values_mut() {
+            is_any |= scoped.router.forgive();
+        }
+        is_any
     }
 
     /// The switch refuses something of these routers' at present.

@@ -77,10 +77,11 @@ fn words<'a>(slow: &Slow, name_of: impl Fn(VifId) -> Option<&'a Name>) -> String
     });
     let vif = slow.vif.map(|vif| name_of(vif).map_or_else(|| format!("vif {}", vif.number), Name::to_string));
     let which: Vec<&str> = vif.as_deref().into_iter().chain(family).collect();
-    let which = match slow.reason {
-        SlowReason::Routes(_) => "some routes".to_owned(),
-        _ if which.is_empty() => "all".to_owned(),
-        _ => which.join(" "),
+    let is_of_routes = matches!(slow.reason, SlowReason::Routes(_));
+    let which = match which.as_slice() {
+        [] if is_of_routes => "some routes".to_owned(),
+        [] => "all".to_owned(),
+        which => which.join(" "),
     };
     let reason = slow.reason;
     match slow.detail.as_str() {

@@ -1,5 +1,6 @@
 //! Looks for private keys where none should be: by the words that begin one in PEM, and by the lines that are secret.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -8,45 +9,40 @@ use anyhow::Result;
 
 const WORDS: &str = "PRIVATE KEY";
 
-/// The keys of a lab.
+/// The keys of a lab, also those that others took the place of.
+#[derive(Default)]
 pub(super) struct Keys {
-    files: Vec<PathBuf>,
-    secrets: Vec<String>,
+    files: BTreeSet<PathBuf>,
+    secrets: BTreeSet<String>,
+    open: BTreeSet<PathBuf>,
 }
 
 impl Keys {
-    /// All in these folders: the files that end in `.key`.
-    pub(super) fn find(dirs: &[PathBuf]) -> Result<Self> {
-        let mut files = Vec::new();
+    /// Takes note of all that are in these folders now: the files that end in `.key`.
+    pub(super) fn learn(&mut self, dirs: &[PathBuf]) -> Result<()> {
         for dir in dirs {
-            files.extend(files_below(dir)?.into_iter().filter(|path| is_key(path)));
+            for path in files_below(dir)?.into_iter().filter(|path| is_key(path)) {
+                // The rest of a key is its public half.
+                let text = fs::read_to_string(&path)?;
+                let secret = text.lines().filter(|line| !line.starts_with("-----")).take(2);
+                self.secrets.extend(secret.map(str::to_owned));
+                if is_open(&path)? {
+                    self.open.insert(path.clone());
+                }
+                self.files.insert(path);
+            }
         }
-        let mut secrets = Vec::new();
-        for file in &files {
-            let text = fs::read_to_string(file)?;
-            // The rest of a key is its public half.
-            secrets.extend(text.lines().filter(|line| !line.starts_with("-----")).take(2).map(str::to_owned));
-        }
-        Ok(Self { files, secrets })
+        Ok(())
     }
 
-    /// How many there are.
+    /// How many files there were.
     pub(super) fn count(&self) -> usize {
         self.files.len()
     }
 
-    /// One of them.
-    pub(super) fn first(&self) -> Option<&Path> {
-        self.files.first().map(PathBuf::as_path)
-    }
-
-    /// How many of their files somebody else than the owner may open.
-    pub(super) fn open(&self) -> Result<usize> {
-        let mut open = 0;
-        for file in &self.files {
-            open += usize::from(is_open(file)?);
-        }
-        Ok(open)
+    /// Those that somebody else than the owner could open.
+    pub(super) fn open(&self) -> &BTreeSet<PathBuf> {
+        &self.open
     }
 
     /// Lines of a text that hold a key or a part of one.

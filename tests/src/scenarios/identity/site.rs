@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use super::keys::Keys;
 use crate::endhost::EndHost;
 use crate::one_router::{H1, H2, OneRouter};
 use crate::process::wait_for;
@@ -26,6 +27,8 @@ pub(super) struct Site {
     xenflow: PathBuf,
     /// All that commands have printed, to either output.
     pub(super) printed: String,
+    /// All keys that there were.
+    pub(super) keys: Keys,
 }
 
 /// A router with an identity.
@@ -60,7 +63,7 @@ impl Site {
         let r2 = VirtualRouter::create(lab, &one.node, &one.pki, ("red", "r2", 2), &[])?;
         let h = one.end_hosts()?;
         let xenflow = lab.product()?.xenflow.clone();
-        let mut site = Self { h, r2, one, xenflow, printed: String::new() };
+        let mut site = Self { h, r2, one, xenflow, printed: String::new(), keys: Keys::default() };
         let pki = site.authority();
         site.configure_daemon(&[("issuer_dir", Some(pki.clone())), ("crl", Some(pki.join("crl.pem")))])?;
         for who in [Who::R1, Who::R2] {
@@ -84,6 +87,13 @@ impl Site {
             Who::R1 => &mut self.one.r1,
             Who::R2 => &mut self.r2,
         }
+    }
+
+    /// The folders of the authority and of both routers' files; their keys are taken note of.
+    pub(super) fn look_at_keys(&mut self) -> Result<[PathBuf; 3]> {
+        let dirs = [self.authority(), self.papers(Who::R1), self.papers(Who::R2)];
+        self.keys.learn(&dirs)?;
+        Ok(dirs)
     }
 
     /// The folder of the authority.

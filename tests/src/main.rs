@@ -10,7 +10,7 @@ use xenflow_tests::benches::fairness::attack;
 use xenflow_tests::job::{Job, Mode};
 use xenflow_tests::progress::{print, say};
 use xenflow_tests::scenario::Scenario;
-use xenflow_tests::uml::Logs;
+use xenflow_tests::uml::{Logs, Signals};
 use xenflow_tests::{
     benches, figures, flood, fresh, init, inject, probe, routes, scenarios, setup, suite, uml,
 };
@@ -190,7 +190,8 @@ fn run_scenario(scenario: &Scenario, options: &RunOptions, args: Vec<String>, bi
     setup::packages()?;
     let seed = options.seed.unwrap_or_else(random_seed);
     let job = job(scenario, Mode::Run, seed, args, binary)?;
-    let report = uml::run(scenario, &job, None, if options.keep { Logs::Keep } else { Logs::OnFailure })?;
+    let logs = if options.keep { Logs::Keep } else { Logs::OnFailure };
+    let report = uml::run(scenario, &job, None, logs, &Signals::block()?)?;
     if options.json {
         let mut object = serde_json::json!({
             "scenario": scenario.name,
@@ -233,7 +234,7 @@ fn shell(scenario: &Scenario, args: Vec<String>, binary: &Path) -> Result<u8> {
     let mut job = job(scenario, mode, random_seed(), args, binary)?;
     // A person has no time limit; commands may take longer than the scenario.
     job.limit_s = if commands.is_some() { 1800 } else { 86_400 };
-    let report = uml::run(scenario, &job, commands.as_deref(), Logs::OnFailure)?;
+    let report = uml::run(scenario, &job, commands.as_deref(), Logs::OnFailure, &Signals::block()?)?;
     let failed = u8::from(!report.outcome.ok);
     Ok(report.outcome.exit_code.and_then(|code| u8::try_from(code).ok()).unwrap_or(failed))
 }

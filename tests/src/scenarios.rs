@@ -40,6 +40,20 @@ pub fn find(name: &str) -> Option<&'static Scenario> {
     ALL.iter().chain(benches::ALL).find(|scenario| scenario.name == name)
 }
 
+/// Whether `lab test` may run a scenario beside another of this kind: it checks what is, not how fast, and its bounds
+/// are many times what it takes.
+pub fn may_run_beside(name: &str) -> bool {
+    let all = [
+        controls::SCENARIO,
+        oracle::SCENARIO,
+        hostile::SCENARIO,
+        kernel::SCENARIO,
+        fpm::SCENARIO,
+        churn::SCENARIO,
+    ];
+    all.iter().any(|scenario| scenario.name == name)
+}
+
 /// Arguments with which `lab test` runs a scenario.
 pub fn suite_args(name: &str) -> &'static [&'static str] {
     if name == churn::SCENARIO.name { churn::SUITE_ARGS } else { &[] }

@@ -1,6 +1,7 @@
 //! Folders outside: the scratch folder of a running lab, the place of its memory, the logs of a failed run.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -8,7 +9,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 
 use crate::progress::say;
 
-/// First part of the names of scratch folders; the process id follows.
+/// First part of the names of scratch folders; the process id follows, and a number of the process's own.
 const SCRATCH: &str = "xenflow-lab-";
 
 /// The lab's scratch folder, removed when dropped.
@@ -20,7 +21,9 @@ impl Scratch {
     pub fn create() -> Result<Self> {
         let base = std::env::temp_dir();
         sweep(&base);
-        let path = base.join(format!("{SCRATCH}{}", std::process::id()));
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = base.join(format!("{SCRATCH}{}-{number}", std::process::id()));
         // Left by a process of the same number, which is certainly gone.
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
@@ -43,7 +46,8 @@ impl Drop for Scratch {
 fn sweep(base: &Path) {
     for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.strip_prefix(SCRATCH)) else { continue };
+        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(SCRATCH)) else { continue };
+        let pid = rest.split('-').next().unwrap_or_default();
         if pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists() {
             let _ = std::fs::remove_dir_all(entry.path());
         }

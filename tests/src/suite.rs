@@ -1,15 +1,21 @@
 //! `lab test`: everything that must pass, one line each.
+//!
+//! Labs have one processor each, so two run at a time where that cannot change what they find
+//! ([`scenarios::may_run_beside`]); whatever measures runs alone.
 
+use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::job::{Job, Mode, Product};
 use crate::progress::print;
 use crate::scenario::Scenario;
 use crate::scenarios;
-use crate::uml::{Interrupted, Logs};
+use crate::uml::{Interrupted, Logs, Signals};
 use crate::{setup, uml};
 
 /// A check by cargo: name and arguments.
@@ -34,12 +40,9 @@ pub fn run(filter: Option<&str>, seed: u64, lab: &Path) -> Result<bool> {
     let harness = wanted(HARNESS);
     ensure!(!checks.is_empty() || !scenarios.is_empty() || harness, "nothing has {filter:?} in its name");
 
-    let mut tally = Tally::default();
+    let tally = Tally::default();
     for (name, args) in checks {
         tally.take(name, || setup::run(setup::cargo()?.args(*args)))?;
-    }
-    if harness {
-        tally.take(HARNESS, || self::harness(lab))?;
     }
     let mut product = None;
     if scenarios.iter().any(|scenario| scenario.needs_product) {
@@ -48,18 +51,80 @@ pub fn run(filter: Option<&str>, seed: u64, lab: &Path) -> Result<bool> {
             Ok(())
         })?;
     }
-    for scenario in scenarios {
-        tally.take(scenario.name, || self::scenario(scenario, seed, lab, product.as_ref()))?;
+    let (beside, alone): (Vec<_>, Vec<_>) =
+        scenarios.into_iter().partition(|scenario| scenarios::may_run_beside(scenario.name));
+    let signals = Signals::block()?;
+    let one = |scenario: &&Scenario| {
+        tally.take(scenario.name, || self::scenario(scenario, seed, lab, product.as_ref(), &signals))
+    };
+    let mut labs: Vec<Work<'_>> = Vec::new();
+    for scenario in &beside {
+        labs.push(Box::new(move || one(scenario)));
     }
-    print(format!("{} passed, {} failed", tally.passed, tally.failed));
-    Ok(tally.failed == 0)
+    if harness {
+        labs.push(Box::new(|| tally.take(HARNESS, || self::harness(lab, &signals))));
+    }
+    in_lanes(lanes(&beside), labs)?;
+    alone.iter().try_for_each(one)?;
+    print(format!("{} passed, {} failed", tally.passed(), tally.failed()));
+    Ok(tally.failed() == 0)
 }
 
-fn scenario(scenario: &Scenario, seed: u64, lab: &Path, product: Option<&Product>) -> Result<()> {
+/// What a lane does before it takes the next.
+type Work<'a> = Box<dyn FnOnce() -> Result<()> + Send + 'a>;
+
+/// How many labs may run at once: two if there are processors for both and memory for the two largest.
+fn lanes(scenarios: &[&Scenario]) -> usize {
+    let mut memory: Vec<u32> = scenarios.iter().map(|scenario| scenario.memory_mib).collect();
+    memory.sort_unstable_by(|a, b| b.cmp(a));
+    let needed: u32 = memory.iter().take(2).sum();
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let is_enough = available_mib().is_some_and(|available| available >= u64::from(needed));
+    if processors >= 2 && is_enough { 2 } else { 1 }
+}
+
+/// `MemAvailable` of this machine.
+fn available_mib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse().ok().map(|kib: u64| kib >> 10)
+}
+
+/// Runs all of these, so many at a time, begun in their order. The first error ends all lanes, each after what it is
+/// at.
+fn in_lanes(lanes: usize, work: Vec<Work<'_>>) -> Result<()> {
+    let queue = Mutex::new(VecDeque::from(work));
+    let next = || queue.lock().ok()?.pop_front();
+    let lane = || {
+        while let Some(work) = next() {
+            if let Err(error) = work() {
+                if let Ok(mut queue) = queue.lock() {
+                    queue.clear();
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let lanes: Vec<_> = (0..lanes).map(|_| scope.spawn(lane)).collect();
+        let ends: Vec<Result<()>> =
+            lanes.into_iter().map(|lane| lane.join().unwrap_or_else(|_| bail!("a lane panicked"))).collect();
+        ends.into_iter().collect()
+    })
+}
+
+fn scenario(
+    scenario: &Scenario,
+    seed: u64,
+    lab: &Path,
+    product: Option<&Product>,
+    signals: &Signals,
+) -> Result<()> {
     ensure!(product.is_some() || !scenario.needs_product, "the product could not be built");
     let args = scenarios::suite_args(scenario.name).iter().map(|arg| (*arg).to_owned()).collect();
     let job = job(scenario, seed, args, lab, product);
-    let report = uml::run(scenario, &job, None, Logs::OnFailure)?;
+    let report = uml::run(scenario, &job, None, Logs::OnFailure, signals)?;
     match report.outcome.error {
         None if report.outcome.ok => Ok(()),
         error => anyhow::bail!("{} (seed {seed})", error.unwrap_or_else(|| "it failed".to_owned())),
@@ -67,11 +132,11 @@ fn scenario(scenario: &Scenario, seed: u64, lab: &Path, product: Option<&Product
 }
 
 /// Runs scenarios that must fail, each in its way.
-fn harness(lab: &Path) -> Result<()> {
+fn harness(lab: &Path, signals: &Signals) -> Result<()> {
     let broken = scenarios::find("broken").context("there is no scenario `broken`")?;
     for (way, expected) in scenarios::broken::WAYS {
         let job = job(broken, 0, vec![way.to_owned()], lab, None);
-        let outcome = uml::run(broken, &job, None, Logs::Drop)?.outcome;
+        let outcome = uml::run(broken, &job, None, Logs::Drop, signals)?.outcome;
         let error = outcome.error.unwrap_or_default();
         ensure!(!outcome.ok && error.contains(expected), "`broken {way}` was reported as {error:?}");
     }
@@ -92,27 +157,89 @@ fn job(scenario: &Scenario, seed: u64, args: Vec<String>, lab: &Path, product: O
 
 #[derive(Debug, Default)]
 struct Tally {
-    passed: u32,
-    failed: u32,
+    passed: AtomicU32,
+    failed: AtomicU32,
 }
 
 impl Tally {
+    fn passed(&self) -> u32 {
+        self.passed.load(Ordering::Relaxed)
+    }
+
+    fn failed(&self) -> u32 {
+        self.failed.load(Ordering::Relaxed)
+    }
+
     /// Runs a check and prints its line. Only an interruption is an error.
-    fn take(&mut self, name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn take(&self, name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
         let start = Instant::now();
         let end = check();
         let seconds = start.elapsed().as_secs_f64();
         match end {
             Ok(()) => {
-                self.passed += 1;
+                self.passed.fetch_add(1, Ordering::Relaxed);
                 print(format!("ok    {name} ({seconds:.1} s)"));
             }
             Err(error) if error.is::<Interrupted>() => return Err(error),
             Err(error) => {
-                self.failed += 1;
+                self.failed.fetch_add(1, Ordering::Relaxed);
                 print(format!("FAIL  {name} ({seconds:.1} s): {error:#}"));
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn work<'a>(
+        function: impl FnOnce() -> Result<()> + Send + 'a,
+    ) -> Box<dyn FnOnce() -> Result<()> + Send + 'a> {
+        Box::new(function)
+    }
+
+    #[test]
+    fn two_run_at_once_and_no_more() {
+        let (now, most) = (AtomicU32::new(0), AtomicU32::new(0));
+        let one = || {
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(50));
+            now.fetch_sub(1, Ordering::SeqCst);
+            Ok(())
+        };
+        in_lanes(2, (0..6).map(|_| work(one)).collect()).unwrap();
+        assert_eq!(most.load(Ordering::SeqCst), 2);
+        in_lanes(
+            1,
+            (0..2)
+                .map(|_| {
+                    work(|| {
+                        most.store(0, Ordering::SeqCst);
+                        one()
+                    })
+                })
+                .collect(),
+        )
+        .unwrap();
+        assert_eq!(most.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn an_interruption_ends_all_lanes() {
+        let done = AtomicU32::new(0);
+        let mut all = vec![work(|| bail!("interrupted"))];
+        for _ in 0..20 {
+            all.push(work(|| {
+                std::thread::sleep(Duration::from_millis(20));
+                done.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            }));
+        }
+        assert_eq!(in_lanes(2, all).unwrap_err().to_string(), "interrupted");
+        assert!(done.load(Ordering::SeqCst) <= 2, "{done:?}");
     }
 }

@@ -10,7 +10,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -61,7 +61,13 @@ pub enum Logs {
 pub struct Interrupted(pub Signal);
 
 /// Boots the lab for a job and stays until it is off. `commands` is for [`Mode::Commands`].
-pub fn run(scenario: &Scenario, job: &Job, commands: Option<&[u8]>, logs: Logs) -> Result<Report> {
+pub fn run(
+    scenario: &Scenario,
+    job: &Job,
+    commands: Option<&[u8]>,
+    logs: Logs,
+    signals: &Signals,
+) -> Result<Report> {
     let scratch = Scratch::create()?;
     let results = scratch.path().join("results");
     std::fs::create_dir(&results)?;
@@ -71,7 +77,7 @@ pub fn run(scenario: &Scenario, job: &Job, commands: Option<&[u8]>, logs: Logs) 
     }
     let console = Arc::new(Mutex::new(VecDeque::new()));
     let start = Instant::now();
-    let end = boot(scenario, job, scratch.path(), &results, &console);
+    let end = boot(scenario, job, scratch.path(), &results, &console, signals);
     let wall_s = start.elapsed().as_secs_f64();
     let console: Vec<String> =
         console.lock().map(|lines| lines.iter().cloned().collect()).unwrap_or_default();
@@ -103,6 +109,7 @@ fn boot(
     scratch: &Path,
     results: &Path,
     console: &Arc<Mutex<VecDeque<String>>>,
+    signals: &Signals,
 ) -> Result<()> {
     let interactive = matches!(job.mode, Mode::Shell { .. });
     let binary = &job.lab;
@@ -136,8 +143,6 @@ fn boot(
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped());
         None
     };
-    // Before any thread starts, so that no thread takes the signals in our place.
-    let signals = Signals::block()?;
     let child = command.spawn().context("cannot start linux.uml")?;
     let guard = if interactive { None } else { Some(Guard::start(binary, child.id())?) };
     let mut uml = Uml { child, guard };
@@ -157,7 +162,7 @@ fn boot(
         readers.push(std::thread::spawn(move || for_lines(stdout, |line| remember(&lines, line))));
     }
     let limit = (!interactive).then(|| Duration::from_secs(job.limit_s) + OUTSIDE_MARGIN);
-    let end = uml.wait(limit, &signals);
+    let end = uml.wait(limit, signals);
     // Readers end when the last holder of the pipes is gone; ending the lab first makes that certain.
     drop(uml);
     for reader in readers {
@@ -248,23 +253,30 @@ pub fn guard(group: i32) -> Result<()> {
     Ok(())
 }
 
-/// The signals that ask us to end, held back while this lives and read like a file.
-struct Signals {
+/// The signals that ask us to end, held back while this lives and read like a file. They end all labs that run.
+#[derive(Debug)]
+pub struct Signals {
     set: SigSet,
     file: SignalFd,
+    came: OnceLock<Signal>,
 }
 
 impl Signals {
-    fn block() -> Result<Self> {
+    /// Holds them back from this thread and those that it starts. To be done before any other thread is there that
+    /// might take them in our place.
+    pub fn block() -> Result<Self> {
         let set: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
         set.thread_block()?;
         let file = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        Ok(Self { set, file })
+        Ok(Self { set, file, came: OnceLock::new() })
     }
 
+    /// The first that came.
     fn pending(&self) -> Result<Option<Signal>> {
-        let Some(signal) = self.file.read_signal()? else { return Ok(None) };
-        Ok(Some(Signal::try_from(i32::try_from(signal.ssi_signo)?)?))
+        if let Some(signal) = self.file.read_signal()? {
+            let _ = self.came.set(Signal::try_from(i32::try_from(signal.ssi_signo)?)?);
+        }
+        Ok(self.came.get().copied())
     }
 }
 
@@ -327,17 +339,21 @@ fn show_failure(scenario: &str, outcome: &Outcome, kept: &Path, console: &[Strin
         .filter(|(_, path)| !path.ends_with("console.log"))
         .collect();
     logs.sort();
+    // In one piece: another lab may be telling its steps.
+    let mut report = Vec::new();
     for (_, path) in &logs {
         let text = String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
         if !text.trim().is_empty() {
-            say(format!("--- {}", path.file_name().unwrap_or_default().to_string_lossy()));
-            say(tail(&text, TAIL));
+            report.push(format!("--- {}", path.file_name().unwrap_or_default().to_string_lossy()));
+            report.push(tail(&text, TAIL));
         }
     }
-    say("--- console");
-    say(tail(&console.join("\n"), 2 * TAIL));
-    say(format!("lab: {scenario} failed: {}", outcome.error.as_deref().unwrap_or("without a reason")));
-    say(format!("lab: its logs are in {}", kept.display()));
+    report.push("--- console".to_owned());
+    report.push(tail(&console.join("\n"), 2 * TAIL));
+    report
+        .push(format!("lab: {scenario} failed: {}", outcome.error.as_deref().unwrap_or("without a reason")));
+    report.push(format!("lab: its logs are in {}", kept.display()));
+    say(report.join("\n"));
 }
 
 /// The terminal outside, for [`Mode::Shell`]: `None` if standard input or output is none.

@@ -33,6 +33,8 @@ pub(super) const SCENARIO: Scenario = Scenario {
 const PACKETS: u32 = 100;
 const ROUTES: u32 = 200;
 const RESTART_RATE: u32 = 1000;
+/// Of one of the six runs of TCP.
+const SECONDS: u32 = 2;
 
 fn run(lab: &mut Lab) -> Result<Value> {
     let mut twin = Twin::build(lab)?;
@@ -113,8 +115,9 @@ fn throughput(lab: &Lab, twin: &Twin) -> Result<(f64, f64)> {
     let red = &twin.networks[0];
     let (mut routed, mut plain) = (Vec::new(), Vec::new());
     for _ in 0..3 {
-        routed.push(iperf::tcp(lab, red.h[0].netns(), red.h[1].netns(), H2, 3)?.gbit_s);
-        plain.push(iperf::tcp(lab, twin.plain[0].netns(), twin.plain[1].netns(), "10.3.0.2", 3)?.gbit_s);
+        routed.push(iperf::tcp(lab, red.h[0].netns(), red.h[1].netns(), H2, SECONDS)?.gbit_s);
+        plain
+            .push(iperf::tcp(lab, twin.plain[0].netns(), twin.plain[1].netns(), "10.3.0.2", SECONDS)?.gbit_s);
     }
     Ok((median(routed)?, median(plain)?))
 }

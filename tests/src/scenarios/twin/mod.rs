@@ -53,18 +53,19 @@ pub(super) fn host_mac(network: usize, host: usize) -> String {
 }
 
 impl Twin {
-    /// Builds everything and starts switches, daemons, FRR and clients; does not wait for routes.
+    /// Builds everything and starts FRR, switches, daemons and clients; does not wait for routes.
     pub(super) fn build(lab: &Lab) -> Result<Self> {
         lab.step("making hosts a and b with their databases, certificates and the trunk");
         let pki = Pki::create(lab)?;
         let mut nodes = [Node::create(lab, "a", &pki)?, Node::create(lab, "b", &pki)?];
         let trunk = Trunk::connect(TrunkKind::Bridge, &[nodes[0].host(), nodes[1].host()])?;
-        for node in &mut nodes {
-            node.start()?;
+        // The switches start last: to plug a vif in costs several times as much while they run.
+        for node in &nodes {
+            node.host().vsctl(&["add-br", BRIDGE])?;
             node.add_trunk()?;
         }
         lab.step("configuring networks red and blue, plugging in routers and end hosts");
-        let networks = [
+        let mut networks = [
             network(lab, &nodes, &pki, 0, "red", [11, 12, 13])?,
             network(lab, &nodes, &pki, 1, "blue", [21, 22, 23])?,
         ];
@@ -73,6 +74,21 @@ impl Twin {
             node.host().plug("plain", end.netns(), NIC, &host_mac(9, index))?;
             node.host().add_port(BRIDGE, "plain", &[&format!("tag={PLAIN_VLAN}")])?;
             end.configure(&format!("10.3.0.{}/24", index + 1), None)?;
+        }
+        lab.step("starting FRR, the switches, the daemons, and xenflow-guest in four routers");
+        for network in &mut networks {
+            for (router, number) in network.r.iter_mut().zip(1..) {
+                // Point to point: no election of a designated router, which takes its time.
+                let ospf = format!(
+                    "interface core\n ip ospf network point-to-point\n ip ospf hello-interval 1\n ip ospf dead-interval 4\n\
+                     interface lan\n ip ospf passive\n\
+                     router ospf\n ospf router-id 10.0.0.{number}\n redistribute kernel\n network 10.0.0.0/8 area 0\n"
+                );
+                router.guest_mut().start_frr(&[("ospfd", &ospf)])?;
+            }
+        }
+        for node in &mut nodes {
+            node.start()?;
             // Flows of an operator's own, without XenFlow's cookie: they are left alone.
             let port = node.host().ofport("plain")?;
             let from_port = format!("priority=500,in_port={port},actions=NORMAL");
@@ -80,21 +96,10 @@ impl Twin {
             node.host().ofctl(&["add-flow", BRIDGE, &from_port])?;
             node.host().ofctl(&["add-flow", BRIDGE, &from_trunk])?;
         }
-        let mut twin = Self { networks, plain, trunk, nodes };
-        lab.step("starting FRR and xenflow-guest in four routers");
-        for network in &mut twin.networks {
-            for (index, router) in network.r.iter_mut().enumerate() {
-                router.start_client()?;
-                let ospf = format!(
-                    "interface core\n ip ospf hello-interval 1\n ip ospf dead-interval 4\n\
-                     interface lan\n ip ospf passive\n\
-                     router ospf\n ospf router-id 10.0.0.{}\n redistribute kernel\n network 10.0.0.0/8 area 0\n",
-                    index + 1
-                );
-                router.guest_mut().start_frr(&[("ospfd", &ospf)])?;
-            }
+        for router in networks.iter_mut().flat_map(|network| &mut network.r) {
+            router.start_client()?;
         }
-        Ok(twin)
+        Ok(Self { networks, plain, trunk, nodes })
     }
 
     /// Waits until OSPF's routes are flows on both hosts and the neighbors are resolved. Gives back how many

@@ -15,9 +15,9 @@ use crate::fib::Binding;
 use crate::limit::Prefix;
 
 /// Places in a step of a walk.
-pub(super) const STRIDE: usize = 64;
+pub(super) const STRIDE: usize = 8;
 /// As many places as this are due one by one; more of them by a walk.
-pub(super) const FEW: usize = 64;
+pub(super) const FEW: usize = 4;
 
 /// Where a walk goes on: behind this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

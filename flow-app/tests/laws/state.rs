@@ -9,12 +9,15 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use xenflow_flow_app::pipeline::{self, cookie};
 use xenflow_flow_app::{Answer, App, Desired, FlowKey, Rejection, RouterId};
-use xenflow_proto::table::RouteKey;
-use xenflow_proto::{Change, Key};
+use xenflow_proto::table::{
+    Hop, HopFlags, Link, Neighbor, NeighborKey, NextHop, NextHopKind, Route, RouteKey, RouteKind,
+    RouteTarget, TABLE_MAIN,
+};
+use xenflow_proto::{Change, Key, MacAddr, Object};
 
 use super::answers::{rejected, view};
 use super::model::{Model, same};
-use super::world::{Dice, LIMIT, Plan, Tables, World, object, plan, router_id, sane, world};
+use super::world::{Dice, LIMIT, Plan, Tables, World, chain, object, plan, router_id, sane, vif_mac, world};
 use super::{finds, law};
 
 /// No two flows of one priority may meet in one packet and disagree.
@@ -555,4 +558,74 @@ fn a_reconcile_that_does_not_delete_is_noticed() {
         let model = Model { ignores_removals: true, ..remains(&world, &former, &dice) };
         reconciles(&world, model, 100).map(|_| ())
     });
+}
+
+/// What one word of a guest changes is looked for a little at a time, and all of it stands before the mark behind it.
+#[test]
+fn a_word_about_a_whole_table_is_many_small_steps() {
+    let id = router_id(0);
+    let mut app = chain(1, super::world::Family::V4, super::world::Family::V4);
+    let mut model = Model::default();
+    let hop = |last: Option<u8>| {
+        let gateway = last.map(|last| [10, 0, 0, last].into());
+        Hop { gateway, oif: Some(1), weight: 1, flags: HopFlags(0), encap: false }
+    };
+    let route = |dst: String, target| {
+        let key = RouteKey { table: TABLE_MAIN, dst: dst.parse().unwrap(), tos: 0, metric: 0 };
+        Object::Route(Route { key, kind: RouteKind::Unicast, protocol: 4, scope: 0, target, mtu: None })
+    };
+    let link = |ifindex, up| {
+        Object::Link(Link {
+            ifindex,
+            name: format!("eth{ifindex}"),
+            mac: (ifindex == 1).then(|| vif_mac(0, 0)),
+            mtu: 1500,
+            up,
+            running: up,
+            kind: String::new(),
+            master: None,
+            vrf_table: None,
+            ipv6_mtu: None,
+        })
+    };
+    let next_hop = |last| Object::NextHop(NextHop { id: 1, kind: NextHopKind::Single(hop(Some(last))) });
+    let of_object = (0..40).map(|n| route(format!("172.16.{n}.0/24"), RouteTarget::NextHop(1)));
+    let of_gateway =
+        (0..40).map(|n| route(format!("172.17.{n}.0/24"), RouteTarget::Hops(vec![hop(Some(2))])));
+    let neighbors = (10..40).map(|last| {
+        let key = NeighborKey { ifindex: 1, addr: [10, 0, 0, last].into() };
+        Object::Neighbor(Neighbor { key, mac: MacAddr([2, 0, 0, 0, 0, last]) })
+    });
+    let tables = [link(1, true), next_hop(2)].into_iter().chain(of_object).chain(of_gateway).chain(neighbors);
+    tables.for_each(|object| app.apply(id, Change::Upsert(object)).unwrap());
+    model.settle(&mut app, 1000, |_| {});
+    let on_link = route("0.0.0.0/0".into(), RouteTarget::Hops(vec![hop(None)]));
+    for (token, (object, least)) in (1..).zip([
+        (link(70, false), 0),
+        (link(1, false), 80),
+        (link(1, true), 80),
+        (next_hop(10), 40),
+        (on_link, 30),
+    ]) {
+        app.apply(id, Change::Upsert(object.clone())).unwrap();
+        app.mark(id, token);
+        let (mut batches, mut changes) = (0, 0);
+        let reached = loop {
+            let batch = app.next_batch(4);
+            assert!(batch.changes.len() <= 1 && batch.meters.is_empty(), "{batch:?}");
+            assert!(batch.more || !batch.changes.is_empty() || !batch.reached.is_empty(), "it sleeps");
+            batches += 1;
+            changes += batch.changes.len();
+            batch.changes.into_iter().for_each(|change| model.change(change));
+            if !batch.reached.is_empty() {
+                break batch.reached;
+            }
+        };
+        assert_eq!((reached, app.is_idle()), (vec![(id, token)], true), "{object:?}");
+        assert!(
+            changes >= least && (least > 0 || changes == 0) && batches > 10,
+            "{object:?}: {changes}, {batches}"
+        );
+        same("in the end", &model, &Model::desired(&app).unwrap()).unwrap();
+    }
 }

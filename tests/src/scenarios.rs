@@ -3,6 +3,7 @@
 use crate::benches;
 use crate::scenario::Scenario;
 
+mod boot;
 pub mod broken;
 mod chain;
 mod churn;
@@ -31,6 +32,7 @@ pub const ALL: &[Scenario] = &[
     oracle::SCENARIO,
     plane::SCENARIO,
     fpm::SCENARIO,
+    boot::SCENARIO,
     restart::SCENARIO,
     broken::SCENARIO,
 ];

@@ -165,10 +165,10 @@ fn loopback_up() -> Result<()> {
     socket.connect(&SocketAddr::new(0, 0))?;
     socket.send(&bytes, 0)?;
     let (answer, _) = socket.recv_from_full()?;
-    match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)?.payload {
-        NetlinkPayload::Error(error) if error.code.is_none() => Ok(()),
-        other => Err(anyhow!("the kernel answers {other:?} to setting lo up")),
-    }
+    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)?.payload;
+    let is_done = matches!(&answer, NetlinkPayload::Error(error) if error.code.is_none());
+    ensure!(is_done, "the kernel answers {answer:?} to setting lo up");
+    Ok(())
 }
 
 /// Joins two namespaces by a veth pair; both ends stay down. `mac` is for the end in `b`.

@@ -316,12 +316,13 @@ mod tests {
             let bytes = bytes(line);
             let decoded = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes).unwrap();
             assert_eq!((decoded.header.length as usize, decoded.header.sequence_number), (bytes.len(), 9));
-            match decoded.payload {
-                NetlinkPayload::InnerMessage(
-                    RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
-                ) => route,
-                other => panic!("{other:?}"),
-            }
+            let NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
+            ) = decoded.payload
+            else {
+                panic!("{:?}", decoded.payload)
+            };
+            route
         };
         let dst = RouteAttribute::Destination(RouteAddress::Inet([10, 128, 3, 0].into()));
         let via = RouteAttribute::Gateway(RouteAddress::Inet([10, 1, 0, 10].into()));

@@ -5,8 +5,9 @@
 //! proves anything: a node's certificate does, and that it takes the session. The client asks at all interfaces that
 //! may be the one, side by side, and the first at which a node shows its certificate gets the `Hello`. Whoever answers
 //! for the host at another interface, with garbage, silence or a foreign certificate, is told nothing, and holds up no
-//! host that answers meanwhile; one that does not waits for the silent one's time to run out, three seconds. Who passes the bytes on to a real host gets the session refused there, as it does not come from this router's
-//! control vif; that interface then gives the others a head start. So a spoof can delay; it cannot capture.
+//! host that answers meanwhile; one that does not waits for the silent one's time to run out, three seconds. Who passes
+//! the bytes on to a real host gets the session refused there, as it does not come from this router's control vif; that
+//! interface then gives the others a head start. So a spoof can delay; it cannot capture.
 //!
 //! Where a session was, the next ones are looked for first, and alone; only if that fails a few times, or the
 //! interface goes, all are asked again. Interfaces are never changed: one that is down stays down.

@@ -52,6 +52,8 @@ pub fn may_run_beside(name: &str) -> bool {
         kernel::SCENARIO,
         fpm::SCENARIO,
         churn::SCENARIO,
+        identity::SCENARIO,
+        boot::SCENARIO,
     ];
     all.iter().any(|scenario| scenario.name == name)
 }

@@ -1,9 +1,9 @@
 //! `boot`: the client in a root like that of a small initramfs, as process 1, with three files and no word of
-//! configuration.
+//! configuration; and how soon a session is there again, by each of the ways in which the client can notice.
 //!
 //! The control interface comes late, and somebody on a segment of the router answers for the host meanwhile. A probe
-//! crosses the router from when the host forwards for it to after the client's end: nothing that happens at the
-//! control network may cost a packet.
+//! crosses the router from when the host forwards for it to the end: nothing that happens at the control network may
+//! cost a packet.
 
 mod impostor;
 mod initramfs;
@@ -11,10 +11,11 @@ mod initramfs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
 
 use self::impostor::Impostor;
-use self::initramfs::{Initramfs, Running};
+use self::initramfs::{Initramfs, Running, Watch};
 use crate::endhost::EndHost;
 use crate::node::BRIDGE;
 use crate::one_router::{H2, OneRouter};
@@ -26,15 +27,20 @@ use crate::virtual_router::CONTROL;
 /// The registry's entry.
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "boot",
-    about: "a client without configuration, process 1 of an initramfs, finds its host though another one answers",
+    about: "a client without configuration in an initramfs finds its host, and comes back by RST, link event and nudge",
     memory_mib: 512,
     limit: Duration::from_secs(120),
     needs_product: true,
-    in_suite: false,
+    in_suite: true,
     targets: &[
         ("probe_lost", "0"),
         ("impostor_told_bytes", "0"),
         ("found_ms", "at most 2000"),
+        ("rst_ms", "at most 2000"),
+        ("link_event_ms", "at most 2000"),
+        ("nudge_ms", "at most 3000"),
+        ("no_nudge_ms", "more than 4000"),
+        ("nudges_by_the_switch", "at least 1"),
         ("children", "0"),
     ],
     run,
@@ -42,8 +48,19 @@ pub(super) const SCENARIO: Scenario = Scenario {
 
 const LIMIT: Duration = Duration::from_secs(20);
 const RATE: u32 = 100;
+/// What the client waits between attempts, where it is to be seen that something else than a timer woke it: half of
+/// it to all.
+const LONG_WAIT_MS: u64 = 12_000;
+/// A session that a nudge brings back is there sooner, and one that a timer brings back later.
+const NUDGED: Duration = Duration::from_secs(3);
+const ALONE: Duration = Duration::from_secs(4);
 /// What counts as at once: the machine may be busy.
 const AT_ONCE: Duration = Duration::from_secs(2);
+/// A client that has heard nothing for two seconds asks whether the host is there.
+const ASKED: Duration = Duration::from_secs(3);
+/// The table and fields of what lets nudges through to a guest, and of what stops them.
+const NUDGES: &str = "table=0,udp6,tp_dst=6641";
+const STOP_NUDGES: &str = "table=0,priority=65535,udp6,tp_dst=6641,actions=drop";
 
 struct Site {
     // Dropped from top to bottom.
@@ -62,15 +79,17 @@ fn run(lab: &mut Lab) -> Result<Value> {
     found(lab, &mut site, &mut client, &mut figures)?;
     let forwarded = site.site.r1.guest().forwarded()?;
     words(lab, &site, &mut figures)?;
+    returns(lab, &mut site, &mut client, &mut figures)?;
 
     lab.step("the client is asked to end");
     figures.insert("children".into(), client.children()?.into());
     ensure!(client.children()? == 0, "the client has children");
     figures.insert("stop_ms".into(), ms(client.stop()?));
     site.site.node.daemon()?.wait_for_log("the guest closed the connection", LIMIT)?;
+    nudges(lab, &mut site, &mut figures)?;
 
     let report = site.probe.take().context("there is no probe")?.stop()?;
-    ensure!(report.lost == 0 && report.sent > 200, "the probe h1 → h2: {report:?}");
+    ensure!(report.lost == 0 && report.sent > 500, "the probe h1 → h2: {report:?}");
     // Its neighbors are asked for now and then.
     let forwarded = site.site.r1.guest().forwarded()? - forwarded;
     ensure!(forwarded < 10, "the guest has forwarded {forwarded} packets itself");
@@ -190,6 +209,86 @@ fn words(lab: &Lab, site: &Site, figures: &mut Map<String, Value>) -> Result<()>
     ensure!(code == Some(1) && text.contains("\nFAIL host: no host at any interface"), "check: {text}");
     ensure!(text.contains("     -> "), "check does not say what to do: {text}");
     Ok(())
+}
+
+/// The session ends in several ways, and is there again.
+fn returns(lab: &Lab, site: &mut Site, client: &mut Running, figures: &mut Map<String, Value>) -> Result<()> {
+    lab.step("RST: the daemon dies with words of the guest unread, and another one runs in its place");
+    let mut watch = settled(client)?;
+    site.site.node.daemon()?.signal(Signal::SIGSTOP)?;
+    std::thread::sleep(ASKED);
+    site.site.node.kill_daemon()?;
+    watch.session(false, LIMIT)?;
+    site.site.node.start_daemon()?;
+    let start = Instant::now();
+    let (_, up) = watch.session(true, LIMIT)?;
+    took("rst_ms", start, up, figures)?;
+    client.wait_for_log("Connection reset by peer", LIMIT)?;
+
+    lab.step("link event: the vif is unplugged, and comes back as another one");
+    let mut watch = settled(client)?;
+    unplug(&site.site)?;
+    watch.session(false, LIMIT)?;
+    prepare(&site.site)?;
+    let start = vif_up(&site.site)?;
+    let (state, up) = watch.session(true, LIMIT)?;
+    ensure!(state["resumed"] == true, "the session began anew: {state}");
+    took("link_event_ms", start, up, figures)
+}
+
+/// Waits until the session has been up for a while: one that ends at once does not count as a good one. From then on
+/// it is watched.
+fn settled(client: &Running) -> Result<Watch> {
+    let mut watch = client.watch()?;
+    watch.session(true, LIMIT)?;
+    std::thread::sleep(Duration::from_millis(1500));
+    let mut watch = client.watch()?;
+    watch.session(true, LIMIT)?;
+    Ok(watch)
+}
+
+/// The way to the host was shut, and opens, where nothing tells the guest but the host's nudge; and not even that.
+fn nudges(lab: &Lab, site: &mut Site, figures: &mut Map<String, Value>) -> Result<()> {
+    let wait = format!("reconnect_min_ms = {LONG_WAIT_MS}\nreconnect_max_ms = {LONG_WAIT_MS}\n");
+    site.initramfs.configure(&format!("{wait}log = \"debug\"\n"))?;
+    let port = site.site.r1.port(CONTROL);
+    let opened = |site: &mut Site| -> Result<Duration> {
+        site.site.node.host().detach(BRIDGE, &port)?;
+        let mut client = site.initramfs.start(site.site.guest())?;
+        client.wait_for_log("no session with the host", LIMIT)?;
+        let mut watch = client.watch()?;
+        let start = Instant::now();
+        add_port(&site.site)?;
+        let (_, up) = watch.session(true, LIMIT)?;
+        client.stop()?;
+        Ok(up - start)
+    };
+    lab.step("a client that waits for long is nudged");
+    let nudged = opened(site)?;
+    figures.insert("nudge_ms".into(), ms(nudged));
+    let passed = packets(site, NUDGES)?;
+    figures.insert("nudges_by_the_switch".into(), passed.into());
+    ensure!(passed > 0, "no nudge went by the switch");
+    ensure!(nudged < NUDGED, "nudged, the session took {nudged:?}");
+
+    lab.step("the same, and the switch lets no nudge through");
+    site.site.node.host().ofctl(&["add-flow", BRIDGE, STOP_NUDGES])?;
+    let alone = opened(site)?;
+    figures.insert("no_nudge_ms".into(), ms(alone));
+    let stopped = packets(site, "priority=65535")?;
+    figures.insert("nudges_stopped".into(), stopped.into());
+    ensure!(stopped > 0, "no nudge was stopped");
+    ensure!(alone > ALONE, "without a nudge, the session took {alone:?} only");
+    Ok(())
+}
+
+/// Packets that the flows with these words have matched.
+fn packets(site: &Site, words: &str) -> Result<u64> {
+    let text = site.site.node.host().ofctl(&["dump-flows", BRIDGE])?;
+    let words: Vec<&str> = words.split(',').collect();
+    let flows = text.lines().filter(|line| words.iter().all(|word| line.contains(word)));
+    let count = |line: &str| line.split_once("n_packets=")?.1.split(',').next()?.parse::<u64>().ok();
+    Ok(flows.filter_map(count).sum())
 }
 
 /// Notes a time, which is to be short.

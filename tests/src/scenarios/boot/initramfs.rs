@@ -67,6 +67,11 @@ impl Initramfs {
         Ok(files)
     }
 
+    /// Writes a configuration, which there is none of at first.
+    pub(super) fn configure(&self, text: &str) -> Result<()> {
+        Ok(fs::write(self.root.join("etc/xenflow/guest.toml"), text)?)
+    }
+
     /// The program in its root, as process 1.
     fn command(&self, ns: &Netns) -> Command {
         let mut command = ns.command("unshare");

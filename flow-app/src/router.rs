@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use openflow::{ErrorCode, Flow, Group};
+use openflow::{ErrorCode, Flow};
 use xenflow_proto::table::{Family, NeighborKey, RouteKey, TABLE_LOCAL};
 use xenflow_proto::{Change, Key, MacAddr, VlanId};
 
@@ -13,19 +13,20 @@ use crate::fast_path::{self, Slow, SlowReason};
 use crate::fib::{Adjacency, Binding, Fib, Ruling, Verdict};
 use crate::flow::{FlowChange, FlowKey};
 use crate::group::Groups;
-use crate::limit::{Class, Limit, Prefix};
-use crate::pipeline::ROUTER;
-use crate::punt::PuntClass;
+use crate::limit::{Limit, Prefix};
 use crate::rib::{Rib, Sweep, TooManyObjects};
 use crate::table::{self, Side};
 use crate::topology::{FastPath, RouterId, Topology};
 
 use self::place::{Place, of_neighbor, own, places_of, route};
 use self::refused::Refused;
+use self::route_flow::{RouteFlow, route_flow, routes_of};
 use self::walk::{FEW, STRIDE, Walk};
 
+mod full;
 mod place;
 mod refused;
+mod route_flow;
 mod walk;
 
 /// What a place holds, but for what other places have a say in: limits, and the numbers of groups.
@@ -436,44 +437,6 @@ impl Router {
         self.answers.settle(prefix, routes_of(&self.rib, prefix), rejection, after);
     }
 
-    /// All flows and groups that should be there: a full compile.
-    pub(crate) fn desired(&self, topology: &Topology) -> (Vec<Flow>, Vec<Group>) {
-        let policy = topology.policy(self.id);
-        let binding = Binding::new(&self.rib, topology, self.id);
-        let mut groups = self.groups.clone();
-        groups.set_settings(self.rib.settings().unwrap_or_default());
-        let mut flows: Vec<Flow> = self.open_gates(&binding, policy.fast_path).into_values().collect();
-        let places = self.places(&binding);
-        let limit = self.full_limit(&places, &binding, policy.max_routes);
-        for place in places {
-            let Some(content) = self.content(place, &binding) else { continue };
-            match (place, content) {
-                (Place::Route(prefix), Content::Route(ruling)) => {
-                    let class = limit.class(prefix);
-                    let RouteFlow { flow, .. } =
-                        route_flow(self.id, &mut groups, &self.refused, prefix, class, Some(ruling));
-                    flows.extend(flow);
-                }
-                (_, content) => flows.extend(self.flow(place, &content)),
-            }
-        }
-        let groups = groups.in_use().filter_map(|id| groups.get(id)).collect();
-        (flows, groups)
-    }
-
-    fn full_limit(&self, places: &[Place], binding: &Binding, max: usize) -> Limit {
-        let mut limit = Limit::new(max);
-        limit.set_room(self.refused.room());
-        for place in places {
-            if let Place::Route(prefix) = place
-                && self.ruling(*prefix, binding).is_some()
-            {
-                limit.set(*prefix, true);
-            }
-        }
-        limit
-    }
-
     /// Why packets take the slow path.
     pub(crate) fn slow(&self, topology: &Topology) -> Vec<Slow> {
         let policy = topology.policy(self.id).fast_path;
@@ -488,50 +451,6 @@ impl Router {
         let reasons = reasons.chain(self.refused.all().map(SlowReason::Refused));
         slow.extend(reasons.map(|reason| Slow { vif: None, family: None, reason, detail: String::new() }));
         slow
-    }
-
-    /// The switch refuses one of these changes, which were sent in one bundle that was not taken. False if that is no
-    /// change that anything can stand in for. [`Router::reconcile`] is to come.
-    pub(crate) fn refuse(&mut self, sent: &[FlowChange], index: usize, why: ErrorCode) -> bool {
-        match sent.get(index) {
-            Some(FlowChange::Upsert(flow)) => {
-                if !self.refused.flow(flow, sent.get(..index).unwrap_or_default(), why) {
-                    return false;
-                }
-            }
-            Some(FlowChange::UpsertGroup(group)) => {
-                let Some(hops) = self.groups.hops_of(group.id) else { return false };
-                self.refused.group(hops.clone(), why);
-            }
-            Some(
-                FlowChange::Remove(_)
-                | FlowChange::RemoveRouter(_)
-                | FlowChange::ForgetLearned(_)
-                | FlowChange::RemoveGroup(_),
-            )
-            | None => return false,
-        }
-        self.rebind();
-        true
-    }
-
-    /// What the switch refused is to be tried again. True if there was any; then [`Router::reconcile`] is to come.
-    pub(crate) fn forgive(&mut self) -> bool {
-        let is_any = self.refused.forgive();
-        if is_any {
-            self.rebind();
-        }
-        is_any
-    }
-
-    /// Of what the switch refused something is left out or replaced.
-    pub(crate) fn has_refused(&self) -> bool {
-        self.refused.is_any()
-    }
-
-    /// The switch refused something once: what is sent may depend on what it takes before.
-    pub(crate) fn is_wary(&self) -> bool {
-        self.refused.is_wary()
     }
 
     /// How much of its limit is used.
@@ -639,148 +558,6 @@ impl Router {
             _ => None,
         }
     }
-
-    /// Decides anew what is due, from what the switch holds. Gates that should be closed close first and those
-    /// that should be open open last; a marker stays due behind all of it.
-    pub(crate) fn reconcile(
-        &mut self,
-        mut installed: BTreeMap<FlowKey, Flow>,
-        groups: BTreeMap<u32, Group>,
-        topology: &Topology,
-    ) {
-        let markers: Vec<Due> = self.due.drain(..).filter(|due| matches!(due, Due::Marker(_))).collect();
-        let waiting = std::mem::take(&mut self.waiting);
-        self.ready.clear();
-        self.rebinds = 0;
-        self.next_hops.clear();
-        self.covers.clear();
-        self.before = None;
-        let policy = topology.policy(self.id);
-        self.max_routes = policy.max_routes;
-        self.binding = Binding::new(&self.rib, topology, self.id);
-        self.gates = self.open_gates(&self.binding, policy.fast_path);
-        self.groups.set_settings(self.rib.settings().unwrap_or_default());
-        self.refused.count_room(installed.keys());
-        let is_tight = self.refused.room().is_some();
-        self.groups.adopt(groups);
-        let opening: Vec<FlowChange> = self
-            .gates
-            .iter()
-            .filter(|(key, gate)| is_tight || installed.remove(key).as_ref() != Some(gate))
-            .map(|(_, gate)| FlowChange::Upsert(gate.clone()))
-            .collect();
-        let mut places = self.places(&self.binding);
-        self.limit = self.full_limit(&places, &self.binding, self.max_routes);
-        let mut adding = Vec::new();
-        let mut rejected = BTreeMap::new();
-        places.retain(|place| {
-            let Some(content) = self.content(*place, &self.binding) else { return false };
-            let flow = match (place, content) {
-                (Place::Route(prefix), Content::Route(ruling)) => {
-                    let class = self.limit.class(*prefix);
-                    let RouteFlow { add, flow, remove: _, rejection } =
-                        route_flow(self.id, &mut self.groups, &self.refused, *prefix, class, Some(ruling));
-                    adding.extend(add.map(FlowChange::UpsertGroup));
-                    if let Some(why) = rejection {
-                        let after = waiting.get(place).copied().unwrap_or_default();
-                        rejected.extend(routes_of(&self.rib, *prefix).map(|key| (key, (why, after))));
-                    }
-                    flow
-                }
-                (_, content) => self.flow(*place, &content),
-            };
-            flow.is_some_and(|flow| installed.remove(&FlowKey::from(&flow)) != Some(flow))
-        });
-        self.answers.replace(rejected);
-        // A prefix that comes back does so before the one that stood in for it lets go.
-        places.sort_by_key(|place| match place {
-            Place::Route(prefix) => Reverse(Some(prefix.dst.prefix_len())),
-            Place::Local(..) | Place::NextHop(..) => Reverse(None),
-        });
-        let (closing, obsolete): (Vec<FlowKey>, Vec<FlowKey>) =
-            installed.into_keys().partition(|key| key.table == ROUTER);
-        let remove = |key| Due::Change(FlowChange::Remove(key));
-        self.due.extend(closing.into_iter().map(remove));
-        let (first, obsolete) = if is_tight { (obsolete, Vec::new()) } else { (Vec::new(), obsolete) };
-        self.due.extend(first.into_iter().map(remove));
-        self.due.extend(adding.into_iter().map(Due::Change));
-        for place in places {
-            self.touch(place);
-        }
-        self.due.extend(obsolete.into_iter().map(remove));
-        self.due.extend(self.groups.unused().into_iter().map(Due::Unused));
-        self.due.extend(opening.into_iter().map(Due::Change));
-        self.due.extend(markers);
-    }
-}
-
-/// What is left of a verdict at its place within the limit.
-fn limited(class: Class, verdict: Option<Verdict>) -> Option<Verdict> {
-    match class {
-        Class::Forward if verdict.is_some() => verdict,
-        // One that is wanted no more goes when its own turn comes.
-        Class::Forward | Class::Punt => Some(Verdict::Punt(PuntClass::Transit)),
-        Class::Absent => None,
-    }
-}
-
-/// What becomes of a prefix.
-struct RouteFlow {
-    /// The group that comes before its flow.
-    add: Option<Group>,
-    flow: Option<Flow>,
-    /// The group that goes after it.
-    remove: Option<u32>,
-    /// Why the host does not forward by it, where it does not.
-    rejection: Option<Rejection>,
-}
-
-/// The flow of a prefix at its place within the limit.
-fn route_flow(
-    router: RouterId,
-    groups: &mut Groups,
-    refused: &Refused,
-    prefix: Prefix,
-    class: Class,
-    ruling: Option<Ruling>,
-) -> RouteFlow {
-    let (verdict, rejection) = match ruling {
-        Some(Ruling { verdict, rejection }) => match refused.by(&verdict) {
-            Some(why) => (Some(Verdict::Punt(PuntClass::Transit)), Some(Rejection::Switch(why))),
-            None => (Some(verdict), rejection),
-        },
-        None => (None, None),
-    };
-    // What the guest gets anyway loses nothing by the limit.
-    let is_forwarded = verdict.as_ref().is_some_and(|verdict| !matches!(verdict, Verdict::Punt(_)));
-    let verdict = limited(class, verdict);
-    let shared = match &verdict {
-        Some(Verdict::OneOf(hops, _)) => Some(hops),
-        Some(Verdict::Via(_) | Verdict::Punt(_) | Verdict::Drop) | None => None,
-    };
-    let assigned = groups.assign(prefix, shared);
-    let rejection = match class {
-        Class::Punt | Class::Absent if is_forwarded => Some(match refused.room() {
-            Some(_) => Rejection::Switch(ErrorCode::TABLE_FULL),
-            None => Rejection::Limit,
-        }),
-        Class::Forward if shared.is_some() && assigned.id.is_none() => Some(Rejection::Groups),
-        Class::Forward | Class::Punt | Class::Absent => rejection,
-    };
-    let flow = verdict.map(|verdict| table::route(router, prefix, &verdict, assigned.id));
-    let (flow, rejection) = match flow.as_ref().and_then(|flow| refused.why(flow)) {
-        Some(why) => {
-            let punt = table::route(router, prefix, &Verdict::Punt(PuntClass::Transit), None);
-            (Some(punt), Some(Rejection::Switch(why)))
-        }
-        None => (flow, rejection),
-    };
-    RouteFlow { add: assigned.add, flow, remove: assigned.remove, rejection }
-}
-
-/// The guest's routes of a prefix.
-fn routes_of(rib: &Rib, Prefix { table, dst }: Prefix) -> impl Iterator<Item = RouteKey> {
-    rib.candidates(table, dst).map(|route| route.key)
 }
 
 /// What turns one set of flows into another: upserts, then removals. What refuses comes before what it is an

@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use openflow::{ErrorCode, Flow};
 
+use super::Router;
 use crate::fib::{Adjacency, Multipath, Verdict};
 use crate::flow::{FlowChange, FlowKey};
 use crate::pipeline::{NEXT_HOP, ROUTE, next_hop_of};
@@ -162,5 +163,51 @@ impl Refused {
             return None;
         }
         self.flows.get(&FlowKey::from(flow)).filter(|(refused, _)| refused == flow).map(|(_, why)| *why)
+    }
+}
+
+impl Router {
+    /// The switch refuses one of these changes, which were sent in one bundle that was not taken. False if that is no
+    /// change that anything can stand in for. [`Router::reconcile`] is to come.
+    pub(crate) fn refuse(&mut self, sent: &[FlowChange], index: usize, why: ErrorCode) -> bool {
+        match sent.get(index) {
+            Some(FlowChange::Upsert(flow)) => {
+                if !self.refused.flow(flow, sent.get(..index).unwrap_or_default(), why) {
+                    return false;
+                }
+            }
+            Some(FlowChange::UpsertGroup(group)) => {
+                let Some(hops) = self.groups.hops_of(group.id) else { return false };
+                self.refused.group(hops.clone(), why);
+            }
+            Some(
+                FlowChange::Remove(_)
+                | FlowChange::RemoveRouter(_)
+                | FlowChange::ForgetLearned(_)
+                | FlowChange::RemoveGroup(_),
+            )
+            | None => return false,
+        }
+        self.rebind();
+        true
+    }
+
+    /// What the switch refused is to be tried again. True if there was any; then [`Router::reconcile`] is to come.
+    pub(crate) fn forgive(&mut self) -> bool {
+        let is_any = self.refused.forgive();
+        if is_any {
+            self.rebind();
+        }
+        is_any
+    }
+
+    /// Of what the switch refused something is left out or replaced.
+    pub(crate) fn has_refused(&self) -> bool {
+        self.refused.is_any()
+    }
+
+    /// The switch refused something once: what is sent may depend on what it takes before.
+    pub(crate) fn is_wary(&self) -> bool {
+        self.refused.is_wary()
     }
 }

@@ -265,7 +265,11 @@ impl Limit {
                 (_, Class::Forward) => release.push(prefix),
             }
         }
-        moved.after.extend(install.into_iter().rev().chain(remove).chain(release));
+        // What takes the place of one that goes is there before it: nothing else may stand in for it.
+        let has_gone = own.is_some_and(|own| !self.wanted.contains(&own));
+        let installing = if has_gone { &mut moved.before } else { &mut moved.after };
+        installing.extend(install.into_iter().rev());
+        moved.after.extend(remove.into_iter().chain(release));
         moved
     }
 

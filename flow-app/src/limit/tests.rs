@@ -257,6 +257,19 @@ fn the_last_one_in_rank_makes_room_and_its_shield_goes_first() {
 }
 
 #[test]
+fn what_takes_the_place_of_one_that_goes_is_there_before() {
+    let mut limit = Limit::new(2);
+    limit.set_room(Some(2));
+    let [one, two, three] = ["0.0.0.0/1", "64.0.0.0/2", "64.0.0.0/3"].map(v4);
+    for prefix in [one, two, three] {
+        limit.set(prefix, true);
+    }
+    assert_eq!([one, two, three].map(|it| limit.class(it)), [Class::Forward, Class::Punt, Class::Absent]);
+    // Without two, one would catch the packets of three.
+    assert_eq!(limit.set(two, false), Moved { before: vec![three], after: vec![] });
+}
+
+#[test]
 fn another_maximum_uncovers_longer_prefixes_first() {
     let mut limit = Limit::new(1);
     let chain = ["0.0.0.0/0", "0.0.0.0/1", "0.0.0.0/2", "0.0.0.0/3", "0.0.0.0/4"].map(v4);

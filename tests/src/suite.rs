@@ -25,7 +25,7 @@ const CHECKS: &[(&str, &[&str])] = &[
         "clippy",
         &["clippy", "--quiet", "--profile", "lab", "--workspace", "--all-targets", "--", "-D", "warnings"],
     ),
-    ("unit", &["test", "--quiet", "--profile", "lab", "--workspace"]),
+    ("unit", &["test", "--quiet", "--profile", "lab", "--workspace", "--no-fail-fast"]),
 ];
 
 /// Name of the check that failures of a scenario are reported.

@@ -38,15 +38,15 @@ pub(super) const SCENARIO: Scenario = Scenario {
 };
 
 /// With fewer routes in the suite: the rest takes time and shows the same.
-pub(super) const SUITE_ARGS: &[&str] = &["--routes", "50000"];
+pub(super) const SUITE_ARGS: &[&str] = &["--routes", "30000"];
 
 /// The client's, which holds the events of about two hundred routes.
 const RECEIVE_BUFFER: u32 = 64 << 10;
 /// Routes between two looks at what else may happen.
 const CHUNK: u32 = 2000;
-/// The bound for the host to follow, for each thousand routes and at least.
-const FOLLOW_PER_THOUSAND: Duration = Duration::from_millis(600);
-const FOLLOW: Duration = Duration::from_secs(30);
+/// The bound for the host to follow, for each thousand routes and at least: two to three times what it takes alone.
+const FOLLOW_PER_THOUSAND: Duration = Duration::from_millis(1200);
+const FOLLOW: Duration = Duration::from_secs(60);
 /// What the client may take at its peak, whatever it holds, and for each route that the kernel had at one time.
 const BASE_KIB: u64 = 24 << 10;
 const ROUTE_BYTES: u64 = 1024;

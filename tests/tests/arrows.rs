@@ -14,7 +14,17 @@ const ARROWS: [(&str, &[&str]); 7] = [
     ("xenflow-flow-app", &["xenflow-proto", "openflow"]),
     ("xenflow-guest-client", &["xenflow-proto"]),
     ("xenflow-dom0-server", &["xenflow-proto", "openflow", "ovsdb", "xenflow-flow-app"]),
-    ("xenflow-tests", &["xenflow-proto", "openflow", "ovsdb", "xenflow-flow-app", "xenflow-dom0-server"]),
+    (
+        "xenflow-tests",
+        &[
+            "xenflow-proto",
+            "openflow",
+            "ovsdb",
+            "xenflow-flow-app",
+            "xenflow-guest-client",
+            "xenflow-dom0-server",
+        ],
+    ),
 ];
 
 /// Packages without sockets, clock and randomness, so without crates that bring them.

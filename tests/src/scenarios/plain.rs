@@ -72,7 +72,7 @@ fn build(lab: &Lab, kind: TrunkKind) -> Result<Topology> {
         router.netns().ip(&["link", "add", "stub", "type", "dummy"])?;
         router.netns().configure("stub", &[&format!("10.9.{number}.1/24")])?;
         let ospf = format!(
-            "interface core\n ip ospf hello-interval 1\n ip ospf dead-interval 4\n\
+            "interface core\n ip ospf network point-to-point\n ip ospf hello-interval 1\n ip ospf dead-interval 20\n\
              router ospf\n ospf router-id 10.9.0.{number}\n network 10.9.0.0/16 area 0\n"
         );
         router.start_frr(&[("ospfd", &ospf)])?;

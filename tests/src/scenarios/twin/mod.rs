@@ -78,9 +78,10 @@ impl Twin {
         lab.step("starting FRR, the switches, the daemons, and xenflow-guest in four routers");
         for network in &mut networks {
             for (router, number) in network.r.iter_mut().zip(1..) {
-                // Point to point: no election of a designated router, which takes its time.
+                // Point to point: no election of a designated router, which takes its time. A machine that stands still
+                // for seconds must not end an adjacency: neighbors are dead after 20 s.
                 let ospf = format!(
-                    "interface core\n ip ospf network point-to-point\n ip ospf hello-interval 1\n ip ospf dead-interval 4\n\
+                    "interface core\n ip ospf network point-to-point\n ip ospf hello-interval 1\n ip ospf dead-interval 20\n\
                      interface lan\n ip ospf passive\n\
                      router ospf\n ospf router-id 10.0.0.{number}\n redistribute kernel\n network 10.0.0.0/8 area 0\n"
                 );
@@ -152,6 +153,19 @@ impl Network {
         let ping = self.h[0].ping(H2, count, interval_ms)?;
         ensure!(ping.sent == count, "ping sent {} of {count}", ping.sent);
         Ok(ping)
+    }
+
+    /// What the routers know of the way from one end host to the other, for the reader of a failure.
+    fn state(&self) -> String {
+        let mut text = format!("{}'s routers know:", self.name);
+        for router in &self.r {
+            let ns = router.guest().netns();
+            for args in [["route", "show"], ["neigh", "show"]] {
+                let known = ns.ip(&args).unwrap_or_else(|error| format!("{error:#}"));
+                text.push_str(&format!("\n{} of {}:\n{known}", args[0], ns.name()));
+            }
+        }
+        text
     }
 }
 

@@ -34,6 +34,8 @@ const PACKAGES: &[(&str, &str)] = &[
 ];
 /// The guest client is built for this, to be static.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Variables in which `cargo run` tells a program what it was built from, by how they begin.
+const OF_THE_CALLER: [&str; 4] = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_", "CARGO_CRATE_"];
 /// Asked by every Debian package before it starts a service; 101 forbids it.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
@@ -48,10 +50,17 @@ pub fn workspace() -> Result<PathBuf> {
     Ok(top.to_owned())
 }
 
-/// The cargo that runs us.
+/// The cargo that runs us, in the project's folder.
 pub fn cargo() -> Result<Command> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace()?);
+    // What `cargo run` says of the lab's own package. Build scripts watch it (ring's does): with it, all that depends on
+    // them would be built anew whenever the caller changes.
+    for (name, _) in std::env::vars_os() {
+        if OF_THE_CALLER.iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes())) {
+            command.env_remove(name);
+        }
+    }
     Ok(command)
 }
 
@@ -217,4 +226,18 @@ pub fn run(command: &mut Command) -> Result<()> {
         .with_context(|| format!("cannot run `{what}`"))?;
     ensure!(status.success(), "`{what}` ended with {status}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_is_not_told_of_the_package_that_calls_it() {
+        assert!(std::env::var_os("CARGO_PKG_NAME").is_some(), "cargo has set none: this test shows nothing");
+        let command = cargo().unwrap();
+        let removed = |name: &str| command.get_envs().any(|(key, value)| key == name && value.is_none());
+        assert!(removed("CARGO_PKG_NAME") && removed("CARGO_MANIFEST_DIR"));
+        assert!(!removed("CARGO_HOME") && !removed("CARGO_INCREMENTAL"));
+    }
 }

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -195,21 +196,27 @@ pub struct Watch {
 /// A line of the status socket; the fields that tests read.
 #[derive(Debug, Deserialize)]
 struct Line {
-    acked: Option<u64>,
     changes: Option<u64>,
     monotonic_ns: Option<u64>,
     queued_ns: Option<u64>,
 }
 
-/// An acknowledgement that the client got.
+/// An acknowledgement that the client got. Times are of `CLOCK_MONOTONIC`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Acked {
-    /// All messages up to this one.
-    pub seq: u64,
-    /// Changes in them.
+    /// Changes in it, at least one.
     pub changes: u64,
-    /// From the kernel's event of the oldest of these changes; none if all were of a snapshot.
-    pub took: Option<Duration>,
+    /// When it came.
+    pub at_ns: u64,
+    /// When the kernel told the oldest of these changes; none if all were of a snapshot.
+    pub queued_ns: Option<u64>,
+}
+
+impl Acked {
+    /// From the kernel's event of the oldest of these changes.
+    pub fn took(&self) -> Option<Duration> {
+        self.queued_ns.map(|queued| Duration::from_nanos(self.at_ns.saturating_sub(queued)))
+    }
 }
 
 /// What the client says of itself when asked; the fields that tests read.
@@ -232,13 +239,8 @@ pub struct ClientState {
 }
 
 impl Watch {
-    /// Waits for the next acknowledgement of at least one change; its sequence number.
-    pub fn acked(&mut self, limit: Duration) -> Result<u64> {
-        Ok(self.next(limit)?.seq)
-    }
-
     /// Waits for the next acknowledgement of at least one change.
-    pub fn next(&mut self, limit: Duration) -> Result<Acked> {
+    pub fn acked(&mut self, limit: Duration) -> Result<Acked> {
         let deadline = Instant::now() + limit;
         let mut text = String::new();
         loop {
@@ -247,17 +249,37 @@ impl Watch {
                 bail!("no acknowledgement within {limit:?}; the last line was {text:?}");
             }
             self.lines.get_ref().set_read_timeout(Some(left))?;
-            text.clear();
-            let read = self.lines.read_line(&mut text).context("no acknowledgement in time")?;
-            if read == 0 {
-                bail!("the client closed its status socket");
-            }
-            let line: Line = serde_json::from_str(&text).with_context(|| format!("status line {text:?}"))?;
-            if let (Some(seq), Some(changes @ 1..), Some(at)) = (line.acked, line.changes, line.monotonic_ns)
-            {
-                let took = line.queued_ns.map(|queued| Duration::from_nanos(at.saturating_sub(queued)));
-                return Ok(Acked { seq, changes, took });
+            if let Some(acked) = self.read(&mut text)? {
+                return Ok(acked);
             }
         }
+    }
+
+    /// All acknowledgements from now on of at least one change. A thread reads them until nobody takes them or the
+    /// client says no more.
+    pub fn into_acks(mut self) -> Result<Receiver<Acked>> {
+        self.lines.get_ref().set_read_timeout(None)?;
+        let (tell, acks) = channel();
+        std::thread::spawn(move || {
+            let mut text = String::new();
+            while let Ok(acked) = self.read(&mut text) {
+                if acked.is_some_and(|acked| tell.send(acked).is_err()) {
+                    return;
+                }
+            }
+        });
+        Ok(acks)
+    }
+
+    /// Reads a line into `text`: an acknowledgement of at least one change, or something else.
+    fn read(&mut self, text: &mut String) -> Result<Option<Acked>> {
+        text.clear();
+        if self.lines.read_line(text).context("no acknowledgement in time")? == 0 {
+            bail!("the client closed its status socket");
+        }
+        let line: Line = serde_json::from_str(text).with_context(|| format!("status line {text:?}"))?;
+        // A line of the state has no time.
+        let (Some(changes @ 1..), Some(at_ns)) = (line.changes, line.monotonic_ns) else { return Ok(None) };
+        Ok(Some(Acked { changes, at_ns, queued_ns: line.queued_ns }))
     }
 }

@@ -10,18 +10,15 @@
 pub mod attack;
 mod cap;
 
-use std::io::{BufRead as _, BufReader};
 use std::net::Ipv4Addr;
-use std::os::unix::net::UnixStream;
 use std::process::Stdio;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum as _;
 use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use self::attack::{Kind, READY, Report};
@@ -29,11 +26,12 @@ use self::cap::Cap;
 use super::{Options, percentile, round};
 use crate::cpu::Meter;
 use crate::node::{Node, Pki};
+use crate::one_router::OneRouter;
 use crate::oracle::random::Random;
 use crate::process::{Process, wait_for};
 use crate::routes::Writer;
 use crate::scenario::{Lab, Scenario};
-use crate::virtual_router::{Link, VirtualRouter};
+use crate::virtual_router::{Acked, Link, VirtualRouter};
 
 /// The registry's entry.
 pub(super) const BENCH: Scenario = Scenario {
@@ -67,17 +65,9 @@ struct Site {
     node: Node,
     pki: Pki,
     writer: Writer,
-    acks: Receiver<Ack>,
+    acks: Receiver<Acked>,
     random: Random,
     made: u32,
-}
-
-/// A line of the victim's status socket, where it is an acknowledgement.
-#[derive(Debug, Deserialize)]
-struct Ack {
-    changes: u64,
-    monotonic_ns: u64,
-    queued_ns: Option<u64>,
 }
 
 fn run(lab: &mut Lab) -> Result<Value> {
@@ -128,45 +118,17 @@ fn name_of(kind: Kind) -> String {
 
 fn build(lab: &Lab) -> Result<Site> {
     lab.step("making host a with routers r1 and evil");
-    let pki = Pki::create(lab)?;
-    let mut node = Node::create(lab, "a", &pki)?;
-    node.start()?;
-    node.configure(
-        "network add red\nsegment add lan1 --network red --vlan 11\nsegment add lan2 --network red --vlan 12\n\
-         network add blue\nsegment add lan3 --network blue --vlan 13\n",
-    )?;
-    let links = [
-        Link { name: "lan1", segment: "lan1", address: "10.1.0.1/24" },
-        Link { name: "lan2", segment: "lan2", address: "10.2.0.1/24" },
-    ];
-    let mut r1 = VirtualRouter::create(lab, &node, &pki, ("red", "r1", 1), &links)?;
+    let mut site = OneRouter::create(lab)?;
+    site.node.configure("network add blue\nsegment add lan3 --network blue --vlan 13\n")?;
     let links = [Link { name: "lan3", segment: "lan3", address: "10.3.0.1/24" }];
-    let evil = VirtualRouter::create(lab, &node, &pki, ("blue", "evil", 2), &links)?;
-    r1.guest()
-        .netns()
+    let evil = VirtualRouter::create(lab, &site.node, &site.pki, ("blue", "evil", 2), &links)?;
+    site.guest()
         .ip_batch(&format!("neigh add {GATEWAY} lladdr 02:aa:00:00:00:20 dev lan2 nud permanent\n"))?;
-    r1.start_client()?;
-    node.wait_session("r1", LIMIT)?;
+    site.start(LIMIT)?;
+    let OneRouter { r1, node, pki } = site;
     let writer = Writer::open(r1.guest().netns())?;
-    let acks = acknowledgements(&r1)?;
+    let acks = r1.watch()?.into_acks()?;
     Ok(Site { r1, evil, node, pki, writer, acks, random: Random::new(lab.seed(), 1), made: 0 })
-}
-
-/// A thread that reads acknowledgements until the receiver is gone or the client says no more.
-fn acknowledgements(router: &VirtualRouter) -> Result<Receiver<Ack>> {
-    let path = router.guest().dir().join("status.sock");
-    let stream = wait_for("the client's status socket", LIMIT, || Ok(UnixStream::connect(&path).ok()))?;
-    let (tell, acks) = channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(stream).lines().map_while(std::io::Result::ok) {
-            // The first line is a state.
-            let Ok(ack) = serde_json::from_str::<Ack>(&line) else { continue };
-            if tell.send(ack).is_err() {
-                return;
-            }
-        }
-    });
-    Ok(acks)
 }
 
 /// One kind of attack: the ratios of p50 and p99, and all figures.
@@ -282,8 +244,8 @@ impl Site {
             self.made += 1;
             let end = loop {
                 let ack = self.acks.recv_timeout(LIMIT).context("no acknowledgement")?;
-                if ack.changes > 0 && ack.queued_ns.is_some_and(|queued| queued >= start) {
-                    break ack.monotonic_ns;
+                if ack.queued_ns.is_some_and(|queued| queued >= start) {
+                    break ack.at_ns;
                 }
             };
             times.push((end - start) as f64 / 1e6);

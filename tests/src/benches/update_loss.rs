@@ -8,7 +8,7 @@ mod churn;
 use std::collections::VecDeque;
 use std::io::Write as _;
 use std::process::{ChildStdin, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -24,7 +24,7 @@ use crate::oracle::random::Random;
 use crate::probe::{Probe, ProbeReport};
 use crate::process::{Process, wait_for};
 use crate::scenario::{Lab, Scenario};
-use crate::virtual_router::{Acked, VirtualRouter};
+use crate::virtual_router::VirtualRouter;
 
 /// The registry's entry.
 pub(super) const BENCH: Scenario = Scenario {
@@ -163,20 +163,6 @@ fn build(lab: &Lab) -> Result<Site> {
     Ok(Site { h, r1, node })
 }
 
-/// A thread that reads acknowledgements until the receiver is gone or the client says no more.
-fn acknowledgements(router: &VirtualRouter) -> Result<Receiver<Acked>> {
-    let mut watch = router.watch()?;
-    let (tell, acks) = channel();
-    std::thread::spawn(move || {
-        while let Ok(acked) = watch.next(LIMIT) {
-            if tell.send(acked).is_err() {
-                return;
-            }
-        }
-    });
-    Ok(acks)
-}
-
 /// Changes routes in a closed loop: no more than `window` changes are unacknowledged at a time.
 fn measure(
     lab: &Lab,
@@ -186,7 +172,7 @@ fn measure(
     (seconds, window, rate): (u64, u64, u32),
     outages: bool,
 ) -> Result<Run> {
-    let acks = acknowledgements(&site.r1)?;
+    let acks = site.r1.watch()?.into_acks()?;
     let (mut routes, mut stdin) = writer(lab, site)?;
     let to = format!("{TARGET}:7000").parse()?;
     let probe = Probe::start(lab, site.h[0].netns(), site.h[1].netns(), to, rate)?;
@@ -203,7 +189,7 @@ fn measure(
     let mut take = |acked: &mut u64, limit| match acks.recv_timeout(limit) {
         Ok(ack) => {
             *acked += ack.changes;
-            ack_ms.extend(ack.took.map(|took| took.as_secs_f64() * 1000.0));
+            ack_ms.extend(ack.took().map(|took| took.as_secs_f64() * 1000.0));
             Ok(true)
         }
         Err(RecvTimeoutError::Timeout) => Ok(false),

@@ -82,7 +82,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let keeper = tokio::spawn(keeper);
     let database = database::desired(parse_remotes(config.xenflow_db())?, events.clone());
 
-    let access = tls::Access::new(tls::follow(credentials, server), config.issuer_dir.clone());
+    let credentials = tls::follow(credentials, server, config.issuer_dir.clone());
+    let access = tls::Access::new(credentials, config.issuer_dir.clone());
     let sessions = Sessions::new(config.max_change_rate);
     let (ready, mut listening) = watch::channel(None);
     let mut listener = Listener { server: access, sessions: sessions.clone(), events, ready, current: None };

@@ -8,6 +8,7 @@
 
 mod credentials;
 pub mod fuzz;
+mod own;
 mod reload;
 mod renewal;
 mod shown;

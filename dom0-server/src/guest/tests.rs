@@ -40,7 +40,7 @@ impl Host {
         let at = |name| dir.join(name);
         let files = tls::Files { ca: at("ca.pem"), cert: at("a.pem"), key: at("a.key"), crl: None };
         let server = files.load().unwrap();
-        let access = tls::Access::new(tls::follow(files, server), None);
+        let access = tls::Access::new(tls::follow(files, server, None), None);
         let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
         let (listener, other) = (bind().await.unwrap(), bind().await.unwrap());
         let addr = listener.local_addr().unwrap();

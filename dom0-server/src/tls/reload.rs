@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use xenflow_proto::Identity;
 
+use super::own::Own;
 use super::{Files, Refusal, Server};
 use crate::chain::Chain;
 
@@ -24,19 +25,20 @@ const REMIND: Duration = Duration::from_secs(86_400);
 pub type Current = watch::Receiver<Arc<Server>>;
 
 /// Reads the files again whenever they change, until nobody asks any more. What cannot be used is told, and the
-/// credentials stay as they were: nobody who was revoked comes back because a file is broken.
+/// credentials stay as they were: nobody who was revoked comes back because a file is broken. A host that has the
+/// directory of an authority renews its own certificate.
 #[must_use]
-pub fn follow(files: Files, server: Server) -> Current {
+pub fn follow(files: Files, server: Server, issuer: Option<PathBuf>) -> Current {
     let (sender, receiver) = watch::channel(Arc::new(server));
-    tokio::spawn(run(files, sender));
+    tokio::spawn(run(files, Own::new(issuer), sender));
     receiver
 }
 
-async fn run(files: Files, sender: watch::Sender<Arc<Server>>) {
+async fn run(files: Files, mut own: Own, sender: watch::Sender<Arc<Server>>) {
     // Whatever changed since the first reading is read again: the first stamp is nobody's.
     let mut seen = None;
     let mut failed = None;
-    let mut reminders = Reminders::default();
+    let mut reminded = None;
     let mut hangup = signal(SignalKind::hangup()).ok();
     let mut tick = interval(PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -45,12 +47,13 @@ async fn run(files: Files, sender: watch::Sender<Arc<Server>>) {
             _ = tick.tick() => false,
             () = hung_up(hangup.as_mut()) => true,
         };
-        reminders.look(&sender.borrow());
+        let before = sender.borrow().clone();
+        tell_old(&before, &mut reminded);
+        own.look(&files, &before).await;
         let stamp = files.stamp();
         if seen == Some(stamp) && !asked {
             continue;
         }
-        let before = sender.borrow().clone();
         match files.load_after(Some(&before)) {
             Ok(server) if server.identity == before.identity => {
                 // The first look finds what the daemon started with.
@@ -93,37 +96,15 @@ fn tell_idle(server: &Server) {
     }
 }
 
-/// When somebody was last told of what needs them soon.
-#[derive(Default)]
-struct Reminders {
-    list: Option<Instant>,
-    own: Option<Instant>,
-}
-
-impl Reminders {
-    fn look(&mut self, server: &Server) {
-        let now = OffsetDateTime::now_utc();
-        // A list that should have been replaced still counts.
-        if let Some(due) = server.trust.lists().due().filter(|&due| due < now)
-            && is_due(&mut self.list)
-        {
-            tracing::warn!(%due, "a revocation list is older than it should be; what it revokes stays revoked");
-        }
-        // From then on no guest would begin a session.
-        if let Some(ends) = server.ends_soon(now)
-            && is_due(&mut self.own)
-        {
-            tracing::warn!(%ends, "this host's certificate ends soon: 'xenflow pki renew node' replaces it");
-        }
-    }
-}
-
-fn is_due(last: &mut Option<Instant>) -> bool {
-    let due = last.is_none_or(|at| at.elapsed() >= REMIND);
-    if due {
+/// A list that should have been replaced still counts; `last` is when that was told.
+fn tell_old(server: &Server, last: &mut Option<Instant>) {
+    let due = server.trust.lists().due().filter(|&due| due < OffsetDateTime::now_utc());
+    if let Some(due) = due
+        && last.is_none_or(|at| at.elapsed() >= REMIND)
+    {
         *last = Some(Instant::now());
+        tracing::warn!(%due, "a revocation list is older than it should be; what it revokes stays revoked");
     }
-    due
 }
 
 /// Why a session ends although nothing is wrong with what its peer said.

@@ -12,7 +12,7 @@ impl Host {
         let at = |name| host.dir.join(name);
         let files = tls::Files { ca: at("ca.pem"), cert: at("a.pem"), key: at("a.key"), crl: None };
         let server = files.load().unwrap();
-        let access = tls::Access::new(tls::follow(files, server), Some(host.dir.clone()));
+        let access = tls::Access::new(tls::follow(files, server, None), Some(host.dir.clone()));
         let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
         let (listener, other) = (bind().await.unwrap(), bind().await.unwrap());
         host.addr = listener.local_addr().unwrap();

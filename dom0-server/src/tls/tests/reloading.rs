@@ -66,7 +66,11 @@ fn peer(current: &Current, chain: &[CertificateDer<'static>], issuer: Option<&Di
 
 /// Past the first reading.
 async fn follow_from_now(files: Files) -> Current {
-    let mut current = follow(files.clone(), files.load().unwrap());
+    follow_with(files, None).await
+}
+
+async fn follow_with(files: Files, issuer: Option<&Dir>) -> Current {
+    let mut current = follow(files.clone(), files.load().unwrap(), issuer.map(|dir| dir.0.clone()));
     next(&mut current).await;
     current
 }
@@ -193,6 +197,44 @@ async fn a_host_whose_certificate_ends_soon_says_so() {
         line.starts_with("WARN") && line.contains(&format!("ends={}", written.not_after.date())),
         "{line}"
     );
+    drop(current);
+}
+
+#[tokio::test]
+async fn a_host_with_an_authority_renews_its_own_certificate_in_time() {
+    let dir = Dir::new("own");
+    let log = Log::start();
+    let a = identity("xenflow://node/a");
+    let soon = dir.store().issue(&dir.0, &a, DAY * 2, now() - DAY * 3 / 2, true).unwrap();
+    let (cert, key) = (dir.chain("a.pem"), fs::read(dir.at("a.key")).unwrap());
+    let mut current = follow_with(dir.files(), Some(&dir)).await;
+    while current.borrow().chain == cert {
+        next(&mut current).await;
+    }
+    let server = current.borrow().clone();
+    assert_eq!((server.chain.as_slice(), &server.identity), (dir.chain("a.pem").as_slice(), &a));
+    let (_, new) = x509_parser::parse_x509_certificate(&server.chain[0]).unwrap();
+    assert!(new.validity().not_after.to_datetime() >= soon.not_after + DAY);
+    assert_eq!(fs::read(dir.at("a.key")).unwrap(), key, "the key stays");
+    let [line] = log.wait(1, "would end soon").await.try_into().unwrap();
+    assert!(line.starts_with("INFO") && line.contains("it was renewed"), "{line}");
+    assert_eq!(server.ends_soon(now()), None, "and rests for two thirds of its time");
+    server.trust.check_host(&server.chain, rustls_pki_types::UnixTime::now()).unwrap();
+    assert!(dir.store().records().iter().any(|record| record.serial == Serial::new(new.raw_serial())));
+}
+
+#[tokio::test]
+async fn a_revoked_host_is_not_renewed() {
+    let dir = Dir::new("own-revoked");
+    let log = Log::start();
+    let a = identity("xenflow://node/a");
+    dir.store().issue(&dir.0, &a, DAY * 2, now() - DAY * 3 / 2, true).unwrap();
+    dir.revoke("xenflow://node/a");
+    let before = dir.chain("a.pem");
+    let current = follow_with(dir.files(), Some(&dir)).await;
+    let [line] = log.wait(1, "ends soon").await.try_into().unwrap();
+    assert!(line.starts_with("WARN") && line.contains("revoked"), "{line}");
+    assert_eq!(dir.chain("a.pem"), before);
     drop(current);
 }
 

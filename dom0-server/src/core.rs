@@ -10,21 +10,19 @@ mod meters;
 mod refused;
 mod report;
 mod sessions;
+mod switch;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use openflow::{ErrorCode, Flow, Group, Meter};
-use xenflow_flow_app::punt::meter_of;
-use xenflow_flow_app::{
-    Answer, App, Attachment, Batch, Dump, FlowChange, MeterChange, PortNo, PuntClass, RouterId,
-};
+use xenflow_flow_app::{Answer, App, Attachment, Dump, FlowChange, MeterChange, PortNo, RouterId};
 use xenflow_proto::message::{GuestMessage, Hello, HostMessage, RefusalReason};
 use xenflow_proto::table::{NeighborKey, RouteKey};
 use xenflow_proto::{Change, Identity, Name, Seq};
 
-use crate::core::meters::{Lacking, meter_id};
+use crate::core::meters::Lacking;
 use crate::core::refused::Retry;
 pub use crate::core::report::Report;
 use crate::counters::{Counters, Names, Poll, Scope, Totals};
@@ -124,26 +122,13 @@ pub enum Effect {
 
 /// Sequenced messages that a guest may leave unacknowledged.
 const WINDOW: u32 = 256;
-/// Changes in a bundle: more would keep the switch from everything else for too long.
-const BATCH: usize = 1000;
-/// The same while several guests have sessions, so that none waits long for what another has started. One router alone
-/// fills a quarter of it: the switch does that in a few milliseconds.
-const SHARED_BATCH: usize = 64;
 /// Changes of one message that are taken in before it is another session's turn.
 const SLICE: usize = 64;
 /// Objects of a router being swept that are looked at in its turn.
 const SWEEP: usize = 4 * SLICE;
-/// Bundles under way.
-const IN_FLIGHT: usize = 2;
-/// The same while several guests have sessions: what comes in meanwhile waits for no more than one.
-const SHARED_IN_FLIGHT: usize = 1;
 /// Things due for a router with which its session's next message waits, so that a guest cannot say more than its share
 /// of the switch takes, but in its own connection's buffers.
 const BACKLOG: usize = 4096;
-/// The pause after a failure that starting over may not cure; doubled each time, up to the greatest.
-const PAUSE_MIN: Duration = Duration::from_secs(1);
-const PAUSE_MAX: Duration = Duration::from_secs(64);
-
 /// A session that was welcomed.
 #[derive(Debug)]
 struct Session {
@@ -425,111 +410,6 @@ impl Core {
         for (id, detail) in orphans {
             self.refuse(id, RefusalReason::UnknownRouter, detail.into());
         }
-    }
-
-    fn forget_switch(&mut self) {
-        self.switch_up = false;
-        self.dumping = false;
-        self.waiting = false;
-        self.start_over();
-    }
-
-    /// What was under way counts for nothing; what it would have confirmed is asked for again. The end of a dump
-    /// that is being answered is still waited for: it must not be taken for the end of the next one.
-    fn start_over(&mut self) {
-        self.app.switch_reset();
-        for batch in std::mem::take(&mut self.in_flight).into_values() {
-            for (router, mark) in batch.reached {
-                self.app.mark(router, mark);
-            }
-        }
-    }
-
-    /// Starts over after a pause: what failed may fail again.
-    fn retry_later(&mut self) {
-        self.start_over();
-        if !self.waiting {
-            self.waiting = true;
-            let pause = PAUSE_MIN.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));
-            self.effects.push(Effect::Wait(pause.min(PAUSE_MAX)));
-            self.failures = self.failures.saturating_add(1);
-        }
-    }
-
-    /// Keeps the switch busy with what is due.
-    fn pump(&mut self) {
-        self.is_searching = false;
-        if !self.switch_up || self.waiting || self.desired.is_none() || self.ports.is_none() {
-            self.release();
-            return;
-        }
-        self.mark_answers();
-        if !self.dumping
-            && let Some(dump) = self.app.begin_dump()
-        {
-            self.dumping = true;
-            self.effects.push(Effect::Dump(dump));
-        }
-        while self.in_flight.len() < self.most_in_flight() {
-            let most = if self.is_shared() { SHARED_BATCH } else { BATCH };
-            let Batch { mut meters, mut changes, reached, more } = self.app.next_batch(most);
-            let is_last = meters.is_empty() && changes.is_empty();
-            meters.retain(|change| self.lacking.takes(change));
-            for change in &mut changes {
-                self.lacking.strip(change);
-            }
-            changes.retain(|change| !self.refused.contains(change));
-            if !meters.is_empty() || !changes.is_empty() {
-                self.send(meters, changes, reached);
-            } else if let Some(last) = self.in_flight.values_mut().next_back() {
-                // Nothing to wait for but what is under way already.
-                last.reached.extend(reached);
-            } else {
-                self.acknowledge(reached);
-            }
-            self.is_searching = more;
-            if is_last || more {
-                break;
-            }
-        }
-        self.release();
-        if self.failures > 0 && self.in_flight.is_empty() && !self.dumping && self.app.is_idle() {
-            self.failures = 0;
-        }
-    }
-
-    /// Another guest may say something at any moment.
-    fn is_shared(&self) -> bool {
-        self.sessions.len() > 1
-    }
-
-    fn most_in_flight(&self) -> usize {
-        if self.app.is_wary() || self.is_shared() { SHARED_IN_FLIGHT } else { IN_FLIGHT }
-    }
-
-    fn send(&mut self, meters: Vec<MeterChange>, changes: Vec<FlowChange>, reached: Vec<(RouterId, u64)>) {
-        let id = self.next_batch;
-        self.next_batch = BatchId(id.0 + 1);
-        self.effects.push(Effect::Send(id, meters, changes.clone()));
-        self.in_flight.insert(id, InFlight { changes, reached });
-    }
-
-    /// A meter that the switch refuses is done without; one that is not as it was said to be is looked at again.
-    fn meter_refused(&mut self, change: &MeterChange, error: &MeterError) {
-        let meter = meter_id(change);
-        let (id, class) = meter_of(meter).unzip();
-        let routers = self.desired.iter().flat_map(|desired| desired.routers.values());
-        let router = routers.map(|router| (RouterId(router.id.get()), &router.name));
-        let router = router.filter(|(number, _)| Some(*number) == id).map(|(_, name)| name.as_str()).next();
-        let (router, class) = (router.unwrap_or("?"), class.map_or("?", PuntClass::as_str));
-        let reason = &error.reason;
-        if error.is_drift {
-            tracing::error!(meter, router, class, %reason, "a meter is not as it was: starting over");
-        } else {
-            tracing::error!(meter, router, class, %reason, "the switch refuses a meter: its packets go unpoliced");
-            self.lacking.refuse(meter);
-        }
-        self.retry_later();
     }
 
     fn refuse(&mut self, id: SessionId, reason: RefusalReason, detail: String) {

@@ -7,7 +7,10 @@
 use std::collections::BTreeSet;
 
 use openflow::{Action, Instruction};
-use xenflow_flow_app::{FlowChange, MeterChange};
+use xenflow_flow_app::punt::meter_of;
+use xenflow_flow_app::{FlowChange, MeterChange, PuntClass, RouterId};
+
+use super::{Core, MeterError};
 
 /// What one connection's switch lacks.
 #[derive(Debug, Default)]
@@ -54,6 +57,26 @@ impl Lacking {
             }
         }
         found
+    }
+}
+
+impl Core {
+    /// A meter that the switch refuses is done without; one that is not as it was said to be is looked at again.
+    pub(super) fn meter_refused(&mut self, change: &MeterChange, error: &MeterError) {
+        let meter = meter_id(change);
+        let (id, class) = meter_of(meter).unzip();
+        let routers = self.desired.iter().flat_map(|desired| desired.routers.values());
+        let router = routers.map(|router| (RouterId(router.id.get()), &router.name));
+        let router = router.filter(|(number, _)| Some(*number) == id).map(|(_, name)| name.as_str()).next();
+        let (router, class) = (router.unwrap_or("?"), class.map_or("?", PuntClass::as_str));
+        let reason = &error.reason;
+        if error.is_drift {
+            tracing::error!(meter, router, class, %reason, "a meter is not as it was: starting over");
+        } else {
+            tracing::error!(meter, router, class, %reason, "the switch refuses a meter: its packets go unpoliced");
+            self.lacking.refuse(meter);
+        }
+        self.retry_later();
     }
 }
 

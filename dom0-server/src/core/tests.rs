@@ -10,10 +10,12 @@ mod turns;
 use std::num::NonZeroU32;
 
 use ovsdb::Uuid;
+use xenflow_flow_app::PuntClass;
 use xenflow_proto::message::VERSION;
 use xenflow_proto::table::{Route, RouteKey, RouteKind, RouteTarget, TABLE_MAIN};
 use xenflow_proto::{Change, MacAddr, Object, VlanId, control};
 
+use super::meters::meter_id;
 use super::*;
 use crate::db::{self, RouterId as Number, Segment, Vif, VifNumber, row};
 use crate::ports::{ControlPort, SwitchPort};

@@ -1,0 +1,109 @@
+//! What goes to the switch, and when: batches of what is due, dumps, and starting over when something failed.
+
+use std::time::Duration;
+
+use xenflow_flow_app::{Batch, FlowChange, MeterChange, RouterId};
+
+use super::{BatchId, Core, Effect, InFlight};
+
+/// Changes in a bundle: more would keep the switch from everything else for too long.
+const BATCH: usize = 1000;
+/// The same while several guests have sessions, so that none waits long for what another has started. One router alone
+/// fills a quarter of it: the switch does that in a few milliseconds.
+const SHARED_BATCH: usize = 64;
+/// Bundles under way.
+const IN_FLIGHT: usize = 2;
+/// The same while several guests have sessions: what comes in meanwhile waits for no more than one.
+const SHARED_IN_FLIGHT: usize = 1;
+/// The pause after a failure that starting over may not cure; doubled each time, up to the greatest.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(64);
+
+impl Core {
+    pub(super) fn forget_switch(&mut self) {
+        self.switch_up = false;
+        self.dumping = false;
+        self.waiting = false;
+        self.start_over();
+    }
+
+    /// What was under way counts for nothing; what it would have confirmed is asked for again. The end of a dump
+    /// that is being answered is still waited for: it must not be taken for the end of the next one.
+    pub(super) fn start_over(&mut self) {
+        self.app.switch_reset();
+        for batch in std::mem::take(&mut self.in_flight).into_values() {
+            for (router, mark) in batch.reached {
+                self.app.mark(router, mark);
+            }
+        }
+    }
+
+    /// Starts over after a pause: what failed may fail again.
+    pub(super) fn retry_later(&mut self) {
+        self.start_over();
+        if !self.waiting {
+            self.waiting = true;
+            let pause = PAUSE_MIN.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));
+            self.effects.push(Effect::Wait(pause.min(PAUSE_MAX)));
+            self.failures = self.failures.saturating_add(1);
+        }
+    }
+
+    /// Keeps the switch busy with what is due.
+    pub(super) fn pump(&mut self) {
+        self.is_searching = false;
+        if !self.switch_up || self.waiting || self.desired.is_none() || self.ports.is_none() {
+            self.release();
+            return;
+        }
+        self.mark_answers();
+        if !self.dumping
+            && let Some(dump) = self.app.begin_dump()
+        {
+            self.dumping = true;
+            self.effects.push(Effect::Dump(dump));
+        }
+        while self.in_flight.len() < self.most_in_flight() {
+            let most = if self.is_shared() { SHARED_BATCH } else { BATCH };
+            let Batch { mut meters, mut changes, reached, more } = self.app.next_batch(most);
+            let is_last = meters.is_empty() && changes.is_empty();
+            meters.retain(|change| self.lacking.takes(change));
+            for change in &mut changes {
+                self.lacking.strip(change);
+            }
+            changes.retain(|change| !self.refused.contains(change));
+            if !meters.is_empty() || !changes.is_empty() {
+                self.send(meters, changes, reached);
+            } else if let Some(last) = self.in_flight.values_mut().next_back() {
+                // Nothing to wait for but what is under way already.
+                last.reached.extend(reached);
+            } else {
+                self.acknowledge(reached);
+            }
+            self.is_searching = more;
+            if is_last || more {
+                break;
+            }
+        }
+        self.release();
+        if self.failures > 0 && self.in_flight.is_empty() && !self.dumping && self.app.is_idle() {
+            self.failures = 0;
+        }
+    }
+
+    /// Another guest may say something at any moment.
+    fn is_shared(&self) -> bool {
+        self.sessions.len() > 1
+    }
+
+    pub(super) fn most_in_flight(&self) -> usize {
+        if self.app.is_wary() || self.is_shared() { SHARED_IN_FLIGHT } else { IN_FLIGHT }
+    }
+
+    fn send(&mut self, meters: Vec<MeterChange>, changes: Vec<FlowChange>, reached: Vec<(RouterId, u64)>) {
+        let id = self.next_batch;
+        self.next_batch = BatchId(id.0 + 1);
+        self.effects.push(Effect::Send(id, meters, changes.clone()));
+        self.in_flight.insert(id, InFlight { changes, reached });
+    }
+}

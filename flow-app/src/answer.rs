@@ -90,8 +90,12 @@ pub(crate) struct Answers {
     revoked: BTreeSet<RouteKey>,
     /// What changed since the last mark, and a mark behind which it is to be told.
     untold: BTreeMap<RouteKey, (Answer, u64)>,
-    /// What changed before each mark that was reached, in the order in which they were.
-    marked: VecDeque<(u64, BTreeMap<RouteKey, Answer>)>,
+    /// What changed before each mark that was reached, in the order in which they were. A mark that is reached again
+    /// comes behind others that know better, so each answer has the number of the time that it was given: the higher
+    /// one counts.
+    marked: VecDeque<(u64, BTreeMap<RouteKey, (u64, Answer)>)>,
+    /// Times that a mark was reached.
+    reached: u64,
     /// The last mark that was asked for.
     asked: u64,
 }
@@ -190,8 +194,9 @@ impl Answers {
         // One that was lost with the switch and asked for again says what it would have said, and not earlier.
         let lost = self.marked.iter().position(|(of, _)| *of == token);
         let mut told = lost.and_then(|at| self.marked.remove(at)).map(|(_, told)| told).unwrap_or_default();
+        self.reached += 1;
         let due = self.untold.extract_if(.., |_, (_, after)| *after < token);
-        told.extend(due.map(|(key, (answer, _))| (key, answer)));
+        told.extend(due.map(|(key, (answer, _))| (key, (self.reached, answer))));
         // Without anything of its own it is told what stands before, whose mark nobody may ask for any more.
         if !told.is_empty() || !self.marked.is_empty() {
             self.marked.push_back((token, told));
@@ -202,10 +207,11 @@ impl Answers {
     pub(crate) fn take(&mut self, token: u64) -> Vec<(RouteKey, Answer)> {
         let Some(last) = self.marked.iter().position(|(of, _)| *of == token) else { return Vec::new() };
         let mut answers = BTreeMap::new();
-        for (_, of_mark) in self.marked.drain(..=last) {
-            answers.extend(of_mark);
+        for (key, answer) in self.marked.drain(..=last).flat_map(|(_, of_mark)| of_mark) {
+            let newest = answers.entry(key).or_insert(answer);
+            *newest = answer.max(*newest);
         }
-        answers.into_iter().collect()
+        answers.into_iter().map(|(key, (_, answer))| (key, answer)).collect()
     }
 
     /// Something changed that no mark was reached behind.
@@ -333,6 +339,18 @@ mod tests {
         answers.mark(4);
         answers.mark(5);
         assert_eq!(answers.take(5), [(key(4, 0), REJECTED)]);
+    }
+
+    #[test]
+    fn of_several_answers_the_last_counts_also_where_an_older_mark_is_reached_again() {
+        let mut answers = Answers::default();
+        settle(&mut answers, key(1, 0), FULL);
+        answers.mark(1);
+        settle(&mut answers, key(1, 0), None);
+        answers.mark(2);
+        // The switch was away. Nobody asks for the second one any more: its session is over.
+        answers.mark(1);
+        assert_eq!(answers.take(1), [(key(1, 0), Answer::Accepted)]);
     }
 
     #[test]

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use xenflow_guest_client::mirror::Mirror;
 use xenflow_guest_client::obstacles::Survey;
-use xenflow_guest_client::session::{Session, SessionError};
+use xenflow_guest_client::rejected::Rejected;
+use xenflow_guest_client::session::{Event, Session, SessionError};
 use xenflow_proto::message::{Hello, RefusalReason, VERSION};
 use xenflow_proto::{GuestMessage, HostMessage};
 
 use crate::kernel::{Kernel, Message, Read};
+use crate::world::Faults;
 
 /// What a session's end means.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub(crate) enum Ended {
 pub(crate) struct Guest {
     boot_id: [u8; 16],
     pub(crate) mirror: Mirror,
+    /// What the host leaves to it.
+    pub(crate) rejected: Rejected,
     session: Option<Session>,
     /// The dump under way, and whether it can still become whole.
     dump: Option<u32>,
@@ -32,24 +36,24 @@ pub(crate) struct Guest {
     /// The socket said that it dropped events, and was not seen empty since.
     congested: bool,
     survey: Option<Survey>,
-    /// The control: dumps after silent deletions are left out.
-    trusts_silence: bool,
+    faults: Faults,
 }
 
 impl Guest {
-    pub(crate) fn start(boot: u64, kernel: &mut Kernel, trusts_silence: bool) -> Self {
+    pub(crate) fn start(boot: u64, kernel: &mut Kernel, faults: Faults) -> Self {
         kernel.reopen();
         let boot_id = (u128::from(boot) << 64 | 0x1234_5678).to_be_bytes();
         Self {
             boot_id,
             mirror: Mirror::new(&boot_id),
+            rejected: Rejected::default(),
             session: None,
             dump: None,
             dumps: 0,
             dump_due: true,
             congested: false,
             survey: Some(kernel.survey()),
-            trusts_silence,
+            faults,
         }
     }
 
@@ -81,7 +85,7 @@ impl Guest {
         match message {
             Message::Event(event) => {
                 let silent = self.mirror.apply(event, now);
-                self.dump_due |= silent && !self.trusts_silence;
+                self.dump_due |= silent && !self.faults.trusts_silence;
             }
             Message::Dumped(number, event) if self.dump == Some(number) => {
                 self.mirror.apply_dumped(event, now);
@@ -149,6 +153,17 @@ impl Guest {
     pub(crate) fn hear(&mut self, message: HostMessage, now: Duration) -> Result<(), Ended> {
         let Some(session) = &mut self.session else { return Ok(()) };
         match session.handle_message(now, message, &mut self.mirror) {
+            Ok(Some(Event::Up(_))) => {
+                self.rejected.session_began();
+                Ok(())
+            }
+            Ok(Some(Event::Acked(mut step))) => {
+                if self.faults.overlooks {
+                    step.accepted.clear();
+                }
+                self.rejected.acknowledged(&step);
+                Ok(())
+            }
             Ok(_) => Ok(()),
             Err(SessionError::Refused {
                 reason: RefusalReason::Replaced | RefusalReason::Identity | RefusalReason::UnknownRouter,

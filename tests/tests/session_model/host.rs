@@ -2,6 +2,7 @@
 //! nothing.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Add;
 
 use dom0_server::core::{Core, Effect, Event, MeterError, SessionId};
 use dom0_server::db::{self, Desired, Segment, Vif, VifNumber, row};
@@ -17,6 +18,7 @@ use crate::kernel::{LINKS, mac};
 
 /// Objects of one guest that a host keeps.
 const LIMIT: usize = 10_000;
+const ROUTER: RouterId = RouterId(1);
 
 /// For a guest.
 #[derive(Debug)]
@@ -29,7 +31,7 @@ pub(crate) enum Output {
     Nudge,
 }
 
-/// How sessions began.
+/// What the laws were tried on.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Counts {
     pub(crate) snapshots: u64,
@@ -42,6 +44,27 @@ pub(crate) struct Counts {
     pub(crate) copies: u64,
     /// How often it was looked whether something was withdrawn while no session was there.
     pub(crate) watched: u64,
+    /// Routes that were rejected at quiet moments.
+    pub(crate) rejected: u64,
+    /// Rejections that a host has taken back.
+    pub(crate) accepted: u64,
+}
+
+impl Add for Counts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            snapshots: self.snapshots + other.snapshots,
+            resumes: self.resumes + other.resumes,
+            empty: self.empty + other.empty,
+            older: self.older + other.older,
+            copies: self.copies + other.copies,
+            watched: self.watched + other.watched,
+            rejected: self.rejected + other.rejected,
+            accepted: self.accepted + other.accepted,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +88,7 @@ pub(crate) struct Host {
     core: Core,
     switch: Switch,
     is_plugged: bool,
+    max_routes: Option<u32>,
     waits: bool,
     /// The session that has told something of the tables.
     speaking: Option<SessionId>,
@@ -86,6 +110,7 @@ impl Host {
             node,
             switch: Switch::default(),
             is_plugged: false,
+            max_routes: None,
             waits: false,
             speaking: None,
             begun: None,
@@ -105,7 +130,7 @@ impl Host {
         self.switch.orders.clear();
         self.switch.answers.clear();
         (self.waits, self.speaking, self.begun) = (false, None, None);
-        let mut out = self.handle(Event::Desired(desired()));
+        let mut out = self.handle(Event::Desired(desired(self.max_routes)));
         out.extend(self.handle(Event::Ports(ports(self.is_plugged))));
         if std::mem::take(&mut self.switch.up) {
             self.switch_up();
@@ -118,6 +143,13 @@ impl Host {
         self.is_plugged = is_plugged;
         self.kept = None;
         self.handle(Event::Ports(ports(is_plugged)))
+    }
+
+    /// The operator lets the router have so many prefixes here.
+    pub(crate) fn limit(&mut self, max_routes: Option<u32>) -> Vec<Output> {
+        self.max_routes = max_routes;
+        self.kept = None;
+        self.handle(Event::Desired(desired(max_routes)))
     }
 
     pub(crate) fn open(&mut self, id: SessionId, hello: xenflow_proto::message::Hello) -> Vec<Output> {
@@ -358,22 +390,40 @@ impl Host {
             && self.switch.answers.is_empty()
     }
 
-    /// How the switch differs from what a host holds that was told these tables and nothing else.
-    pub(crate) fn difference(&self, tables: &BTreeMap<Key, Object>) -> Option<String> {
-        let (topology, _) = bind(&self.node, &desired(), &ports(self.is_plugged));
-        let router = RouterId(1);
+    /// What a host decides that was told these tables and nothing else.
+    fn app(&self, tables: &BTreeMap<Key, Object>) -> App {
+        let (topology, _) = bind(&self.node, &desired(self.max_routes), &ports(self.is_plugged));
         let mut app = App::new(LIMIT);
         app.set_topology(topology);
-        app.begin_snapshot(router);
+        app.begin_snapshot(ROUTER);
         for object in tables.values() {
-            app.apply(router, Change::Upsert(object.clone())).unwrap();
+            app.apply(ROUTER, Change::Upsert(object.clone())).unwrap();
         }
-        app.end_snapshot(router);
+        app.end_snapshot(ROUTER);
+        app
+    }
+
+    /// The routes that a host leaves to its guest that was told these tables and nothing else.
+    pub(crate) fn rejected(&self, tables: &BTreeMap<Key, Object>) -> BTreeSet<Key> {
+        let mut app = self.app(tables);
+        // It is decided on the way to the switch, which holds nothing yet and takes all.
+        while !app.is_idle() {
+            if app.begin_dump().is_some() {
+                app.dump_end();
+            }
+            app.next_batch(usize::MAX);
+        }
+        app.rejected(ROUTER).map(|(key, _)| Key::Route(key)).collect()
+    }
+
+    /// How the switch differs from what a host holds that was told these tables and nothing else.
+    pub(crate) fn difference(&self, tables: &BTreeMap<Key, Object>) -> Option<String> {
+        let app = self.app(tables);
         let wanted = app.desired();
         let groups: BTreeMap<u32, Group> = wanted.groups.into_iter().map(|group| (group.id, group)).collect();
         let want = described(wanted.flows.iter(), &groups);
         let have = described(self.switch.flows.values(), &self.switch.groups);
-        let counts = app.router(router).map(|status| status.rib);
+        let counts = app.router(ROUTER).map(|status| status.rib);
         let name: Name = "r1".parse().unwrap();
         let told = self.core.reports().find(|(router, _)| **router == name);
         let told = told.map(|(_, report)| report.status.rib);
@@ -448,7 +498,7 @@ fn described<'a>(flows: impl Iterator<Item = &'a Flow>, groups: &BTreeMap<u32, G
 }
 
 /// Router r1 with two vifs on segments and a control vif.
-fn desired() -> Desired {
+fn desired(max_routes: Option<u32>) -> Desired {
     let name = |text: &str| -> Name { text.parse().unwrap() };
     let uuid = Uuid::ZERO;
     let network = name("red");
@@ -460,8 +510,8 @@ fn desired() -> Desired {
         desired.segments.insert(name, segment);
     }
     let router = name("r1");
-    let policy = db::RouterPolicy::default();
-    let id = db::RouterId::try_from(1).unwrap();
+    let policy = db::RouterPolicy { max_routes, ..db::RouterPolicy::default() };
+    let id = db::RouterId::try_from(i64::from(ROUTER.0)).unwrap();
     desired.routers.insert(router.clone(), row::Router { uuid, name: router.clone(), network, id, policy });
     let kinds = [
         db::Attachment::Segment(name("lan1")),

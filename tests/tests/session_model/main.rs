@@ -3,7 +3,8 @@
 //!
 //! The laws: whenever all is quiet, the mirror has what the kernel has, and the switch what a host holds that was told
 //! exactly that; a host that holds what the client once told, however long ago, is told the difference; nothing is
-//! withdrawn but by the word of a session; nobody breaks a rule of the protocol.
+//! withdrawn but by the word of a session; the client knows which routes the host leaves to it; nobody breaks a rule of
+//! the protocol.
 //!
 //! `XENFLOW_MODEL_SEED` and `XENFLOW_MODEL_STEPS` make other runs; a failure names its seed.
 
@@ -42,14 +43,7 @@ fn run(seed: u64, steps: u64, faults: Faults) -> Result<Counts, String> {
                 world.trace()
             )
         })?;
-        total = Counts {
-            snapshots: total.snapshots + counts.snapshots,
-            resumes: total.resumes + counts.resumes,
-            empty: total.empty + counts.empty,
-            older: total.older + counts.older,
-            copies: total.copies + counts.copies,
-            watched: total.watched + counts.watched,
-        };
+        total = total + counts;
     }
     Ok(total)
 }
@@ -65,6 +59,8 @@ fn the_host_ends_with_what_the_kernel_has() {
     assert!(counts.older > steps / 4000, "seed {seed}: {counts:?}");
     assert!(counts.copies > steps / 1000, "seed {seed}: {counts:?}");
     assert!(counts.watched > steps / 100, "seed {seed}: {counts:?}");
+    assert!(counts.rejected > steps / 100, "seed {seed}: {counts:?}");
+    assert!(counts.accepted > steps / 200, "seed {seed}: {counts:?}");
 }
 
 /// Controls: the laws see what they are for.
@@ -90,4 +86,12 @@ fn a_client_that_forgets_is_found_out() {
     let faults = Faults { forgets: true, ..Faults::default() };
     let broken = run(seed, 20_000, faults).expect_err("nothing was missed");
     assert!(broken.contains("that it knew"), "{broken}");
+}
+
+#[test]
+fn a_client_that_takes_no_rejection_back_is_found_out() {
+    let seed = from_environment("XENFLOW_MODEL_SEED", 1);
+    let faults = Faults { overlooks: true, ..Faults::default() };
+    let broken = run(seed, 20_000, faults).expect_err("nothing was missed");
+    assert!(broken.contains("rejections differ"), "{broken}");
 }

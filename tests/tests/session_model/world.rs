@@ -18,14 +18,20 @@ use crate::kernel::Kernel;
 /// What is wrong on purpose.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Faults {
+    /// The client does not dump after silent deletions.
     pub(crate) trusts_silence: bool,
+    /// Hosts withdraw what a lost session told.
     pub(crate) withdraws: bool,
     /// The client starts anew at each move.
     pub(crate) forgets: bool,
+    /// The client does not hear which rejections have ended.
+    pub(crate) overlooks: bool,
 }
 
 /// Tables that both hosts may come to hold are remembered at so many quiet moments.
 const COPIES: usize = 4;
+/// The greatest limit of prefixes, if there is one: kernels have more of them, and fewer.
+const MAX_ROUTES: u8 = 12;
 
 /// A step, and how often it is taken.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +55,7 @@ enum Op {
     SwitchDown,
     SwitchUp,
     Refuse,
+    Limit,
     Waited,
     Turn,
     ClientRestarts,
@@ -58,7 +65,7 @@ enum Op {
     Copy,
 }
 
-const OPS: [(usize, Op); 29] = [
+const OPS: [(usize, Op); 30] = [
     (120, Op::Act),
     (100, Op::Read),
     (40, Op::List { late: false }),
@@ -81,6 +88,7 @@ const OPS: [(usize, Op); 29] = [
     (2, Op::SwitchDown),
     (20, Op::SwitchUp),
     (3, Op::Refuse),
+    (4, Op::Limit),
     (10, Op::Waited),
     (40, Op::Turn),
     (2, Op::ClientRestarts),
@@ -131,14 +139,14 @@ pub(crate) struct World {
     copies: VecDeque<BTreeMap<Key, Object>>,
     /// Their digests, of all since the client started: a host held them, so the client knows of them.
     known: HashSet<Digest>,
-    older: u64,
+    counts: Counts,
     trace: VecDeque<Op>,
 }
 
 impl World {
     pub(crate) fn new(random: Random, faults: Faults) -> Self {
         let mut kernel = Kernel::new();
-        let guest = Guest::start(1, &mut kernel, faults.trusts_silence);
+        let guest = Guest::start(1, &mut kernel, faults);
         let mut hosts = ["a", "b"].map(|node| Host::new(node, faults.withdraws));
         hosts[0].plug(true);
         Self {
@@ -158,7 +166,7 @@ impl World {
             resumed: None,
             copies: VecDeque::new(),
             known: HashSet::new(),
-            older: 0,
+            counts: Counts::default(),
             trace: VecDeque::new(),
         }
     }
@@ -186,15 +194,7 @@ impl World {
                 }
             }
         }
-        let [a, b] = [&self.hosts[0].counts, &self.hosts[1].counts];
-        Ok(Counts {
-            snapshots: a.snapshots + b.snapshots,
-            resumes: a.resumes + b.resumes,
-            empty: a.empty + b.empty,
-            older: self.older,
-            copies: a.copies + b.copies,
-            watched: a.watched + b.watched,
-        })
+        Ok(self.hosts.iter().fold(self.counts, |total, host| total + host.counts))
     }
 
     fn step(&mut self, op: Op) -> Result<(), String> {
@@ -233,6 +233,11 @@ impl World {
             Op::Refuse => {
                 let culprit = self.random.percent(50).then(|| self.random.below(8));
                 self.hosts[host].refuse(culprit);
+            }
+            Op::Limit => {
+                let max = self.random.percent(70).then(|| self.random.between(1, MAX_ROUTES).into());
+                let out = self.hosts[host].limit(max);
+                self.send(out)?;
             }
             Op::Waited => {
                 let out = self.hosts[host].waited();
@@ -328,7 +333,7 @@ impl World {
                 self.resumed = self.told.is_some_and(|told| told != host).then_some(id);
             }
             GuestMessage::Changes { .. } => {
-                self.older += u64::from(self.resumed.take() == Some(id));
+                self.counts.older += u64::from(self.resumed.take() == Some(id));
                 self.told = Some(host);
             }
             GuestMessage::SnapshotEnd(_) => self.told = Some(host),
@@ -346,6 +351,7 @@ impl World {
                 HostMessage::Ack { rejected, accepted, .. }
                     if !rejected.is_empty() || !accepted.is_empty() =>
                 {
+                    self.counts.accepted += accepted.len() as u64;
                     let id = self.current.unwrap_or_default();
                     let known = self.connections.get(&id).filter(|it| !it.is_gone).map(|it| it.host);
                     if let Some(host) = known {
@@ -469,7 +475,7 @@ impl World {
         self.cut(false);
         self.leave();
         self.known.clear();
-        self.guest = Guest::start(self.boots, &mut self.kernel, self.faults.trusts_silence);
+        self.guest = Guest::start(self.boots, &mut self.kernel, self.faults);
     }
 
     fn restart_daemon(&mut self, host: usize) -> Result<(), String> {
@@ -557,9 +563,26 @@ impl World {
         if let Some(differs) = self.hosts[self.place].difference(&tables) {
             return Err(format!("the kernel and the host differ: {differs}"));
         }
+        self.compare_rejected(&tables)?;
         self.known.insert(self.digest(&tables));
         self.copies.truncate(COPIES - 1);
         self.copies.push_front(tables);
+        Ok(())
+    }
+
+    /// The client knows which routes the host leaves to it, and takes no other for such.
+    fn compare_rejected(&mut self, tables: &BTreeMap<Key, Object>) -> Result<(), String> {
+        let rejected = self.hosts[self.place].rejected(tables);
+        self.counts.rejected += rejected.len() as u64;
+        let known = &self.guest.rejected;
+        let differs = tables.keys().find(|key| known.contains(key) != rejected.contains(key));
+        if differs.is_some() || known.len() != rejected.len() {
+            return Err(format!(
+                "rejections differ: the host has {}, the client {}; {differs:?}",
+                rejected.len(),
+                known.len()
+            ));
+        }
         Ok(())
     }
 

@@ -63,35 +63,29 @@ fn the_host_ends_with_what_the_kernel_has() {
     assert!(counts.accepted > steps / 200, "seed {seed}: {counts:?}");
 }
 
-/// Controls: the laws see what they are for.
+/// A control: the law sees what it is for.
+fn is_found_out(faults: Faults, law: &str) {
+    let seed = from_environment("XENFLOW_MODEL_SEED", 1);
+    let broken = run(seed, 20_000, faults).expect_err("nothing was missed");
+    assert!(broken.contains(law), "{broken}");
+}
+
 #[test]
 fn a_client_that_trusts_silence_is_found_out() {
-    let seed = from_environment("XENFLOW_MODEL_SEED", 1);
-    let faults = Faults { trusts_silence: true, ..Faults::default() };
-    let broken = run(seed, 20_000, faults).expect_err("nothing was missed");
-    assert!(broken.contains("the mirror"), "{broken}");
+    is_found_out(Faults { trusts_silence: true, ..Faults::default() }, "the mirror");
 }
 
 #[test]
 fn a_host_that_withdraws_is_found_out() {
-    let seed = from_environment("XENFLOW_MODEL_SEED", 1);
-    let faults = Faults { withdraws: true, ..Faults::default() };
-    let broken = run(seed, 20_000, faults).expect_err("nothing was missed");
-    assert!(broken.contains("no session said so"), "{broken}");
+    is_found_out(Faults { withdraws: true, ..Faults::default() }, "no session said so");
 }
 
 #[test]
 fn a_client_that_forgets_is_found_out() {
-    let seed = from_environment("XENFLOW_MODEL_SEED", 1);
-    let faults = Faults { forgets: true, ..Faults::default() };
-    let broken = run(seed, 20_000, faults).expect_err("nothing was missed");
-    assert!(broken.contains("that it knew"), "{broken}");
+    is_found_out(Faults { forgets: true, ..Faults::default() }, "that it knew");
 }
 
 #[test]
 fn a_client_that_takes_no_rejection_back_is_found_out() {
-    let seed = from_environment("XENFLOW_MODEL_SEED", 1);
-    let faults = Faults { overlooks: true, ..Faults::default() };
-    let broken = run(seed, 20_000, faults).expect_err("nothing was missed");
-    assert!(broken.contains("rejections differ"), "{broken}");
+    is_found_out(Faults { overlooks: true, ..Faults::default() }, "rejections differ");
 }

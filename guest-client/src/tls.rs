@@ -93,7 +93,12 @@ pub enum CertificateIdentityError {
 /// [`CertificateIdentityError`] if there is not exactly one.
 pub fn certificate_identity(cert: &CertificateDer<'_>) -> Result<Identity, CertificateIdentityError> {
     let cert = webpki::EndEntityCert::try_from(cert).map_err(|_| CertificateIdentityError::Malformed)?;
-    let uris: Vec<&str> = cert.valid_uri_names().filter(|uri| uri.starts_with("xenflow:")).collect();
+    // Schemes are compared without case (RFC 3986, 3.1), here as in the host; an identity is in lower case only.
+    let is_ours = |uri: &&str| {
+        let (scheme, _) = uri.split_once(':').unwrap_or_default();
+        scheme.eq_ignore_ascii_case("xenflow")
+    };
+    let uris: Vec<&str> = cert.valid_uri_names().filter(is_ours).collect();
     match uris.as_slice() {
         [uri] => Ok(uri.parse()?),
         _ => Err(CertificateIdentityError::Count(uris.len())),
@@ -249,5 +254,31 @@ impl ServerCertVerifier for NodeVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, SanType};
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_names_one_identity_however_its_scheme_is_written() {
+        let identity = |uris: &[&str]| {
+            let mut params = CertificateParams::default();
+            let name = |uri: &&str| SanType::URI((*uri).to_owned().try_into().unwrap());
+            params.subject_alt_names = uris.iter().map(name).collect();
+            let cert = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            certificate_identity(cert.der())
+        };
+        let count = |number| Err(CertificateIdentityError::Count(number));
+        let a = identity(&["xenflow://node/a", "https://example.net/", "xenflow-not:node"]);
+        assert_eq!(a, Ok(Identity::Node("a".parse().unwrap())));
+        assert_eq!(identity(&["https://example.net/"]), count(0));
+        assert_eq!(identity(&["xenflow://node/a", "xenflow://router/r1"]), count(2));
+        assert_eq!(identity(&["xenflow://node/a", "XenFlow://router/r1"]), count(2));
+        let other = identity(&["XENFLOW://node/a"]);
+        assert!(matches!(other, Err(CertificateIdentityError::Uri(_))), "{other:?}");
     }
 }

@@ -81,6 +81,10 @@ impl fmt::Display for Rejection {
     }
 }
 
+/// Answers, each with the number of the time that it was given. A mark that is reached again comes behind others that
+/// know better, so of several answers the one with the highest number counts.
+type Numbered = BTreeMap<RouteKey, (u64, Answer)>;
+
 /// The answers of one router.
 #[derive(Debug, Default)]
 pub(crate) struct Answers {
@@ -90,10 +94,8 @@ pub(crate) struct Answers {
     revoked: BTreeSet<RouteKey>,
     /// What changed since the last mark, and a mark behind which it is to be told.
     untold: BTreeMap<RouteKey, (Answer, u64)>,
-    /// What changed before each mark that was reached, in the order in which they were. A mark that is reached again
-    /// comes behind others that know better, so each answer has the number of the time that it was given: the higher
-    /// one counts.
-    marked: VecDeque<(u64, BTreeMap<RouteKey, (u64, Answer)>)>,
+    /// What changed before each mark that was reached, in the order in which they were.
+    marked: VecDeque<(u64, Numbered)>,
     /// Times that a mark was reached.
     reached: u64,
     /// The last mark that was asked for.

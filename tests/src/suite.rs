@@ -196,9 +196,7 @@ mod tests {
 
     use super::*;
 
-    fn work<'a>(
-        function: impl FnOnce() -> Result<()> + Send + 'a,
-    ) -> Box<dyn FnOnce() -> Result<()> + Send + 'a> {
+    fn work<'a>(function: impl FnOnce() -> Result<()> + Send + 'a) -> Work<'a> {
         Box::new(function)
     }
 

@@ -249,37 +249,53 @@ impl Watch {
                 bail!("no acknowledgement within {limit:?}; the last line was {text:?}");
             }
             self.lines.get_ref().set_read_timeout(Some(left))?;
-            if let Some(acked) = self.read(&mut text)? {
+            self.read(&mut text).context("no acknowledgement in time")?;
+            if let Some(acked) = acked(&text)? {
                 return Ok(acked);
             }
         }
     }
 
-    /// All acknowledgements from now on of at least one change. A thread reads them until nobody takes them or the
-    /// client says no more.
-    pub fn into_acks(mut self) -> Result<Receiver<Acked>> {
+    /// All acknowledgements from now on of at least one change.
+    pub fn into_acks(self) -> Result<Receiver<Acked>> {
+        self.follow(acked)
+    }
+
+    /// What `meaning` takes from each line from now on. A thread reads them until nobody takes what they mean, one
+    /// means nothing, or the client says no more.
+    pub fn follow<T: Send + 'static>(
+        mut self,
+        meaning: impl Fn(&str) -> Result<Option<T>> + Send + 'static,
+    ) -> Result<Receiver<T>> {
         self.lines.get_ref().set_read_timeout(None)?;
-        let (tell, acks) = channel();
+        let (tell, told) = channel();
         std::thread::spawn(move || {
             let mut text = String::new();
-            while let Ok(acked) = self.read(&mut text) {
-                if acked.is_some_and(|acked| tell.send(acked).is_err()) {
+            while self.read(&mut text).is_ok()
+                && let Ok(meant) = meaning(&text)
+            {
+                if meant.is_some_and(|meant| tell.send(meant).is_err()) {
                     return;
                 }
             }
         });
-        Ok(acks)
+        Ok(told)
     }
 
-    /// Reads a line into `text`: an acknowledgement of at least one change, or something else.
-    fn read(&mut self, text: &mut String) -> Result<Option<Acked>> {
+    /// Reads a line into `text`.
+    fn read(&mut self, text: &mut String) -> Result<()> {
         text.clear();
-        if self.lines.read_line(text).context("no acknowledgement in time")? == 0 {
+        if self.lines.read_line(text)? == 0 {
             bail!("the client closed its status socket");
         }
-        let line: Line = serde_json::from_str(text).with_context(|| format!("status line {text:?}"))?;
-        // A line of the state has no time.
-        let (Some(changes @ 1..), Some(at_ns)) = (line.changes, line.monotonic_ns) else { return Ok(None) };
-        Ok(Some(Acked { changes, at_ns, queued_ns: line.queued_ns }))
+        Ok(())
     }
+}
+
+/// The acknowledgement that a line tells of, if it is of at least one change.
+fn acked(text: &str) -> Result<Option<Acked>> {
+    let line: Line = serde_json::from_str(text).with_context(|| format!("status line {text:?}"))?;
+    // A line of the state has no time.
+    let (Some(changes @ 1..), Some(at_ns)) = (line.changes, line.monotonic_ns) else { return Ok(None) };
+    Ok(Some(Acked { changes, at_ns, queued_ns: line.queued_ns }))
 }

@@ -12,9 +12,7 @@
 
 mod second;
 
-use std::io::{BufRead as _, BufReader};
-use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -204,19 +202,7 @@ fn build(lab: &Lab, routes: u32) -> Result<Site> {
 /// Starts the client, and reads what it says from then on.
 fn start(site: &mut Site) -> Result<Receiver<(Instant, Line)>> {
     site.r1.start_client()?;
-    let path = site.r1.guest().dir().join("status.sock");
-    let stream = wait_for("the client's status socket", LIMIT, || Ok(UnixStream::connect(&path).ok()))?;
-    let (tell, lines) = channel();
-    std::thread::spawn(move || {
-        for text in BufReader::new(stream).lines() {
-            let at = Instant::now();
-            let Ok(Ok(line)) = text.map(|text| serde_json::from_str(&text)) else { return };
-            if tell.send((at, line)).is_err() {
-                return;
-            }
-        }
-    });
-    Ok(lines)
+    site.r1.watch()?.follow(|text| Ok(Some((Instant::now(), serde_json::from_str(text)?))))
 }
 
 /// Half of them come, half of them go.

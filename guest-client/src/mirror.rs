@@ -204,16 +204,23 @@ impl Mirror {
                 }
             }
             // Routes may differ in what is not looked at, such as the preferred source.
-            (Some(_), Place::First) => self.duplicate(key, now),
+            (Some(_), Place::First) => self.seems_duplicated(key, now),
             // An IPv6 route that got one more hop is told whole; anything else stands behind the first.
             (Some(first), Place::Last) => {
                 if !extends(&route, first) {
-                    self.duplicate(key, now);
+                    self.seems_duplicated(key, now);
                     return;
                 }
             }
         }
         self.put(Object::Route(route), now, Source::Event);
+    }
+
+    /// An event is of another route than the one here under its key. What is here may be old while a dump runs, and the
+    /// dump may have listed the key before: the next one tells whether there are several.
+    fn seems_duplicated(&mut self, key: RouteKey, now: Duration) {
+        self.doubtful |= self.dumping;
+        self.duplicate(key, now);
     }
 
     /// The kernel has, or may have, several routes under a key.

@@ -530,3 +530,29 @@ fn of_several_ipv6_routes_with_one_key_the_guest_itself_chooses() {
         assert_eq!(told(&mut mirror), alone);
     }
 }
+
+/// A hop comes while a dump runs, and the mirror has missed that the route became another one: one route, which looks
+/// like a second one.
+#[test]
+fn what_only_looks_like_several_routes_is_found_to_be_one() {
+    let mut mirror = Mirror::new(&BOOT);
+    mirror.begin(None, NOW);
+    let ipv6 = |hops: &[u32]| {
+        let key = RouteKey { dst: "2001:db8::/32".parse().unwrap(), ..route(1, 1).key };
+        let hop = |gateway: &u32| match route(1, *gateway).target {
+            RouteTarget::Hops(hops) => hops[0],
+            RouteTarget::NextHop(_) => unreachable!(),
+        };
+        Route { key, target: RouteTarget::Hops(hops.iter().map(hop).collect()), ..route(1, 1) }
+    };
+    assert!(!mirror.apply(Event::Route(ipv6(&[1]), Place::Only), NOW));
+    mirror.begin_dump();
+    assert!(!mirror.apply(Event::Route(ipv6(&[2, 3]), Place::Last), NOW));
+    mirror.apply_dumped(Event::Route(ipv6(&[2, 3]), Place::First), NOW);
+    assert!(!mirror.end_dump(NOW), "the dump may have listed it before the other came");
+    mirror.begin_dump();
+    mirror.apply_dumped(Event::Route(ipv6(&[2, 3]), Place::First), NOW);
+    assert!(mirror.end_dump(NOW));
+    let told = mirror.take(Limits { changes: 10, bytes: 10_000 }).map(|batch| batch.changes);
+    assert_eq!(told, Some(vec![Change::Upsert(Object::Route(ipv6(&[2, 3])))]));
+}

@@ -76,8 +76,11 @@ pub enum Event {
     Turn,
     /// Guests ran into limits.
     Limited(Hits),
-    /// The switch has confirmed a batch.
-    Confirmed(BatchId),
+    /// The switch has confirmed a batch, so long after the core was asked for it: the time includes the search for what
+    /// is due.
+    Confirmed(BatchId, Duration),
+    /// What [`Effect::Rest`] asked for is over.
+    Rested,
     /// The switch refused a batch, because of these changes (by index, with its reason).
     Refused(BatchId, Vec<(usize, ErrorCode)>),
     /// A guest with a valid certificate has said hello.
@@ -110,6 +113,8 @@ pub enum Effect {
     Dump(Dump),
     /// Come back with [`Event::Waited`] after so long; it takes the place of an earlier one.
     Wait(Duration),
+    /// Come back with [`Event::Rested`] after so long; not asked for again before that.
+    Rest(Duration),
     /// Tell a guest.
     Tell(SessionId, HostMessage),
     /// Tell a guest why and close its connection; the reason is for the log too.
@@ -128,7 +133,7 @@ const SLICE: usize = 64;
 const SWEEP: usize = 4 * SLICE;
 /// Things due for a router with which its session's next message waits, so that a guest cannot say more than its share
 /// of the switch takes, but in its own connection's buffers.
-const BACKLOG: usize = 4096;
+const BACKLOG: usize = 1024;
 /// A session that was welcomed.
 #[derive(Debug)]
 struct Session {
@@ -171,6 +176,8 @@ enum Stage {
 struct InFlight {
     changes: Vec<FlowChange>,
     reached: Vec<(RouterId, u64)>,
+    /// Whose changes are among them.
+    routers: Vec<RouterId>,
 }
 
 /// A router without a session.
@@ -206,6 +213,8 @@ pub struct Core {
     waiting: bool,
     /// Pauses since everything was in step.
     failures: u32,
+    /// The switch is left to routers that do not press, until [`Event::Rested`].
+    is_resting: bool,
     next_batch: BatchId,
     sessions: BTreeMap<SessionId, Session>,
     /// Sessions of which a message has not been taken in whole, in the order of their turns.
@@ -247,6 +256,7 @@ impl Core {
             lacking: Lacking::default(),
             waiting: false,
             failures: 0,
+            is_resting: false,
             next_batch: BatchId(1),
             sessions: BTreeMap::new(),
             turns: VecDeque::new(),
@@ -320,11 +330,13 @@ impl Core {
             }
             Event::Turn => self.turn(),
             Event::Limited(hits) => self.count(hits),
-            Event::Confirmed(id) => {
+            Event::Confirmed(id, took) => {
                 if let Some(batch) = self.in_flight.remove(&id) {
                     self.acknowledge(batch.reached);
+                    self.rest_after(&batch.routers, took);
                 }
             }
+            Event::Rested => self.set_resting(false),
             Event::Refused(id, culprits) => self.refused(id, &culprits),
             Event::Opened(id, identity, peer, hello) => self.open(id, identity, peer, &hello),
             Event::Said(id, message) => self.said(id, message),

@@ -102,7 +102,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let mut count = (!counting.is_zero()).then(Instant::now);
     let mut connection = 0;
     let mut connected = Instant::now();
-    let mut wait = None;
+    let (mut wait, mut rest) = (None, None);
     tokio::pin!(stop);
     loop {
         let control: Option<u32> = *listening.borrow_and_update();
@@ -134,6 +134,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
                 wait = None;
                 Some(Event::Waited)
             }
+            () = until(rest) => {
+                rest = None;
+                Some(Event::Rested)
+            }
             event = inbox.recv() => event,
         };
         let Some(event) = event else { continue };
@@ -148,6 +152,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
             stage.send_replace(Stage::Filling);
         }
         let hits = if matches!(event, Event::Tick(_)) { sessions.take_hits() } else { Hits::new() };
+        let begun = std::time::Instant::now();
         let mut effects = core.handle(event);
         if !hits.is_empty() {
             effects.extend(core.handle(Event::Limited(hits)));
@@ -159,7 +164,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         for effect in effects {
             match effect {
                 Effect::Send(batch, meters, changes) => {
-                    let command = switch::Command::Send(batch, meters, changes);
+                    let command = switch::Command::Send(batch, meters, changes, begun);
                     let _ = orders.send(switch::Order { connection, command }).await;
                 }
                 Effect::Dump(dump) => {
@@ -167,6 +172,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
                     let _ = orders.send(switch::Order { connection, command }).await;
                 }
                 Effect::Wait(pause) => wait = Some(Instant::now() + pause),
+                Effect::Rest(pause) => rest = Some(Instant::now() + pause),
                 Effect::Tell(id, message) => sessions.tell(id, Tell::Message(message)),
                 Effect::Refuse(id, reason, detail) => sessions.tell(id, Tell::Refuse(reason, detail)),
                 Effect::Taken(id) => sessions.taken(id),

@@ -270,7 +270,12 @@ fn a_switch_is_asked_for_meters_and_counters_and_names_what_it_refuses() {
 
     let unknown = MeterChange::Modify(Meter::drop_pktps(77, 10, 1));
     let known = MeterChange::Add(Meter::drop_pktps(78, 10, 1));
-    let send = conversation::Command::Send(BatchId(1), vec![unknown.clone(), known.clone()], Vec::new());
+    let send = conversation::Command::Send(
+        BatchId(1),
+        vec![unknown.clone(), known.clone()],
+        Vec::new(),
+        Instant::now(),
+    );
     order(1, send);
     match next() {
         Event::MeterRefused(change, error) => {
@@ -281,18 +286,18 @@ fn a_switch_is_asked_for_meters_and_counters_and_names_what_it_refuses() {
         }
         other => panic!("{other:?}"),
     }
-    assert!(matches!(next(), Event::Confirmed(BatchId(1))));
-    order(1, conversation::Command::Send(BatchId(2), vec![known], Vec::new()));
+    assert!(matches!(next(), Event::Confirmed(BatchId(1), _)));
+    order(1, conversation::Command::Send(BatchId(2), vec![known], Vec::new(), Instant::now()));
     assert!(matches!(next(), Event::MeterRefused(_, error) if error.is_drift), "there already");
-    assert!(matches!(next(), Event::Confirmed(BatchId(2))));
+    assert!(matches!(next(), Event::Confirmed(BatchId(2), _)));
     let bad = MeterChange::Add(Meter {
         id: 79,
         flags: 1 | 4 | 8,
         bands: vec![Band::Drop { rate: 1, burst: 1 }; 9],
     });
-    order(1, conversation::Command::Send(BatchId(3), vec![bad], Vec::new()));
+    order(1, conversation::Command::Send(BatchId(3), vec![bad], Vec::new(), Instant::now()));
     assert!(matches!(next(), Event::MeterRefused(_, error) if !error.is_drift), "more bands than it has");
-    assert!(matches!(next(), Event::Confirmed(BatchId(3))));
+    assert!(matches!(next(), Event::Confirmed(BatchId(3), _)));
 
     let mut client = switch.connect();
     client.install(&flows());
@@ -346,9 +351,14 @@ fn a_full_table_leaves_the_rest_to_the_guest() {
                 return refusals;
             }
             number += 1;
-            order(conversation::Command::Send(BatchId(number), batch.meters, batch.changes.clone()));
+            order(conversation::Command::Send(
+                BatchId(number),
+                batch.meters,
+                batch.changes.clone(),
+                Instant::now(),
+            ));
             match next() {
-                Event::Confirmed(BatchId(id)) if id == number => {}
+                Event::Confirmed(BatchId(id), _) if id == number => {}
                 Event::Refused(BatchId(id), culprits) if id == number => {
                     let [(index, why)] = culprits[..] else { panic!("{culprits:?}") };
                     assert_eq!(why, ErrorCode::TABLE_FULL, "{:?}", batch.changes[index]);

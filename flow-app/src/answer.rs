@@ -98,6 +98,8 @@ pub(crate) struct Answers {
     marked: VecDeque<(u64, Numbered)>,
     /// Times that a mark was reached.
     reached: u64,
+    /// Some mark was reached again since all were taken: it may say something older than those before it.
+    is_mixed: bool,
     /// The last mark that was asked for.
     asked: u64,
 }
@@ -195,6 +197,7 @@ impl Answers {
     pub(crate) fn mark(&mut self, token: u64) {
         // One that was lost with the switch and asked for again says what it would have said, and not earlier.
         let lost = self.marked.iter().position(|(of, _)| *of == token);
+        self.is_mixed = (self.is_mixed && !self.marked.is_empty()) || lost.is_some();
         let mut told = lost.and_then(|at| self.marked.remove(at)).map(|(_, told)| told).unwrap_or_default();
         self.reached += 1;
         let due = self.untold.extract_if(.., |_, (_, after)| *after < token);
@@ -208,10 +211,15 @@ impl Answers {
     /// What is to be told now that the switch has confirmed a mark, with that of the marks before it.
     pub(crate) fn take(&mut self, token: u64) -> Vec<(RouteKey, Answer)> {
         let Some(last) = self.marked.iter().position(|(of, _)| *of == token) else { return Vec::new() };
-        let mut answers = BTreeMap::new();
+        let mut answers: Numbered = BTreeMap::new();
         for (key, answer) in self.marked.drain(..=last).flat_map(|(_, of_mark)| of_mark) {
             let newest = answers.entry(key).or_insert(answer);
             *newest = answer.max(*newest);
+        }
+        if self.is_mixed {
+            for (_, of_mark) in &mut self.marked {
+                of_mark.retain(|key, answer| answers.get(key).is_none_or(|newest| newest < answer));
+            }
         }
         answers.into_iter().map(|(key, (_, answer))| (key, answer)).collect()
     }
@@ -353,6 +361,14 @@ mod tests {
         // The switch was away. Nobody asks for the second one any more: its session is over.
         answers.mark(1);
         assert_eq!(answers.take(1), [(key(1, 0), Answer::Accepted)]);
+        // Or it had come through.
+        settle(&mut answers, key(2, 0), FULL);
+        answers.mark(3);
+        settle(&mut answers, key(2, 0), None);
+        answers.mark(4);
+        answers.mark(3);
+        assert_eq!(answers.take(4), [(key(2, 0), Answer::Accepted)]);
+        assert_eq!(answers.take(3), [], "it was told something newer");
     }
 
     #[test]

@@ -64,6 +64,8 @@ pub struct Batch {
     pub reached: Vec<(RouterId, u64)>,
     /// There may be more changes, but to find them takes time that others may need: ask again.
     pub more: bool,
+    /// The routers whose changes are among them.
+    pub routers: Vec<RouterId>,
 }
 
 /// Steps in the search for what is due, for each change that there is room for. Most of them find nothing where the
@@ -98,6 +100,8 @@ pub struct RouterStatus {
 struct Scoped {
     router: Router,
     sync: Sync,
+    /// See [`App::press`].
+    is_pressing: bool,
 }
 
 /// See the module.
@@ -110,6 +114,8 @@ pub struct App {
     routers: BTreeMap<RouterId, Scoped>,
     /// Where the next batch begins, so that routers take turns.
     turn: RouterId,
+    /// See [`App::rest`].
+    is_resting: bool,
     limit: usize,
     dump: Option<Dumping>,
     /// By number.
@@ -137,6 +143,7 @@ impl App {
             due: VecDeque::new(),
             routers: BTreeMap::new(),
             turn: RouterId(0),
+            is_resting: false,
             limit,
             dump: None,
             meters: BTreeMap::new(),
@@ -177,7 +184,8 @@ impl App {
         }
         self.topology = topology;
         for id in ids {
-            let fresh = || Scoped { router: Router::new(id, &self.topology), sync: Sync::Unknown };
+            let router = || Router::new(id, &self.topology);
+            let fresh = || Scoped { router: router(), sync: Sync::Unknown, is_pressing: false };
             self.routers.entry(id).or_insert_with(fresh).router.rebind();
         }
     }
@@ -448,9 +456,10 @@ impl App {
             .collect();
         for id in ids {
             let Some(scoped) = self.routers.get_mut(&id) else { continue };
-            if scoped.sync != Sync::InStep {
+            if scoped.sync != Sync::InStep || (self.is_resting && scoped.is_pressing) {
                 continue;
             }
+            let before = batch.changes.len();
             // A fair share of the batch, so that one router's million waits for another's one; and of the work.
             let most = max.div_ceil(4);
             let share = batch.changes.len().saturating_add(most).min(max);
@@ -468,12 +477,33 @@ impl App {
             while let Some(token) = scoped.router.next_marker() {
                 batch.reached.push((id, token));
             }
+            if batch.changes.len() > before {
+                batch.routers.push(id);
+            }
             self.turn = RouterId(id.0.wrapping_add(1));
             if batch.changes.len() >= max {
                 break;
             }
         }
         batch
+    }
+
+    /// The switch has confirmed a batch with changes of these routers. A router *presses* if more is due for it by then:
+    /// it keeps the switch busy for as long as it may. True if any of them does.
+    pub fn press(&mut self, routers: &[RouterId]) -> bool {
+        let mut is_any = false;
+        for id in routers {
+            if let Some(scoped) = self.routers.get_mut(id) {
+                scoped.is_pressing = scoped.router.is_due();
+                is_any |= scoped.is_pressing;
+            }
+        }
+        is_any
+    }
+
+    /// Whether routers that press are left out of batches from now on.
+    pub fn rest(&mut self, is_resting: bool) {
+        self.is_resting = is_resting;
     }
 
     /// All that the switch should hold: a full compile, for audits and tests. Routers whose guest has not
@@ -512,6 +542,13 @@ impl App {
     pub fn backlog(&self, id: RouterId) -> usize {
         let in_step = self.routers.get(&id).filter(|scoped| scoped.sync == Sync::InStep);
         in_step.map_or(0, |scoped| scoped.router.backlog())
+    }
+
+    /// Something is due for another router than this one.
+    #[must_use]
+    pub fn is_due_beside(&self, id: RouterId) -> bool {
+        let others = self.routers.iter().filter(|(other, _)| **other != id);
+        others.into_iter().any(|(_, scoped)| scoped.sync == Sync::InStep && scoped.router.is_due())
     }
 
     /// Everything that is not under way: scopes in step, nothing due.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use xenflow_flow_app::{Batch, FlowChange, MeterChange, RouterId};
+use xenflow_flow_app::{Batch, MeterChange, RouterId};
 
 use super::{BatchId, Core, Effect, InFlight};
 
@@ -10,11 +10,16 @@ use super::{BatchId, Core, Effect, InFlight};
 const BATCH: usize = 1000;
 /// The same while several guests have sessions, so that none waits long for what another has started. One router alone
 /// fills a quarter of it: the switch does that in a few milliseconds.
-const SHARED_BATCH: usize = 64;
+const SHARED_BATCH: usize = 128;
 /// Bundles under way.
 const IN_FLIGHT: usize = 2;
 /// The same while several guests have sessions: what comes in meanwhile waits for no more than one.
 const SHARED_IN_FLIGHT: usize = 1;
+/// While several guests have sessions, the switch rests so many times as long as it took for a batch, before it is given
+/// more of who has more: other routers find it idle with two changes of three.
+const REST: u32 = 2;
+/// But no longer: a switch that stalled is not idle for that.
+const REST_MAX: Duration = Duration::from_millis(200);
 /// The pause after a failure that starting over may not cure; doubled each time, up to the greatest.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(64);
@@ -65,7 +70,7 @@ impl Core {
         }
         while self.in_flight.len() < self.most_in_flight() {
             let most = if self.is_shared() { SHARED_BATCH } else { BATCH };
-            let Batch { mut meters, mut changes, reached, more } = self.app.next_batch(most);
+            let Batch { mut meters, mut changes, reached, more, routers } = self.app.next_batch(most);
             let is_last = meters.is_empty() && changes.is_empty();
             meters.retain(|change| self.lacking.takes(change));
             for change in &mut changes {
@@ -73,7 +78,7 @@ impl Core {
             }
             changes.retain(|change| !self.refused.contains(change));
             if !meters.is_empty() || !changes.is_empty() {
-                self.send(meters, changes, reached);
+                self.send(meters, InFlight { changes, reached, routers });
             } else if let Some(last) = self.in_flight.values_mut().next_back() {
                 // Nothing to wait for but what is under way already.
                 last.reached.extend(reached);
@@ -91,19 +96,35 @@ impl Core {
         }
     }
 
-    /// Another guest may say something at any moment.
+    /// It took so long to find a batch with changes of these routers and to have it in the switch. If they have more for it, it is left for some
+    /// time to the others: one that is always busy would be so whenever another's change comes.
+    pub(super) fn rest_after(&mut self, routers: &[RouterId], took: Duration) {
+        if self.app.press(routers) && self.is_shared() && !self.is_resting {
+            self.set_resting(true);
+            self.effects.push(Effect::Rest(took.saturating_mul(REST).min(REST_MAX)));
+        }
+    }
+
+    pub(super) fn set_resting(&mut self, is_resting: bool) {
+        self.is_resting = is_resting;
+        self.app.rest(is_resting);
+    }
+
+    /// Another guest may say something at any moment than the one that the switch works for.
     fn is_shared(&self) -> bool {
-        self.sessions.len() > 1
+        let mut sessions = self.sessions.values();
+        let Some(first) = sessions.next() else { return false };
+        sessions.next().is_some() || self.app.is_due_beside(first.router)
     }
 
     pub(super) fn most_in_flight(&self) -> usize {
         if self.app.is_wary() || self.is_shared() { SHARED_IN_FLIGHT } else { IN_FLIGHT }
     }
 
-    fn send(&mut self, meters: Vec<MeterChange>, changes: Vec<FlowChange>, reached: Vec<(RouterId, u64)>) {
+    fn send(&mut self, meters: Vec<MeterChange>, batch: InFlight) {
         let id = self.next_batch;
         self.next_batch = BatchId(id.0 + 1);
-        self.effects.push(Effect::Send(id, meters, changes.clone()));
-        self.in_flight.insert(id, InFlight { changes, reached });
+        self.effects.push(Effect::Send(id, meters, batch.changes.clone()));
+        self.in_flight.insert(id, batch);
     }
 }

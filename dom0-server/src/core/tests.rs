@@ -78,6 +78,8 @@ fn ports(routers: &[u8]) -> SwitchPorts {
     }
 }
 
+/// What the switch takes for a batch.
+const TOOK: Duration = Duration::from_millis(5);
 const SWITCH_UP: fn() -> Event = || Event::SwitchUp { has_meters: true };
 
 fn core(limit: usize) -> Core {
@@ -102,10 +104,11 @@ fn confirm_all(core: &mut Core, effects: Vec<Effect>) -> Vec<(SessionId, HostMes
     let mut queue: std::collections::VecDeque<Effect> = effects.into();
     while let Some(effect) = queue.pop_front() {
         match effect {
-            Effect::Send(id, ..) => queue.extend(core.handle(Event::Confirmed(id))),
+            Effect::Send(id, ..) => queue.extend(core.handle(Event::Confirmed(id, TOOK))),
             Effect::Dump(_) => queue.extend(core.handle(Event::DumpEnd)),
             Effect::Tell(id, message) => told.push((id, message)),
             Effect::Wait(_) => queue.extend(core.handle(Event::Waited)),
+            Effect::Rest(_) => queue.extend(core.handle(Event::Rested)),
             Effect::Taken(_) | Effect::Nudge(..) => {}
             Effect::Refuse(..) => panic!("{effect:?}"),
         }
@@ -319,14 +322,14 @@ fn a_change_is_acknowledged_when_the_switch_has_it() {
     // Two bundles are under way: the rest waits, and is acknowledged together.
     assert_eq!(say(&mut core, 1, changes(5, [3])), []);
     assert_eq!(say(&mut core, 1, changes(6, [3])), []);
-    let effects = core.handle(Event::Confirmed(first));
+    let effects = core.handle(Event::Confirmed(first, TOOK));
     assert!(matches!(effects.as_slice(), [told, Effect::Send(..)] if *told == ack(1, 3)), "{effects:?}");
-    assert_eq!(core.handle(Event::Confirmed(second)), [ack(1, 4)]);
+    assert_eq!(core.handle(Event::Confirmed(second, TOOK)), [ack(1, 4)]);
     let Effect::Send(third, ..) = effects[1] else { panic!() };
-    assert_eq!(core.handle(Event::Confirmed(third)), [ack(1, 6)]);
+    assert_eq!(core.handle(Event::Confirmed(third, TOOK)), [ack(1, 6)]);
     // Nothing for the switch to do: at once.
     assert_eq!(say(&mut core, 1, changes(7, [3])), [ack(1, 7)]);
-    assert_eq!(core.handle(Event::Confirmed(third)), [], "a batch is confirmed once");
+    assert_eq!(core.handle(Event::Confirmed(third, TOOK)), [], "a batch is confirmed once");
 }
 
 #[test]
@@ -351,7 +354,7 @@ fn what_was_under_way_to_a_lost_switch_is_acknowledged_by_the_next_once() {
     say(&mut core, 1, changes(4, [2]));
     say(&mut core, 1, changes(5, [3]));
     assert_eq!(core.handle(Event::SwitchDown), []);
-    assert_eq!(core.handle(Event::Confirmed(lost)), []);
+    assert_eq!(core.handle(Event::Confirmed(lost, TOOK)), []);
     assert_eq!(say(&mut core, 1, changes(6, [4])), [], "nobody is there to confirm it");
     let effects = core.handle(SWITCH_UP());
     assert_eq!(confirm_all(&mut core, effects), [told_ack(1, 6)]);
@@ -365,7 +368,7 @@ fn a_refused_flow_is_replaced_and_the_others_are_sent_again() {
     let (overtaking, later) = batch(&say(&mut core, 1, changes(4, [4])));
     let effects = core.handle(Event::Refused(refused, vec![(1, ErrorCode::BAD_OUT_PORT)]));
     assert!(matches!(effects.as_slice(), [Effect::Dump(_)]), "{effects:?}");
-    assert_eq!(core.handle(Event::Confirmed(overtaking)), [], "acknowledging 4 would acknowledge 3");
+    assert_eq!(core.handle(Event::Confirmed(overtaking, TOOK)), [], "acknowledging 4 would acknowledge 3");
     let effects = core.handle(Event::DumpEnd);
     // The topology first; then the router, of which the switch turns out to hold one flow.
     let mut again = Vec::new();
@@ -375,7 +378,7 @@ fn a_refused_flow_is_replaced_and_the_others_are_sent_again() {
         match effect {
             Effect::Send(id, _, changes) => {
                 again.extend(changes);
-                queue.extend(core.handle(Event::Confirmed(id)));
+                queue.extend(core.handle(Event::Confirmed(id, TOOK)));
             }
             Effect::Dump(_) => {
                 let FlowChange::Upsert(flow) = &later[0] else { panic!("{later:?}") };
@@ -384,7 +387,7 @@ fn a_refused_flow_is_replaced_and_the_others_are_sent_again() {
             }
             Effect::Tell(id, message) => told.push((id, message)),
             Effect::Taken(_) | Effect::Nudge(..) => {}
-            Effect::Refuse(..) | Effect::Wait(_) => panic!("{effect:?}"),
+            Effect::Refuse(..) | Effect::Wait(_) | Effect::Rest(_) => panic!("{effect:?}"),
         }
     }
     assert!(again.contains(&sent[0]) && again.contains(&sent[2]), "{again:?}");
@@ -499,7 +502,7 @@ fn a_bundle_refused_without_a_culprit_is_tried_again_ever_later() {
         while let [Effect::Send(id, _, sent), ..] = effects.as_slice()
             && sent.len() > 1
         {
-            effects = core.handle(Event::Confirmed(*id));
+            effects = core.handle(Event::Confirmed(*id, TOOK));
             if matches!(effects.as_slice(), [Effect::Dump(_)]) {
                 effects = core.handle(Event::DumpEnd);
             }
@@ -542,13 +545,14 @@ fn meters_sent(
                     }
                 }
                 all.extend(meters);
-                queue.extend(core.handle(Event::Confirmed(id)));
+                queue.extend(core.handle(Event::Confirmed(id, TOOK)));
             }
             Effect::Dump(_) => queue.extend(core.handle(Event::DumpEnd)),
             Effect::Wait(_) => {
                 pauses += 1;
                 queue.extend(core.handle(Event::Waited));
             }
+            Effect::Rest(_) => queue.extend(core.handle(Event::Rested)),
             Effect::Tell(..) | Effect::Refuse(..) | Effect::Taken(_) | Effect::Nudge(..) => {}
         }
     }

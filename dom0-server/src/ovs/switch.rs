@@ -35,8 +35,8 @@ pub struct Order {
 /// Something to do for the core.
 #[derive(Debug)]
 pub enum Command {
-    /// Changes of meters, then one bundle.
-    Send(BatchId, Vec<MeterChange>, Vec<FlowChange>),
+    /// Changes of meters, then one bundle. The core was asked for it at this instant.
+    Send(BatchId, Vec<MeterChange>, Vec<FlowChange>, Instant),
     /// All that is asked for, then [`Event::DumpEnd`].
     Dump(Dump),
     /// What the switch has counted, unless the last answer has not come yet.
@@ -112,7 +112,8 @@ struct Pending {
     /// The question which meters there can be: the switch counts as up when it has answered.
     features: Option<u32>,
     is_up: bool,
-    bundles: HashMap<BundleId, BatchId>,
+    /// With when the core was asked for them.
+    bundles: HashMap<BundleId, (BatchId, Instant)>,
     /// Changes of meters, by their requests; forgotten when the bundle after them is answered.
     meters: HashMap<u32, (BatchId, MeterChange)>,
     /// Requests of a dump; the last one ends it.
@@ -138,11 +139,11 @@ impl Pending {
         end.then(|| Event::Counted(std::mem::take(&mut self.counted))).into_iter().collect()
     }
 
-    /// A bundle was answered.
-    fn bundle(&mut self, id: BundleId) -> Option<BatchId> {
-        let batch = self.bundles.remove(&id)?;
+    /// A bundle was answered, so long after the core was asked for it.
+    fn bundle(&mut self, id: BundleId) -> Option<(BatchId, Duration)> {
+        let (batch, sent) = self.bundles.remove(&id)?;
         self.meters.retain(|_, (of, _)| *of != batch);
-        Some(batch)
+        Some((batch, sent.elapsed()))
     }
 
     fn up(&mut self, has_meters: bool) -> Vec<Event> {
@@ -202,14 +203,14 @@ async fn converse(
                     continue;
                 }
                 match order.command {
-                    Command::Send(batch, meters, changes) => {
+                    Command::Send(batch, meters, changes, begun) => {
                         for change in meters {
                             let xid = session.send(&Message::from(change.clone()))?;
                             pending.meters.insert(xid, (batch, change));
                         }
                         let messages: Vec<Message> = changes.into_iter().map(Message::from).collect();
                         let bundle = session.send_bundle(&messages)?;
-                        pending.bundles.insert(bundle, batch);
+                        pending.bundles.insert(bundle, (batch, begun));
                     }
                     Command::Poll if !pending.poll.is_empty() => {}
                     Command::Poll => {
@@ -249,13 +250,17 @@ fn translate(said: Said, pending: &mut Pending) -> Vec<Event> {
             tracing::warn!(%error, "the switch does not say which meters it can have");
             pending.up(false)
         }
-        Said::BundleCommitted { id } => pending.bundle(id).map(Event::Confirmed).into_iter().collect(),
+        Said::BundleCommitted { id } => {
+            let confirmed = pending.bundle(id).map(|(batch, took)| Event::Confirmed(batch, took));
+            confirmed.into_iter().collect()
+        }
         Said::BundleFailed { id, errors } => {
             for (_, error) in errors.iter().filter(|(index, _)| index.is_none()) {
                 tracing::debug!(%error, "a bundle failed");
             }
             let culprits = errors.into_iter().filter_map(|(index, error)| Some((index?, error.code)));
-            pending.bundle(id).map(|batch| Event::Refused(batch, culprits.collect())).into_iter().collect()
+            let refused = pending.bundle(id).map(|(batch, _)| Event::Refused(batch, culprits.collect()));
+            refused.into_iter().collect()
         }
         Said::Flows { xid, flows, more } if pending.poll.contains(&xid) => {
             pending.counted.flows.extend(flows);

@@ -11,6 +11,7 @@ mod isolation;
 mod model;
 mod oracle;
 mod police;
+mod rest;
 mod state;
 mod world;
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Add;
+use std::time::Duration;
 
 use dom0_server::core::{Core, Effect, Event, MeterError, SessionId};
 use dom0_server::db::{self, Desired, Segment, Vif, VifNumber, row};
@@ -256,6 +257,7 @@ impl Host {
                     self.switch.orders.push_back(effect);
                 }
                 Effect::Wait(_) => self.waits = true,
+                Effect::Rest(_) => panic!("a lone router rests"),
                 Effect::Tell(id, message) => out.push(Output::Tell(id, message)),
                 Effect::Taken(id) => out.push(Output::Taken(id)),
                 Effect::Nudge(..) => out.push(Output::Nudge),
@@ -327,7 +329,7 @@ impl Host {
                     return;
                 }
                 changes.into_iter().for_each(|change| switch.change(change));
-                switch.answers.push_back(Event::Confirmed(id));
+                switch.answers.push_back(Event::Confirmed(id, Duration::ZERO));
             }
             Some(Effect::Dump(dump)) => {
                 if dump.groups_and_meters {

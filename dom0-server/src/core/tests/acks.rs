@@ -158,7 +158,7 @@ fn fill(
                     Some(culprit) => Event::Refused(id, vec![culprit]),
                     None => {
                         *held = after;
-                        Event::Confirmed(id)
+                        Event::Confirmed(id, TOOK)
                     }
                 }));
             }
@@ -176,6 +176,7 @@ fn fill(
                 told.push((id, message));
                 queue.extend(core.handle(Event::Told(id)));
             }
+            Effect::Rest(_) => queue.extend(core.handle(Event::Rested)),
             Effect::Refuse(..) | Effect::Wait(_) | Effect::Taken(_) | Effect::Nudge(..) => {}
         }
     }

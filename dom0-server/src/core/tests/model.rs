@@ -30,6 +30,8 @@ enum Step {
     RefuseMeter(bool),
     /// A pause is over.
     Wait,
+    /// A rest is over.
+    Rest,
     /// One of its answers arrives.
     Deliver,
     Down,
@@ -51,6 +53,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => prop::option::of(0..4u8).prop_map(Step::Refuse),
         1 => any::<bool>().prop_map(Step::RefuseMeter),
         2 => Just(Step::Wait),
+        2 => Just(Step::Rest),
         8 => Just(Step::Deliver),
         1 => Just(Step::Down),
         2 => Just(Step::Up),
@@ -93,6 +96,7 @@ struct World {
     refuse_meter: Option<bool>,
     has_refused_meter: bool,
     waits: bool,
+    rests: bool,
     guests: BTreeMap<u64, Guest>,
     /// What routers' tables hold.
     tables: BTreeMap<u8, BTreeSet<u8>>,
@@ -136,6 +140,7 @@ impl World {
             refuse_meter: None,
             has_refused_meter: false,
             waits: false,
+            rests: false,
             guests: BTreeMap::new(),
             tables: BTreeMap::new(),
             telling: BTreeSet::new(),
@@ -150,6 +155,11 @@ impl World {
                     self.orders.push_back(effect);
                 }
                 Effect::Wait(_) => self.waits = true,
+                Effect::Rest(_) => {
+                    let is_lone = self.core.app.topology().routers().len() < 2;
+                    assert!(!is_lone, "a lone router rests");
+                    assert!(!std::mem::replace(&mut self.rests, true), "it rests already");
+                }
                 Effect::Refuse(id, ..) => self.guest(id).ended = true,
                 Effect::Tell(id, HostMessage::Ack { seq, rejected, accepted }) => {
                     let has_answers = !rejected.is_empty() || !accepted.is_empty();
@@ -227,6 +237,11 @@ impl World {
             Step::Wait => {
                 if std::mem::take(&mut self.waits) {
                     self.handle(Event::Waited);
+                }
+            }
+            Step::Rest => {
+                if std::mem::take(&mut self.rests) {
+                    self.handle(Event::Rested);
                 }
             }
             Step::Deliver => {
@@ -369,7 +384,7 @@ impl World {
                         }
                     }
                 }
-                self.answers.push_back(Event::Confirmed(id));
+                self.answers.push_back(Event::Confirmed(id, TOOK));
             }
             Some(Effect::Dump(dump)) => {
                 if dump.groups_and_meters {
@@ -392,6 +407,7 @@ impl World {
                 Effect::Tell(..)
                 | Effect::Refuse(..)
                 | Effect::Wait(_)
+                | Effect::Rest(_)
                 | Effect::Taken(_)
                 | Effect::Nudge(..),
             )
@@ -410,6 +426,7 @@ impl World {
             if self.orders.is_empty()
                 && self.answers.is_empty()
                 && !self.waits
+                && !self.rests
                 && !self.core.is_behind()
                 && self.telling.is_empty()
             {
@@ -417,6 +434,7 @@ impl World {
             }
             self.step(Step::Turn);
             self.step(Step::Wait);
+            self.step(Step::Rest);
             self.step(Step::Work);
             self.step(Step::Deliver);
         }

@@ -58,8 +58,8 @@ fn a_resumed_session_sends_the_difference_and_disturbs_nothing() {
     let (removed, sent) = batch(&say(&mut core, 2, removal));
     assert!(matches!(sent.as_slice(), [FlowChange::Remove(_)]), "{sent:?}");
     assert_eq!(say(&mut core, 2, end(4)), [], "behind what is under way");
-    assert_eq!(core.handle(Event::Confirmed(id)), [ack(2, 2)]);
-    assert_eq!(core.handle(Event::Confirmed(removed)), [ack(2, 4)]);
+    assert_eq!(core.handle(Event::Confirmed(id, TOOK)), [ack(2, 2)]);
+    assert_eq!(core.handle(Event::Confirmed(removed, TOOK)), [ack(2, 4)]);
     assert!(core.app.router(RouterId(1)).unwrap().synced);
     assert_eq!(core.app.held(RouterId(1), &BOOT), Some(digest(BOOT, [0, 1, 2, 3, 9])));
     // It lives on as any other.

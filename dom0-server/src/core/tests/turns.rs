@@ -1,5 +1,7 @@
 //! Sessions take turns.
 
+use xenflow_flow_app::pipeline::cookie;
+
 use super::*;
 
 /// A core with two sessions past end-of-RIB, which take turns after two changes.
@@ -95,13 +97,95 @@ fn a_guest_that_says_more_than_its_switch_takes_waits() {
     assert!(effects.contains(&Effect::Taken(SessionId(2))), "{effects:?}");
     let mut effects = Vec::new();
     while !taken(&effects) {
-        effects = core.handle(Event::Confirmed(under_way));
+        effects = if rest_of(&effects).is_some() {
+            core.handle(Event::Rested)
+        } else {
+            core.handle(Event::Confirmed(under_way, TOOK))
+        };
         under_way = sent(&effects).unwrap_or(under_way);
     }
     // A switch that is gone takes nothing: the guest is to say what it has to say.
     let effects = core.handle(Event::Said(SessionId(1), changes(5, 0..60)));
     assert!(!taken(&effects), "{effects:?}");
     assert!(taken(&core.handle(Event::SwitchDown)));
+}
+
+/// The batch that is sent, and the routers whose flows are in it; none: the switch is left alone.
+fn sent(effects: &[Effect]) -> Option<(BatchId, Vec<u16>)> {
+    let sent = effects
+        .iter()
+        .find_map(|it| if let Effect::Send(id, _, changes) = it { Some((*id, changes)) } else { None });
+    let router = |change: &FlowChange| {
+        let FlowChange::Upsert(flow) = change else { panic!("{change:?}") };
+        cookie::router_of(flow.cookie).unwrap().0
+    };
+    sent.map(|(id, changes)| (id, changes.iter().map(router).collect()))
+}
+
+fn rest_of(effects: &[Effect]) -> Option<Duration> {
+    effects.iter().find_map(|it| if let Effect::Rest(pause) = it { Some(*pause) } else { None })
+}
+
+#[test]
+fn who_has_more_for_the_switch_leaves_it_to_the_others_for_a_while() {
+    let mut core = two_live();
+    core.slice = 200;
+    let effects = core.handle(Event::Said(SessionId(1), changes(3, 0..90)));
+    let (id, first) = sent(&effects).unwrap();
+    assert!(first.len() < 90 && first.iter().all(|router| *router == 1), "{first:?}");
+    let effects = core.handle(Event::Confirmed(id, TOOK));
+    assert_eq!((rest_of(&effects), sent(&effects)), (Some(TOOK * 2), None), "{effects:?}");
+    // Another finds the switch idle, and may say some more.
+    for (seq, third) in [(3, 9), (4, 10)] {
+        let effects = core.handle(Event::Said(SessionId(2), changes(seq, [third])));
+        let (id, all) = sent(&effects).unwrap();
+        assert_eq!(all, [2]);
+        let effects = core.handle(Event::Confirmed(id, TOOK));
+        assert_eq!(sent(&effects), None, "the rest is not over");
+        assert!(rest_of(&effects).is_none(), "one rest at a time: {effects:?}");
+    }
+    let mut rest = first.len();
+    let mut effects = core.handle(Event::Rested);
+    while let Some((id, all)) = sent(&effects) {
+        rest += all.len();
+        effects = core.handle(Event::Confirmed(id, Duration::from_secs(60)));
+        if let Some(pause) = rest_of(&effects) {
+            assert!(pause < Duration::from_secs(1), "a switch that stalled is not made up for: {pause:?}");
+            effects = core.handle(Event::Rested);
+        }
+    }
+    assert_eq!((rest, core.is_in_step()), (90, true));
+}
+
+/// What a guest has said and left behind is still work beside another's.
+#[test]
+fn who_says_much_and_goes_leaves_the_switch_to_the_others_as_well() {
+    let mut core = two_live();
+    core.slice = 200;
+    let effects = core.handle(Event::Said(SessionId(1), changes(3, 0..90)));
+    core.handle(Event::Closed(SessionId(1)));
+    let (id, _) = sent(&effects).unwrap();
+    assert_eq!(rest_of(&core.handle(Event::Confirmed(id, TOOK))), Some(TOOK * 2));
+}
+
+#[test]
+fn a_lone_router_never_rests() {
+    let mut core = two_live();
+    core.slice = 200;
+    core.handle(Event::Closed(SessionId(2)));
+    let mut effects = core.handle(Event::Said(SessionId(1), changes(3, 0..9)));
+    let mut all = 0;
+    for seq in 4..9 {
+        // The next comes while the switch is busy with the one before.
+        let third = u8::try_from(seq).unwrap() * 20;
+        let more = core.handle(Event::Said(SessionId(1), changes(seq, third..third + 20)));
+        for (id, some) in sent(&effects).into_iter().chain(sent(&more)) {
+            all += some.len();
+            effects = core.handle(Event::Confirmed(id, TOOK));
+            assert!(rest_of(&effects).is_none(), "{effects:?}");
+        }
+    }
+    assert_eq!((all, core.is_in_step()), (109, true));
 }
 
 /// A guest knows what was held by whole messages.

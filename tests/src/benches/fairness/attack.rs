@@ -188,6 +188,7 @@ impl Attacker<'_> {
             Kind::HalfOpen => self.half_open()?,
             Kind::SlowReader => self.read_nothing()?,
             Kind::Garbage => loop {
+                ready();
                 self.connect()?.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
                 // The connection of the last byte ends as it likes.
                 let mut client = self.open()?;

@@ -8,11 +8,12 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tracing::{debug, info, warn};
 use xenflow_proto::frame::MAX_FRAME;
-use xenflow_proto::{GuestMessage, HostMessage};
+use xenflow_proto::{GuestMessage, HostMessage, Key};
 
 use super::{Driver, Phase};
 use crate::connection::{Connection, Found, LinkError, attempt, chain};
 use crate::control::Change;
+use crate::rejected::SHOWN;
 use crate::session::{Acked, Event};
 use crate::status::{AckLine, Status};
 
@@ -141,6 +142,8 @@ impl Driver {
                     self.rejected.session_began();
                 }
                 Some(Event::Acked(step)) => {
+                    // Every session is told all of them again.
+                    tell_news(step.rejected.iter().filter(|(key, _)| !self.rejected.contains(key)));
                     self.rejected.acknowledged(&step);
                     self.fpm.acknowledged(&step);
                     acknowledged(&self.status, &step, time);
@@ -184,13 +187,17 @@ impl Driver {
     }
 }
 
-fn acknowledged(status: &Status, step: &Acked, time: Duration) {
-    for (key, reason) in step.rejected.iter().take(10) {
+/// Says what the host does not forward by, the first of it by name.
+fn tell_news<'a>(mut rejected: impl Iterator<Item = &'a (Key, String)>) {
+    for (key, reason) in rejected.by_ref().take(SHOWN) {
         warn!(?key, reason, "stays with the guest");
     }
-    if step.rejected.len() > 10 {
-        warn!(count = step.rejected.len(), "more stay with the guest");
+    if let more @ 1.. = rejected.count() {
+        warn!(more, "stay with the guest, too");
     }
+}
+
+fn acknowledged(status: &Status, step: &Acked, time: Duration) {
     status.acked(&AckLine {
         acked: step.seq.0,
         monotonic_ns: nanos(time),

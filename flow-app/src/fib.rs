@@ -257,7 +257,8 @@ impl Fib<'_> {
     /// The best route of a prefix in a table.
     fn best(&self, table: u32, prefix: IpNet) -> Option<Best> {
         let candidates = || self.rib.candidates(table, prefix);
-        if candidates().any(|route| route.key.tos != 0) {
+        // The last has the highest; there may be very many.
+        if candidates().next_back().is_some_and(|route| route.key.tos != 0) {
             // The packet's TOS decides too, which destination-only flows do not look at.
             return Some(Best::Unable(Some(Rejection::TypeOfService)));
         }

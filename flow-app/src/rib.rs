@@ -376,8 +376,8 @@ impl Rib {
         users.flat_map(move |users| users.range((behind(after), Bound::Unbounded)).copied())
     }
 
-    /// Routes of one prefix in one table, in the kernel's order of preference but for the TOS.
-    pub fn candidates(&self, table: u32, dst: IpNet) -> impl Iterator<Item = &Route> {
+    /// Routes of one prefix in one table: by TOS, then in the kernel's order of preference.
+    pub fn candidates(&self, table: u32, dst: IpNet) -> impl DoubleEndedIterator<Item = &Route> {
         let first = RouteKey { table, dst, tos: 0, metric: 0 };
         let last = RouteKey { table, dst, tos: u8::MAX, metric: u32::MAX };
         self.routes.range(first..=last).map(|(_, entry)| &entry.value)

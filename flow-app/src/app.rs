@@ -501,6 +501,12 @@ impl App {
         is_any
     }
 
+    /// See [`App::press`].
+    #[must_use]
+    pub fn is_pressing(&self, id: RouterId) -> bool {
+        self.routers.get(&id).is_some_and(|scoped| scoped.is_pressing)
+    }
+
     /// Whether routers that press are left out of batches from now on.
     pub fn rest(&mut self, is_resting: bool) {
         self.is_resting = is_resting;

@@ -160,14 +160,16 @@ impl Core {
         self.held_back.insert(id);
     }
 
-    /// Lets sessions go on for whose routers not too much is due. While the switch is not there, nothing of that would
-    /// ever be done.
+    /// Lets sessions go on for whose routers not too much is due, and none that presses while the switch rests: what it says
+    /// costs the others time as well. While the switch is not there, nothing of that would ever be done.
     pub(super) fn release(&mut self) {
         let (app, backlog, waits) = (&self.app, self.backlog, !self.switch_up || self.waiting);
+        let is_resting = self.is_resting;
         let sessions = &self.sessions;
         let too_much = |id: &SessionId| {
             let router = sessions.get(id).map(|session| session.router);
-            !waits && router.is_some_and(|router| app.backlog(router) > backlog)
+            let is_late = |router| app.backlog(router) > backlog || (is_resting && app.is_pressing(router));
+            !waits && router.is_some_and(is_late)
         };
         let free = self.held_back.extract_if(.., |id| !too_much(id));
         self.effects.extend(free.map(Effect::Taken));

@@ -9,15 +9,16 @@ use super::{BatchId, Core, Effect, InFlight};
 /// Changes in a bundle: more would keep the switch from everything else for too long.
 const BATCH: usize = 1000;
 /// The same while several guests have sessions, so that none waits long for what another has started. One router alone
-/// fills a quarter of it: the switch does that in a few milliseconds.
-const SHARED_BATCH: usize = 128;
+/// fills a quarter of it: the switch does that in a few milliseconds. What it does after each commit, whatever is in it,
+/// costs it as much as dozens of changes: smaller parts would keep it busier.
+const SHARED_BATCH: usize = 256;
 /// Bundles under way.
 const IN_FLIGHT: usize = 2;
 /// The same while several guests have sessions: what comes in meanwhile waits for no more than one.
 const SHARED_IN_FLIGHT: usize = 1;
 /// While several guests have sessions, the switch rests so many times as long as it took for a batch, before it is given
-/// more of who has more: other routers find it idle with two changes of three.
-const REST: u32 = 2;
+/// more of who has more: other routers find it idle with four changes of five.
+pub(super) const REST: u32 = 4;
 /// But no longer: a switch that stalled is not idle for that.
 const REST_MAX: Duration = Duration::from_millis(200);
 /// The pause after a failure that starting over may not cure; doubled each time, up to the greatest.

@@ -3,6 +3,7 @@
 use xenflow_flow_app::pipeline::cookie;
 
 use super::*;
+use crate::core::switch::REST;
 
 /// A core with two sessions past end-of-RIB, which take turns after two changes.
 fn two_live() -> Core {
@@ -80,7 +81,7 @@ fn a_sweep_takes_turns_and_the_next_message_waits_for_it() {
 #[test]
 fn a_guest_that_says_more_than_its_switch_takes_waits() {
     let mut core = two_live();
-    core.slice = 64;
+    core.slice = 200;
     core.backlog = 30;
     let taken = |effects: &[Effect]| effects.contains(&Effect::Taken(SessionId(1)));
     // The first are on their way to the switch, which does not confirm them.
@@ -105,7 +106,7 @@ fn a_guest_that_says_more_than_its_switch_takes_waits() {
         under_way = sent(&effects).unwrap_or(under_way);
     }
     // A switch that is gone takes nothing: the guest is to say what it has to say.
-    let effects = core.handle(Event::Said(SessionId(1), changes(5, 0..60)));
+    let effects = core.handle(Event::Said(SessionId(1), changes(5, 0..150)));
     assert!(!taken(&effects), "{effects:?}");
     assert!(taken(&core.handle(Event::SwitchDown)));
 }
@@ -134,7 +135,10 @@ fn who_has_more_for_the_switch_leaves_it_to_the_others_for_a_while() {
     let (id, first) = sent(&effects).unwrap();
     assert!(first.len() < 90 && first.iter().all(|router| *router == 1), "{first:?}");
     let effects = core.handle(Event::Confirmed(id, TOOK));
-    assert_eq!((rest_of(&effects), sent(&effects)), (Some(TOOK * 2), None), "{effects:?}");
+    assert_eq!((rest_of(&effects), sent(&effects)), (Some(TOOK * REST), None), "{effects:?}");
+    // Nor is more of it taken in meanwhile.
+    let effects = core.handle(Event::Said(SessionId(1), changes(4, [90])));
+    assert_eq!(effects, [], "its next message waits");
     // Another finds the switch idle, and may say some more.
     for (seq, third) in [(3, 9), (4, 10)] {
         let effects = core.handle(Event::Said(SessionId(2), changes(seq, [third])));
@@ -146,6 +150,7 @@ fn who_has_more_for_the_switch_leaves_it_to_the_others_for_a_while() {
     }
     let mut rest = first.len();
     let mut effects = core.handle(Event::Rested);
+    assert!(effects.contains(&Effect::Taken(SessionId(1))), "{effects:?}");
     while let Some((id, all)) = sent(&effects) {
         rest += all.len();
         effects = core.handle(Event::Confirmed(id, Duration::from_secs(60)));
@@ -154,7 +159,7 @@ fn who_has_more_for_the_switch_leaves_it_to_the_others_for_a_while() {
             effects = core.handle(Event::Rested);
         }
     }
-    assert_eq!((rest, core.is_in_step()), (90, true));
+    assert_eq!((rest, core.is_in_step()), (91, true));
 }
 
 /// What a guest has said and left behind is still work beside another's.
@@ -165,7 +170,7 @@ fn who_says_much_and_goes_leaves_the_switch_to_the_others_as_well() {
     let effects = core.handle(Event::Said(SessionId(1), changes(3, 0..90)));
     core.handle(Event::Closed(SessionId(1)));
     let (id, _) = sent(&effects).unwrap();
-    assert_eq!(rest_of(&core.handle(Event::Confirmed(id, TOOK))), Some(TOOK * 2));
+    assert_eq!(rest_of(&core.handle(Event::Confirmed(id, TOOK))), Some(TOOK * REST));
 }
 
 #[test]

@@ -10,6 +10,7 @@
 pub mod attack;
 mod cap;
 
+use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::process::Stdio;
 use std::sync::mpsc::Receiver;
@@ -17,11 +18,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum as _;
-use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
 use serde_json::{Map, Value, json};
 
-use self::attack::{Kind, READY, Report};
+use self::attack::{GO, Kind, QUIET, READY, Report};
 use self::cap::Cap;
 use super::{Options, percentile, round};
 use crate::cpu::Meter;
@@ -148,10 +148,10 @@ fn measure(
     let mut busy = Map::new();
     for round in 1..=rounds {
         lab.step(format!("{name}: round {round} of {rounds}"));
-        attack.signal(Signal::SIGSTOP)?;
+        tell(&mut attack, QUIET)?;
         rest(site)?;
         quiet.extend(site.route_to_flow(changes)?);
-        attack.signal(Signal::SIGCONT)?;
+        tell(&mut attack, GO)?;
         std::thread::sleep(Duration::from_millis(500));
         let meter = Meter::start(&[
             ("attacker", attack.id()),
@@ -199,6 +199,11 @@ fn start(lab: &Lab, site: &Site, kind: Kind, routes: u32, group: &Cap) -> Result
     let attack = Process::spawn_with_stdin("lab attack", &mut command, &log)?;
     group.hold(attack.id())?;
     Ok(attack)
+}
+
+fn tell(attack: &mut Process, line: &str) -> Result<()> {
+    let stdin = attack.child().stdin.as_mut().context("no pipe to the attacker")?;
+    writeln!(stdin, "{line}").context("the attacker hears nothing")
 }
 
 fn stop(mut attack: Process) -> Result<Report> {

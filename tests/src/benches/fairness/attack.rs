@@ -1,10 +1,11 @@
 //! A guest at its worst: `lab attack`, the program that runs in the attacker's namespace.
 //!
-//! It has a valid certificate and a vif, and does one thing as fast as it can until its standard input ends. Owns what
-//! attacks are; that they are bounded and what they come to is the bench's.
+//! It has a valid certificate and a vif, and does one thing as fast as it can until its standard input ends; told to be
+//! quiet, it keeps its session and does nothing else. Owns what attacks are; that they are bounded and what they come to
+//! is the bench's.
 
 use std::collections::VecDeque;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV6, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -52,7 +53,7 @@ pub enum Kind {
     Garbage,
 }
 
-/// Does it until standard input ends, then reports.
+/// Does it until standard input ends, then reports. A line there says `quiet` or `go`.
 #[derive(Debug, Args)]
 pub struct AttackArgs {
     /// What to do.
@@ -83,6 +84,12 @@ pub(super) struct Report {
 /// Said when all that it has is told, and the worst begins.
 pub(super) const READY: &str = "now";
 
+/// The line after which it keeps quiet, and the one after which it goes on.
+pub(super) const QUIET: &str = "quiet";
+/// See [`QUIET`].
+pub(super) const GO: &str = "go";
+
+static IS_QUIET: AtomicBool = AtomicBool::new(false);
 static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
 static MESSAGES: AtomicU64 = AtomicU64::new(0);
 static CHANGES: AtomicU64 = AtomicU64::new(0);
@@ -97,12 +104,17 @@ const ROUTES: u32 = 0x0a80_0000;
 const WINDOW: u64 = 250;
 /// Connections held open at once.
 const OPEN: usize = 300;
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// The host makes who presses wait: that is not to end the session.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Between two signs of life while it is quiet.
+const ALIVE: Duration = Duration::from_millis(500);
 
 /// The program `lab attack`.
 pub fn main(args: &AttackArgs) -> Result<()> {
     std::thread::spawn(|| {
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            IS_QUIET.store(line == QUIET, Ordering::Relaxed);
+        }
         let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
         let report =
             Report { connections: count(&CONNECTIONS), messages: count(&MESSAGES), changes: count(&CHANGES) };
@@ -201,6 +213,9 @@ impl Attacker<'_> {
     }
 
     fn connect(&self) -> Result<TcpStream> {
+        while IS_QUIET.load(Ordering::Relaxed) {
+            std::thread::sleep(ALIVE);
+        }
         let address = SocketAddrV6::new(HOST_IPV6, PORT, 0, if_nametoindex(CONTROL)?);
         let stream = TcpStream::connect_timeout(&address.into(), TIMEOUT)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
@@ -287,6 +302,10 @@ impl Attacker<'_> {
             say(&mut client, GuestMessage::Changes { seq: Seq(seq), changes })?;
         }
         loop {
+            // Where it reads nothing there is no sign of life either.
+            if IS_QUIET.load(Ordering::Relaxed) {
+                return Ok(());
+            }
             say(&mut client, GuestMessage::Ping(seq))?;
         }
     }
@@ -301,6 +320,11 @@ struct Session {
 
 impl Session {
     fn say(&mut self, message: impl FnOnce(Seq) -> GuestMessage) -> Result<()> {
+        while IS_QUIET.load(Ordering::Relaxed) {
+            self.client.say(&GuestMessage::Ping(0))?;
+            self.hear()?;
+            std::thread::sleep(ALIVE);
+        }
         while self.seq - self.acked >= WINDOW {
             self.hear()?;
         }

@@ -134,6 +134,7 @@ const SWEEP: usize = 4 * SLICE;
 /// Things due for a router with which its session's next message waits, so that a guest cannot say more than its share
 /// of the switch takes, but in its own connection's buffers.
 const BACKLOG: usize = 1024;
+
 /// A session that was welcomed.
 #[derive(Debug)]
 struct Session {
@@ -155,6 +156,8 @@ struct Session {
     rest: std::vec::IntoIter<Change>,
     /// Its last message was end-of-RIB, and something may be left of the sweep.
     is_sweeping: bool,
+    /// It last said something of its tables; as precise as [`Event::Tick`].
+    spoke: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,6 +218,8 @@ pub struct Core {
     failures: u32,
     /// The switch is left to routers that do not press, until [`Event::Rested`].
     is_resting: bool,
+    /// As of the last [`Event::Tick`].
+    now: Duration,
     next_batch: BatchId,
     sessions: BTreeMap<SessionId, Session>,
     /// Sessions of which a message has not been taken in whole, in the order of their turns.
@@ -257,6 +262,7 @@ impl Core {
             waiting: false,
             failures: 0,
             is_resting: false,
+            now: Duration::ZERO,
             next_batch: BatchId(1),
             sessions: BTreeMap::new(),
             turns: VecDeque::new(),
@@ -325,6 +331,7 @@ impl Core {
             Event::Remembered(totals) => self.counters.remember(totals),
             Event::Waited => self.waiting = false,
             Event::Tick(now) => {
+                self.now = now;
                 self.sweep_lone(now);
                 self.retry_refused(now);
             }

@@ -44,6 +44,7 @@ impl Core {
             stage,
             rest: Vec::new().into_iter(),
             is_sweeping: false,
+            spoke: self.now,
         };
         self.sessions.insert(id, session);
         self.lone.remove(&router);
@@ -221,6 +222,7 @@ impl Core {
             ));
         }
         session.last = seq;
+        session.spoke = self.now;
         match message {
             GuestMessage::SnapshotBegin(_) => {
                 session.stage = Stage::Snapshot;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use xenflow_flow_app::{Batch, MeterChange, RouterId};
 
-use super::{BatchId, Core, Effect, InFlight};
+use super::{BatchId, Core, Effect, InFlight, Session};
 
 /// Changes in a bundle: more would keep the switch from everything else for too long.
 const BATCH: usize = 1000;
@@ -16,11 +16,13 @@ const SHARED_BATCH: usize = 256;
 const IN_FLIGHT: usize = 2;
 /// The same while several guests have sessions: what comes in meanwhile waits for no more than one.
 const SHARED_IN_FLIGHT: usize = 1;
-/// While several guests have sessions, the switch rests so many times as long as it took for a batch, before it is given
-/// more of who has more: other routers find it idle with four changes of five.
+/// While others are at work, the switch rests so many times as long as it took for a batch, before it is given more of who
+/// has more: they find it idle with four changes of five.
 pub(super) const REST: u32 = 4;
 /// But no longer: a switch that stalled is not idle for that.
 const REST_MAX: Duration = Duration::from_millis(200);
+/// Whose guest has said something since is at work, and likely to say more.
+pub(super) const LATELY: Duration = Duration::from_secs(10);
 /// The pause after a failure that starting over may not cure; doubled each time, up to the greatest.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(64);
@@ -97,13 +99,22 @@ impl Core {
         }
     }
 
-    /// It took so long to find a batch with changes of these routers and to have it in the switch. If they have more for it, it is left for some
-    /// time to the others: one that is always busy would be so whenever another's change comes.
+    /// It took so long to find a batch with changes of these routers and to have it in the switch. If they have more for
+    /// it, it is left for some time to the others that are at work: one that is always busy would be so whenever another's
+    /// change comes.
     pub(super) fn rest_after(&mut self, routers: &[RouterId], took: Duration) {
-        if self.app.press(routers) && self.is_shared() && !self.is_resting {
+        if self.app.press(routers) && !self.is_resting && self.are_others_at_work() {
             self.set_resting(true);
             self.effects.push(Effect::Rest(took.saturating_mul(REST).min(REST_MAX)));
         }
+    }
+
+    /// The guest of a router that does not press has said something lately.
+    fn are_others_at_work(&self) -> bool {
+        let is_at_work = |session: &Session| {
+            self.now.saturating_sub(session.spoke) <= LATELY && !self.app.is_pressing(session.router)
+        };
+        self.sessions.values().any(is_at_work)
     }
 
     pub(super) fn set_resting(&mut self, is_resting: bool) {

@@ -3,7 +3,7 @@
 use xenflow_flow_app::pipeline::cookie;
 
 use super::*;
-use crate::core::switch::REST;
+use crate::core::switch::{LATELY, REST};
 
 /// A core with two sessions past end-of-RIB, which take turns after two changes.
 fn two_live() -> Core {
@@ -160,6 +160,40 @@ fn who_has_more_for_the_switch_leaves_it_to_the_others_for_a_while() {
         }
     }
     assert_eq!((rest, core.is_in_step()), (91, true));
+}
+
+/// Gives the switch all that is due; how often it rested meanwhile.
+fn work_off(core: &mut Core) -> usize {
+    let mut rests = 0;
+    loop {
+        let event = match core.in_flight.keys().next() {
+            Some(id) => Event::Confirmed(*id, TOOK),
+            None if core.is_resting => Event::Rested,
+            None => return rests,
+        };
+        rests += usize::from(rest_of(&core.handle(event)).is_some());
+    }
+}
+
+#[test]
+fn the_switch_rests_only_for_who_is_at_work() {
+    let mut core = two_live();
+    core.slice = 200;
+    core.handle(Event::Tick(LATELY));
+    for third in [0, 90] {
+        core.handle(Event::Said(SessionId(1), changes(3 + u64::from(third) / 90, third..third + 90)));
+        assert!(work_off(&mut core) > 0, "the other said something ten seconds ago");
+    }
+    core.handle(Event::Tick(LATELY + Duration::from_millis(1)));
+    core.handle(Event::Said(SessionId(1), changes(5, 0..180)));
+    assert_eq!((work_off(&mut core), core.is_in_step()), (0, true), "it has said nothing for longer");
+    // Both have more, from their second parts on: nobody would use the time.
+    let mut core = two_live();
+    core.slice = 200;
+    core.handle(Event::Said(SessionId(1), changes(3, 0..180)));
+    core.handle(Event::Said(SessionId(2), changes(3, 0..180)));
+    let rests = work_off(&mut core);
+    assert!(rests <= 1 && core.is_in_step(), "{rests}");
 }
 
 /// What a guest has said and left behind is still work beside another's.

@@ -36,6 +36,8 @@ const PACKAGES: &[(&str, &str)] = &[
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Variables in which `cargo run` tells a program what it was built from, by how they begin.
 const OF_THE_CALLER: [&str; 4] = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_", "CARGO_CRATE_"];
+/// How many mappings a process may have.
+const MAX_MAPPINGS: &str = "/proc/sys/vm/max_map_count";
 /// Asked by every Debian package before it starts a service; 101 forbids it.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
@@ -121,6 +123,24 @@ fn apt(root: bool, args: &[&str]) -> Result<()> {
     let mut command = privileged(root, "env");
     command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet"]).args(args);
     run(&mut command)
+}
+
+/// Lets a process of this machine have a mapping for each page of a lab of so much memory. User-Mode Linux maps the memory
+/// of its processes piece by piece, and kills the one that gets no more of them: at 65,530, the kernel's default, that
+/// may be one of 256 MiB. The setting stays until the machine boots.
+pub fn mappings(memory_mib: u32) -> Result<()> {
+    let wanted = u64::from(memory_mib) * (1 << 20) / 4096;
+    let has = std::fs::read_to_string(MAX_MAPPINGS).with_context(|| format!("cannot read {MAX_MAPPINGS}"))?;
+    let has: u64 = has.trim().parse().with_context(|| format!("{MAX_MAPPINGS} says {has:?}"))?;
+    if has >= wanted {
+        return Ok(());
+    }
+    let setting = format!("vm.max_map_count={wanted}");
+    say(format!("lab: {memory_mib} MiB need {setting} (it is {has})"));
+    let root = nix::unistd::geteuid().is_root();
+    run(privileged(root, "sysctl").args(["--quiet", "--write", &setting])).with_context(|| {
+        format!("could not raise it; try `sysctl --write {setting}` as root and run this again")
+    })
 }
 
 fn privileged(root: bool, program: &str) -> Command {

@@ -25,7 +25,10 @@ use crate::process::tail;
 use crate::progress::{print, say};
 use crate::scenario::Scenario;
 use crate::scratch::{Scratch, keep_results, memory_dir};
+use crate::setup;
 
+/// What a lab may have without more mappings than a process usually may: none of its processes gets large.
+const SMALL_MIB: u32 = 4096;
 /// What the lab gets beyond its scenario's limit before it is ended from outside.
 const OUTSIDE_MARGIN: Duration = Duration::from_secs(15);
 /// Lines of a log shown when a run has failed.
@@ -68,6 +71,9 @@ pub fn run(
     logs: Logs,
     signals: &Signals,
 ) -> Result<Report> {
+    if scenario.memory_mib > SMALL_MIB {
+        setup::mappings(scenario.memory_mib)?;
+    }
     let scratch = Scratch::create()?;
     let results = scratch.path().join("results");
     std::fs::create_dir(&results)?;

@@ -28,6 +28,8 @@ use crate::tls;
 
 /// Time for the handshake, and again for the first message.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// While a guest's next message is not read, it hears so often that the host is there: it would look for another.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 /// After so long a silence the host asks whether the guest is there; after as much again it is not.
 const SILENCE: Duration = Duration::from_secs(15);
 /// Messages that wait for a guest which does not read; one more ends its session.
@@ -437,11 +439,17 @@ async fn converse(
                         return End::Stopped;
                     }
                     // One message of each session at a time: who says more waits in its own connection.
-                    shared.taken.notified().await;
-                    let others = sessions.are_several();
-                    let wait = sessions.limits.charge(router, changes, others, Instant::now());
-                    if !wait.is_zero() {
-                        tokio::time::sleep(wait).await;
+                    let held_back = async {
+                        shared.taken.notified().await;
+                        let others = sessions.are_several();
+                        let wait = sessions.limits.charge(router, changes, others, Instant::now());
+                        if !wait.is_zero() {
+                            tokio::time::sleep(wait).await;
+                        }
+                    };
+                    tokio::pin!(held_back);
+                    while timeout(SIGN_OF_LIFE, &mut held_back).await.is_err() {
+                        sessions.tell(*id, Tell::Message(HostMessage::Ping(id.0)));
                     }
                 }
                 Ok(Err(end)) => return end,

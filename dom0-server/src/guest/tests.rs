@@ -166,6 +166,22 @@ async fn a_session_has_one_message_at_the_core() {
 }
 
 #[tokio::test]
+async fn who_is_held_back_hears_that_the_host_is_there() {
+    let mut host = Host::start("held-back", 0).await;
+    let mut guest = host.connect("r1").await;
+    let id = host.opened().await;
+    guest.changes(1, 1).await;
+    guest.say(&GuestMessage::Ping(7)).await;
+    assert_eq!(host.said().await, 1);
+    // Its own question is not read yet.
+    for _ in 0..2 {
+        assert_eq!(guest.hear().await, HostMessage::Ping(id.0));
+    }
+    host.sessions.taken(id);
+    assert!(matches!(host.next().await, Event::Said(of, GuestMessage::Ping(7)) if of == id));
+}
+
+#[tokio::test]
 async fn the_core_hears_when_answers_are_out_and_only_then() {
     let mut host = Host::start("told", 0).await;
     let mut guest = host.connect("r1").await;

@@ -9,9 +9,10 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
+use super::renewal::{ReissueError, reissue};
 use super::{Files, Refusal, Server};
 use crate::chain::Chain;
-use crate::pki::{self, FileError, PkiError, Store};
+use crate::pki::{self, FileError};
 
 /// Between two renewals; one is read again within seconds.
 const PAUSE: Duration = Duration::from_secs(20);
@@ -21,16 +22,12 @@ const AGAIN: Duration = Duration::from_secs(3600);
 /// Why there is no new certificate.
 #[derive(Debug, thiserror::Error)]
 enum OwnError {
-    #[error("this host has no authority (issuer_dir)")]
-    NoIssuer,
     #[error("a certificate of the authority in issuer_dir would not be trusted by those that trust ca")]
     Refused(#[source] Refusal),
     #[error(transparent)]
-    Pki(#[from] PkiError),
+    Reissue(#[from] ReissueError),
     #[error(transparent)]
     File(#[from] FileError),
-    #[error("the daemon stops")]
-    Stopped,
 }
 
 /// Keeps the host's certificate from ending.
@@ -72,15 +69,10 @@ impl Own {
     }
 
     async fn renew(&self, files: &Files, server: &Server) -> Result<(), OwnError> {
-        let dir = self.issuer.clone().ok_or(OwnError::NoIssuer)?;
-        let old = server.chain.first().cloned().ok_or(PkiError::Malformed)?;
-        let (trust, path) = (server.trust.clone(), files.cert.clone());
-        let signing = tokio::task::spawn_blocking(move || {
-            let new = Store::open(&dir)?.reissue(&old, OffsetDateTime::now_utc())?;
-            trust.check_host(std::slice::from_ref(&new), UnixTime::now()).map_err(OwnError::Refused)?;
-            Ok(pki::write_public(&path, &text(&new))?)
-        });
-        signing.await.map_err(|_| OwnError::Stopped)?
+        let dir = self.issuer.as_ref().ok_or(ReissueError::NoIssuer)?;
+        let new = reissue(dir, &server.chain).await?;
+        server.trust.check_host(std::slice::from_ref(&new), UnixTime::now()).map_err(OwnError::Refused)?;
+        Ok(pki::write_public(&files.cert, &text(&new))?)
     }
 }
 

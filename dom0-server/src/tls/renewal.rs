@@ -1,7 +1,8 @@
 //! Renewal of guests' certificates over their sessions, by a host that has an authority's directory. Owns who gets what
 //! how often; signing and recording are in `pki`.
 
-use std::time::{Duration, SystemTime};
+use std::path::Path;
+use std::time::Duration;
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
@@ -17,11 +18,32 @@ use crate::pki::{PkiError, Store};
 /// A session gets no more than one certificate in this time.
 const PAUSE: Duration = Duration::from_secs(60);
 
+/// Why nothing was issued.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReissueError {
+    #[error("this host has no authority (issuer_dir)")]
+    NoIssuer,
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    #[error("the daemon stops")]
+    Stopped,
+}
+
+/// Has the authority in `dir` issue a certificate in place of the first of `chain`, for the same identity and key.
+pub(super) async fn reissue(
+    dir: &Path,
+    chain: &[CertificateDer<'static>],
+) -> Result<CertificateDer<'static>, ReissueError> {
+    let dir = dir.to_owned();
+    let old = chain.first().cloned().ok_or(PkiError::Malformed)?;
+    let signing =
+        tokio::task::spawn_blocking(move || Store::open(&dir)?.reissue(&old, OffsetDateTime::now_utc()));
+    Ok(signing.await.map_err(|_| ReissueError::Stopped)??)
+}
+
 /// Why a guest is not answered.
 #[derive(Debug, thiserror::Error)]
 enum RenewalError {
-    #[error("this host has no authority (issuer_dir)")]
-    NoIssuer,
     #[error("it asked less than {} s ago", PAUSE.as_secs())]
     TooSoon,
     #[error("a certificate of the authority in issuer_dir would be refused here")]
@@ -33,9 +55,7 @@ enum RenewalError {
     #[error("more than {MAX_CERTIFICATES} authorities, or one of more than {MAX_CERTIFICATE} bytes")]
     TooLarge,
     #[error(transparent)]
-    Pki(#[from] PkiError),
-    #[error("the daemon stops")]
-    Stopped,
+    Reissue(#[from] ReissueError),
 }
 
 /// The renewals of one session.
@@ -77,15 +97,11 @@ impl Renewals {
             return Err(RenewalError::TooSoon);
         }
         self.last = Some(Instant::now());
-        let dir = self.peer.issuer().ok_or(RenewalError::NoIssuer)?;
-        let old = self.peer.chain().first().cloned().ok_or(PkiError::Malformed)?;
+        let dir = self.peer.issuer().ok_or(ReissueError::NoIssuer)?;
         let server = self.peer.server();
         let now = UnixTime::now();
         server.trust.check_host(&server.chain, now).map_err(RenewalError::Host)?;
-        let signing = tokio::task::spawn_blocking(move || {
-            Store::open(&dir)?.reissue(&old, OffsetDateTime::from(SystemTime::now()))
-        });
-        let new = signing.await.map_err(|_| RenewalError::Stopped)??;
+        let new = reissue(&dir, self.peer.chain()).await?;
         answer(&server, new, now)
     }
 }

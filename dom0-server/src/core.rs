@@ -216,8 +216,6 @@ pub struct Core {
     waiting: bool,
     /// Pauses since everything was in step.
     failures: u32,
-    /// The switch is left to routers that do not press, until [`Event::Rested`].
-    is_resting: bool,
     /// As of the last [`Event::Tick`].
     now: Duration,
     next_batch: BatchId,
@@ -261,7 +259,6 @@ impl Core {
             lacking: Lacking::default(),
             waiting: false,
             failures: 0,
-            is_resting: false,
             now: Duration::ZERO,
             next_batch: BatchId(1),
             sessions: BTreeMap::new(),
@@ -343,7 +340,7 @@ impl Core {
                     self.rest_after(&batch.routers, took);
                 }
             }
-            Event::Rested => self.set_resting(false),
+            Event::Rested => self.app.rest(false),
             Event::Refused(id, culprits) => self.refused(id, &culprits),
             Event::Opened(id, identity, peer, hello) => self.open(id, identity, peer, &hello),
             Event::Said(id, message) => self.said(id, message),

@@ -512,6 +512,12 @@ impl App {
         self.is_resting = is_resting;
     }
 
+    /// See [`App::rest`].
+    #[must_use]
+    pub const fn is_resting(&self) -> bool {
+        self.is_resting
+    }
+
     /// All that the switch should hold: a full compile, for audits and tests. Routers whose guest has not
     /// finished a snapshot have none.
     pub fn desired(&self) -> Desired {
@@ -553,8 +559,8 @@ impl App {
     /// Something is due for another router than this one.
     #[must_use]
     pub fn is_due_beside(&self, id: RouterId) -> bool {
-        let others = self.routers.iter().filter(|(other, _)| **other != id);
-        others.into_iter().any(|(_, scoped)| scoped.sync == Sync::InStep && scoped.router.is_due())
+        let mut others = self.routers.iter().filter(|(other, _)| **other != id);
+        others.any(|(_, scoped)| scoped.sync == Sync::InStep && scoped.router.is_due())
     }
 
     /// Everything that is not under way: scopes in step, nothing due.

@@ -165,11 +165,11 @@ impl Core {
     /// costs the others time as well. While the switch is not there, nothing of that would ever be done.
     pub(super) fn release(&mut self) {
         let (app, backlog, waits) = (&self.app, self.backlog, !self.switch_up || self.waiting);
-        let is_resting = self.is_resting;
         let sessions = &self.sessions;
         let too_much = |id: &SessionId| {
             let router = sessions.get(id).map(|session| session.router);
-            let is_late = |router| app.backlog(router) > backlog || (is_resting && app.is_pressing(router));
+            let is_late =
+                |router| app.backlog(router) > backlog || (app.is_resting() && app.is_pressing(router));
             !waits && router.is_some_and(is_late)
         };
         let free = self.held_back.extract_if(.., |id| !too_much(id));

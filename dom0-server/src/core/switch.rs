@@ -103,8 +103,8 @@ impl Core {
     /// it, it is left for some time to the others that are at work: one that is always busy would be so whenever another's
     /// change comes.
     pub(super) fn rest_after(&mut self, routers: &[RouterId], took: Duration) {
-        if self.app.press(routers) && !self.is_resting && self.are_others_at_work() {
-            self.set_resting(true);
+        if self.app.press(routers) && !self.app.is_resting() && self.are_others_at_work() {
+            self.app.rest(true);
             self.effects.push(Effect::Rest(took.saturating_mul(REST).min(REST_MAX)));
         }
     }
@@ -115,11 +115,6 @@ impl Core {
             self.now.saturating_sub(session.spoke) <= LATELY && !self.app.is_pressing(session.router)
         };
         self.sessions.values().any(is_at_work)
-    }
-
-    pub(super) fn set_resting(&mut self, is_resting: bool) {
-        self.is_resting = is_resting;
-        self.app.rest(is_resting);
     }
 
     /// Another guest may say something at any moment than the one that the switch works for.

@@ -168,7 +168,7 @@ fn work_off(core: &mut Core) -> usize {
     loop {
         let event = match core.in_flight.keys().next() {
             Some(id) => Event::Confirmed(*id, TOOK),
-            None if core.is_resting => Event::Rested,
+            None if core.app.is_resting() => Event::Rested,
             None => return rests,
         };
         rests += usize::from(rest_of(&core.handle(event)).is_some());

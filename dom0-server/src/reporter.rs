@@ -3,7 +3,7 @@
 pub mod statistics;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ovsdb::SessionHandle;
 use tokio::task::JoinHandle;
@@ -14,35 +14,63 @@ use crate::db::{self, Counts, SessionState, Status, status};
 
 /// Reasons that one line of the log names.
 const LOGGED: usize = 4;
+/// Between two tries to read what was reported before.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// How a router's session stands, and since when: milliseconds since the Unix epoch.
+type Since = (SessionState, u64);
+
+#[derive(Debug)]
+enum Job {
+    Read(JoinHandle<BTreeMap<Name, Since>>),
+    Write(JoinHandle<bool>),
+}
 
 /// Writes what changed, off the main loop.
 #[derive(Debug)]
 pub struct Reporter {
     node: Name,
     database: SessionHandle,
+    /// What the database has, as far as somebody knows.
     known: BTreeMap<Name, Status>,
+    /// Of every router, longer than its row is known; before its first report: as a former life of the daemon
+    /// reported it. None: that was not read yet.
+    since: Option<BTreeMap<Name, Since>>,
     slow: BTreeMap<Name, BTreeSet<String>>,
     cleared: bool,
-    job: Option<JoinHandle<bool>>,
+    job: Option<Job>,
 }
 
 impl Reporter {
     /// One that has written nothing yet.
     #[must_use]
     pub fn new(node: Name, database: SessionHandle) -> Self {
-        Self { node, database, known: BTreeMap::new(), slow: BTreeMap::new(), cleared: false, job: None }
+        let (known, slow) = (BTreeMap::new(), BTreeMap::new());
+        Self { node, database, known, since: None, slow, cleared: false, job: None }
     }
 
-    /// Writes what has changed since the last call, unless that is still being written.
+    /// Writes what has changed since the last call, unless that is still being written. Nothing is written, so also
+    /// nothing forgotten, before it was read since when sessions stand as they do.
     pub async fn report(&mut self, core: &Core) {
-        if let Some(job) = self.job.take_if(|job| job.is_finished())
-            && !job.await.unwrap_or(false)
-        {
-            // Nobody knows what of it was written: all of it is due again.
-            self.known.clear();
-            self.cleared = false;
+        match self.job.take() {
+            Some(Job::Read(job)) if job.is_finished() => self.since = job.await.ok(),
+            Some(Job::Write(job)) if job.is_finished() => {
+                if !job.await.unwrap_or(false) {
+                    // Nobody knows what of it was written: all of it is due again.
+                    self.known.clear();
+                    self.cleared = false;
+                }
+            }
+            running => self.job = running,
         }
         if self.job.is_some() {
+            return;
+        }
+        let Some(since) = &mut self.since else {
+            self.job = Some(Job::Read(tokio::spawn(read(self.node.clone(), self.database.clone()))));
+            return;
+        };
+        if !core.knows_its_routers() {
             return;
         }
         let mut operations = Vec::new();
@@ -56,7 +84,8 @@ impl Reporter {
             let before = self.known.get(router);
             log_slow(router, self.slow.get(router), &report.slow);
             slow.insert(router.clone(), report.slow.clone());
-            let status = status_of(&self.node, router, report, before, now_ms);
+            let status = status_of(&self.node, router, report, since.get(router).copied(), now_ms);
+            since.insert(router.clone(), (status.state, status.since_ms));
             let was_well = before.is_none_or(|before| before.message.is_empty());
             if was_well && !status.message.is_empty() {
                 tracing::warn!(%router, "{}", status.message);
@@ -68,6 +97,7 @@ impl Reporter {
         }
         self.slow = slow;
         for router in self.known.keys().filter(|router| !current.contains_key(*router)) {
+            since.remove(router);
             operations.push(status::clear_router(&self.node, router));
         }
         if operations.is_empty() {
@@ -76,7 +106,7 @@ impl Reporter {
         self.known = current;
         self.cleared = true;
         let database = self.database.clone();
-        self.job = Some(tokio::spawn(async move {
+        self.job = Some(Job::Write(tokio::spawn(async move {
             match database.transact(db::DATABASE, &operations).await {
                 Ok(_) => true,
                 Err(error) => {
@@ -84,7 +114,26 @@ impl Reporter {
                     false
                 }
             }
-        }));
+        })));
+    }
+}
+
+/// What a former life of the daemon reported last, as soon as the database tells it. Rows that do not parse are left
+/// out.
+async fn read(node: Name, database: SessionHandle) -> BTreeMap<Name, Since> {
+    let select = [status::select(&node)];
+    loop {
+        match database.transact(db::DATABASE, &select).await {
+            Ok(results) => {
+                let rows = results.first().map(|result| result.rows()).unwrap_or_default();
+                let rows = rows.iter().filter_map(|row| Status::parse(row).ok());
+                return rows.map(|row| (row.router, (row.state, row.since_ms))).collect();
+            }
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "status not read");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
     }
 }
 
@@ -95,7 +144,7 @@ pub(crate) fn now_ms() -> u64 {
         .map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX))
 }
 
-fn status_of(node: &Name, router: &Name, report: Report, before: Option<&Status>, now_ms: u64) -> Status {
+fn status_of(node: &Name, router: &Name, report: Report, before: Option<Since>, now_ms: u64) -> Status {
     let state = match report.session {
         None => SessionState::Down,
         Some((_, false)) => SessionState::Syncing,
@@ -106,7 +155,7 @@ fn status_of(node: &Name, router: &Name, report: Report, before: Option<&Status>
         node: node.clone(),
         router: router.clone(),
         state,
-        since_ms: before.filter(|old| old.state == state).map_or(now_ms, |old| old.since_ms),
+        since_ms: before.filter(|(old, _)| *old == state).map_or(now_ms, |(_, since_ms)| since_ms),
         counts: Counts {
             routes: rib.routes as u64,
             neighbors: rib.neighbors as u64,
@@ -163,37 +212,52 @@ mod tests {
 
     use super::*;
 
-    /// What is shown of a router with this use of its limit.
+    /// What is shown of a router at 7 ms.
     fn shown(
         routes: xenflow_flow_app::RouteCounts,
         session: Option<(Seq, bool)>,
-        before: Option<&Status>,
+        is_over: bool,
+        before: Option<Since>,
     ) -> Status {
         let status = RouterStatus { rib: Default::default(), synced: true, slow: Vec::new(), routes };
         let (slow, ports, up) = ([].into(), [].into(), [].into());
-        let report = Report { status, session, is_over: false, slow, ports, up };
+        let report = Report { status, session, is_over, slow, ports, up };
         status_of(&"a".parse().unwrap(), &"r1".parse().unwrap(), report, before, 7)
+    }
+
+    fn routes(
+        forwarded: usize,
+        punted: usize,
+        absent: usize,
+        is_near: bool,
+    ) -> xenflow_flow_app::RouteCounts {
+        xenflow_flow_app::RouteCounts { max: 10, forwarded, punted, absent, is_near }
     }
 
     #[test]
     fn a_state_keeps_its_beginning_and_a_limit_in_sight_is_told() {
-        let routes = |forwarded, punted, absent, is_near| xenflow_flow_app::RouteCounts {
-            max: 10,
-            forwarded,
-            punted,
-            absent,
-            is_near,
-        };
-        let mut first = shown(routes(7, 0, 0, false), Some((Seq(3), true)), None);
+        let first = shown(routes(7, 0, 0, false), Some((Seq(3), true)), false, None);
         assert_eq!((first.state, first.since_ms, first.acked_seq), (SessionState::Up, 7, 3));
         assert_eq!(first.message, "");
         assert_eq!(first.counts.prefixes["forwarded"], 7);
-        first.since_ms = 1;
-        let next = shown(routes(8, 0, 0, true), Some((Seq(4), true)), Some(&first));
+        let up = Some((SessionState::Up, 1));
+        let next = shown(routes(8, 0, 0, true), Some((Seq(4), true)), false, up);
         assert_eq!(next.since_ms, 1, "the same state");
         assert_eq!(next.message, "8 prefixes of at most 10 are forwarded");
-        let next = shown(routes(10, 10, 5, true), None, Some(&first));
+        let next = shown(routes(10, 10, 5, true), None, false, up);
         assert_eq!((next.state, next.since_ms), (SessionState::Down, 7));
         assert_eq!(next.message, "15 prefixes above the limit of 10 are left to the guest");
+    }
+
+    #[test]
+    fn a_router_that_is_over_says_so_and_keeps_the_age_of_its_loss() {
+        let lost = shown(routes(8, 0, 0, true), None, false, Some((SessionState::Up, 1)));
+        assert_eq!(lost.message, "8 prefixes of at most 10 are forwarded", "as long as they are held");
+        let over = shown(routes(0, 0, 0, false), None, true, Some((SessionState::Down, 3)));
+        assert_eq!((over.state, over.since_ms, over.acked_seq), (SessionState::Down, 3, 0));
+        assert_eq!(over.message, "no session for the hold time: nothing is forwarded for it");
+        // That is what matters of such a router, also while its tables are still being swept.
+        let over = shown(routes(8, 0, 0, true), None, true, Some((SessionState::Down, 3)));
+        assert_eq!(over.message, "no session for the hold time: nothing is forwarded for it");
     }
 }

@@ -30,6 +30,12 @@ pub struct Report {
 }
 
 impl Core {
+    /// Whether both databases have spoken: until then it is not known which routers are here.
+    #[must_use]
+    pub fn knows_its_routers(&self) -> bool {
+        self.desired.is_some() && self.ports.is_some()
+    }
+
     /// The routers that are configured and have a vif.
     pub fn reports(&self) -> impl Iterator<Item = (&Name, Report)> {
         let ports = self.ports.iter().flat_map(|ports| &ports.ports);

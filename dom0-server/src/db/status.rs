@@ -156,6 +156,12 @@ impl Status {
     }
 }
 
+/// Reads the reports of a node: for a daemon that starts.
+#[must_use]
+pub fn select(node: &Name) -> Operation {
+    Operation::select(table::STATUS).filter(Condition::eq("node", node.as_str()))
+}
+
 /// Forgets every report of a node: for a daemon that starts.
 #[must_use]
 pub fn clear_node(node: &Name) -> Operation {

@@ -1,7 +1,6 @@
 //! `xenflow show router` and its like: one block for each thing, with what the daemons report of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use dom0_server::counters::Scope;
 use dom0_server::db::edit::{EditError, Snapshot};
@@ -13,7 +12,7 @@ use xenflow_proto::Name;
 
 use crate::args::ShowCommand;
 use crate::client::Client;
-use crate::view::{instant, line};
+use crate::view::{ago, instant, line};
 use crate::{Failure, output, view};
 
 /// What the database says of everything.
@@ -287,8 +286,8 @@ fn router_block(page: &mut String, now: &Now, router: &Router) {
     }
     for report in reports(all, router) {
         let Status { node, state, counts, acked_seq, message, slow, .. } = report;
-        let (since, age) = (instant(report.since_ms), age(report.since_ms));
-        line(page, 1, format_args!("node {node}: session {state} since {since} ({age}), acked {acked_seq}"));
+        let (since, ago) = (instant(report.since_ms), ago(report.since_ms));
+        line(page, 1, format_args!("node {node}: session {state} since {since} ({ago}), acked {acked_seq}"));
         if !message.is_empty() {
             line(page, 2, format_args!("{}", printable(message)));
         }
@@ -321,41 +320,9 @@ fn printable(text: &str) -> String {
     text.chars().map(|c| if odd(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
-/// How long ago, in the two largest units.
-fn age(since_ms: u64) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    span(now.saturating_sub(since_ms / 1000))
-}
-
-fn span(seconds: u64) -> String {
-    let units = [
-        ("d", seconds / 86_400),
-        ("h", seconds / 3_600 % 24),
-        ("min", seconds / 60 % 60),
-        ("s", seconds % 60),
-    ];
-    let first = units.iter().position(|(_, n)| *n > 0).unwrap_or(3);
-    let parts = units.iter().skip(first).take(2).map(|(unit, n)| format!("{n} {unit}"));
-    parts.collect::<Vec<_>>().join(" ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn spans_have_two_units() {
-        for (seconds, text) in [
-            (0, "0 s"),
-            (59, "59 s"),
-            (61, "1 min 1 s"),
-            (3_600, "1 h 0 min"),
-            (90_061, "1 d 1 h"),
-            (864_000, "10 d 0 h"),
-        ] {
-            assert_eq!(span(seconds), text);
-        }
-    }
 
     #[test]
     fn nothing_reaches_the_terminal_but_text() {

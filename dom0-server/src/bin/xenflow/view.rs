@@ -1,6 +1,7 @@
 //! What lists and the page of `xenflow show` look like, as JSON and as text.
 
 use std::fmt::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use dom0_server::db::edit::Snapshot;
 use dom0_server::db::policy::{PuntClass, fast_path_str};
@@ -62,8 +63,8 @@ pub(crate) fn status(status: &Status) -> Value {
         status.ports.iter().map(|(vif, port)| (vif.to_string(), port.as_str().into())).collect();
     json!({
         "node": status.node.to_string(), "router": status.router.to_string(), "state": status.state.as_str(),
-        "since_ms": status.since_ms, "routes": status.counts.routes, "neighbors": status.counts.neighbors,
-        "next_hops": status.counts.next_hops, "prefixes": status.counts.prefixes,
+        "since_ms": status.since_ms, "age_s": age_s(status.since_ms), "routes": status.counts.routes,
+        "neighbors": status.counts.neighbors, "next_hops": status.counts.next_hops, "prefixes": status.counts.prefixes,
         "acked_seq": status.acked_seq, "message": status.message, "slow": status.slow, "ports": ports,
         "up": status.up.iter().map(ToString::to_string).collect::<Vec<_>>(),
     })
@@ -133,10 +134,10 @@ pub(crate) fn page(now: &Snapshot) -> String {
                 line(&mut page, 2, format_args!("vif {} {} {} {place}", vif.number, vif.name, vif.mac));
             }
             for report in reports.iter().filter(|report| report.router == router.name) {
-                let since = instant(report.since_ms);
+                let (since, ago) = (instant(report.since_ms), ago(report.since_ms));
                 let Status { node, state, counts, acked_seq, message, .. } = report;
                 let text = format_args!(
-                    "on {node}: {state} since {since}, routes {}, acked {acked_seq}{}{}",
+                    "on {node}: {state} since {since} ({ago}), routes {}, acked {acked_seq}{}{}",
                     counts.routes,
                     if message.is_empty() { "" } else { ": " },
                     message.escape_debug(),
@@ -168,10 +169,57 @@ pub(crate) fn instant(ms: u64) -> String {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).map_or("?".to_owned(), date)
 }
 
+/// How long ago, in the two largest units: "1 d 4 h ago".
+pub(crate) fn ago(since_ms: u64) -> String {
+    format!("{} ago", span(age_s(since_ms)))
+}
+
+/// Seconds since then; 0 where the clock that wrote it is ahead of this one.
+fn age_s(since_ms: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    now.saturating_sub(since_ms / 1000)
+}
+
+fn span(seconds: u64) -> String {
+    let units = [
+        ("d", seconds / 86_400),
+        ("h", seconds / 3_600 % 24),
+        ("min", seconds / 60 % 60),
+        ("s", seconds % 60),
+    ];
+    let first = units.iter().position(|(_, n)| *n > 0).unwrap_or(3);
+    let parts = units.iter().skip(first).take(2).map(|(unit, n)| format!("{n} {unit}"));
+    parts.collect::<Vec<_>>().join(" ")
+}
+
 /// UTC, to the second (RFC 3339).
 pub(crate) fn date(at: OffsetDateTime) -> String {
     let at = at.to_offset(time::UtcOffset::UTC);
     let (year, month, day) = at.to_calendar_date();
     let (h, m, s) = at.to_hms();
     format!("{year:04}-{:02}-{day:02}T{h:02}:{m:02}:{s:02}Z", u8::from(month))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_have_two_units() {
+        for (seconds, text) in [
+            (0, "0 s"),
+            (59, "59 s"),
+            (61, "1 min 1 s"),
+            (3_600, "1 h 0 min"),
+            (90_061, "1 d 1 h"),
+            (864_000, "10 d 0 h"),
+        ] {
+            assert_eq!(span(seconds), text);
+        }
+    }
+
+    #[test]
+    fn what_began_by_a_clock_that_is_ahead_is_new() {
+        assert_eq!(ago(u64::MAX), "0 s ago");
+    }
 }

@@ -1,7 +1,9 @@
-//! What the daemons count, as `xenflow show` prints it.
+//! What the daemons count and how old it is that a session was lost, as `xenflow show` prints it.
 #![allow(clippy::unwrap_used)]
 
 mod support;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -94,4 +96,55 @@ fn counters_stand_with_what_they_count() {
     server.refused("show node nix", 2, "there is no node nix");
     server.refused("show segment nix", 2, "there is no segment nix");
     server.refused("show network nix", 2, "there is no network nix");
+}
+
+/// The operator sees since when a session is lost, and how long that is: on every page, for people and for programs.
+#[test]
+fn a_lost_session_is_shown_with_its_age() {
+    let server = Server::ready();
+    populate(&server);
+    let over = "no session for the hold time: nothing is forwarded for it";
+    let lost = |ago: Duration, message: &str| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() - ago;
+        server.write(&json!([
+            {"op": "delete", "table": "Status", "where": []},
+            {"op": "insert", "table": "Status", "row": {
+                "node": "a", "router": "r1", "state": "down", "since_ms": since.as_millis() as u64, "routes": 3,
+                "message": message}},
+        ]));
+        since.as_millis() as u64
+    };
+    // Half a unit more than is shown, so that it does not matter how long the test takes.
+    for (ago_s, text) in [(90 * 60, "1 h 30 min ago"), (26 * 3600 + 1800, "1 d 2 h ago")] {
+        for message in ["", over] {
+            let since_ms = lost(Duration::from_secs(ago_s), message);
+            let since = (since_ms / 1000).to_string();
+            let since = std::process::Command::new("date")
+                .args(["--utc", "--date", &format!("@{since}"), "+%Y-%m-%dT%H:%M:%SZ"])
+                .output()
+                .unwrap();
+            let since = String::from_utf8(since.stdout).unwrap();
+            let since = since.trim();
+
+            let block = server.ok("show router r1");
+            let line = format!("  node a: session down since {since} ({text}), acked 0\n");
+            assert!(block.contains(&line), "{line}: {block}");
+            assert_eq!(block.contains(&format!("{line}    {over}\n")), !message.is_empty(), "{block}");
+            let page = server.ok("show");
+            let why = if message.is_empty() { String::new() } else { format!(": {over}") };
+            let line = format!("    on a: down since {since} ({text}), routes 3, acked 0{why}\n");
+            assert!(page.contains(&line), "{line}: {page}");
+
+            for row in [&server.json("show router r1")[0]["nodes"][0], &server.json("show")["status"][0]] {
+                assert_eq!((&row["state"], &row["since_ms"]), (&json!("down"), &json!(since_ms)));
+                assert_eq!(row["message"], message);
+                let age_s = row["age_s"].as_u64().unwrap();
+                assert!((ago_s..ago_s + 60).contains(&age_s), "{age_s} s, not {ago_s}");
+            }
+        }
+    }
+    // One that was lost just now is not old.
+    lost(Duration::from_secs(2), "");
+    assert!(server.json("show")["status"][0]["age_s"].as_u64().unwrap() < 60);
+    assert!(server.ok("show").contains(" s ago), routes 3"), "{}", server.ok("show"));
 }

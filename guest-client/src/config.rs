@@ -46,6 +46,9 @@ pub struct Config {
     /// Longest time, in milliseconds, that a change may go unseen of which the kernel tells nothing: some of
     /// `/proc/sys`, tables of iptables-legacy, an XDP program attached through a link of BPF.
     pub survey_interval_ms: u64,
+    /// From one audit of the kernel's tables to the next, in seconds, and at least 20 times what a dump of them takes:
+    /// what no event told of is found then.
+    pub audit_interval_s: u64,
     /// Have the kernel keep gateways resolved and ask stale neighbors whether they are still there. Without it,
     /// the host goes on sending to a neighbor that died or got another MAC.
     pub keep_neighbors: bool,
@@ -82,6 +85,8 @@ struct File {
     receive_buffer_bytes: usize,
     #[serde(default = "default_survey_interval")]
     survey_interval_ms: u64,
+    #[serde(default = "default_audit_interval")]
+    audit_interval_s: u64,
     #[serde(default = "default_keep_neighbors")]
     keep_neighbors: bool,
     fpm_listen: Option<SocketAddr>,
@@ -129,6 +134,10 @@ fn default_receive_buffer() -> usize {
 
 fn default_survey_interval() -> u64 {
     5000
+}
+
+fn default_audit_interval() -> u64 {
+    60
 }
 
 fn default_keep_neighbors() -> bool {
@@ -190,6 +199,9 @@ pub enum ConfigError {
     /// Too often, or hardly ever.
     #[error("survey_interval_ms is {0}, not 100 to 3600000")]
     SurveyInterval(u64),
+    /// All the time, or hardly ever. There is no way to have none: a table would go stale in silence.
+    #[error("audit_interval_s is {0}, not 1 to 3600")]
+    AuditInterval(u64),
     /// Others than this machine's could connect, or nobody.
     #[error("fpm_listen {0} is not a loopback address with a port, as 127.0.0.1:2620")]
     FpmListen(SocketAddr),
@@ -258,6 +270,9 @@ impl Config {
         if !(100..=3_600_000).contains(&file.survey_interval_ms) {
             return Err(ConfigError::SurveyInterval(file.survey_interval_ms));
         }
+        if !(1..=3600).contains(&file.audit_interval_s) {
+            return Err(ConfigError::AuditInterval(file.audit_interval_s));
+        }
         if let Some(address) = file.fpm_listen.filter(|at| !at.ip().is_loopback() || at.port() == 0) {
             return Err(ConfigError::FpmListen(address));
         }
@@ -281,6 +296,7 @@ impl Config {
             reconnect_max_ms: max,
             receive_buffer_bytes: file.receive_buffer_bytes,
             survey_interval_ms: file.survey_interval_ms,
+            audit_interval_s: file.audit_interval_s,
             keep_neighbors: file.keep_neighbors,
             fpm_listen: file.fpm_listen,
         })
@@ -290,6 +306,12 @@ impl Config {
     #[must_use]
     pub fn survey_interval(&self) -> Duration {
         Duration::from_millis(self.survey_interval_ms)
+    }
+
+    /// See the field.
+    #[must_use]
+    pub fn audit_interval(&self) -> Duration {
+        Duration::from_secs(self.audit_interval_s)
     }
 
     /// First and longest wait before another try to reach the host.

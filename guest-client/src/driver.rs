@@ -33,7 +33,7 @@ use crate::session::Session;
 use crate::status::{State, Status};
 use crate::tls;
 use crate::watch::{Heard, Watch};
-use dumps::Dumps;
+use dumps::{Cause, Dumps};
 use renewal::Renewal;
 
 /// What ends the client.
@@ -100,6 +100,8 @@ struct Driver {
     /// What the host, or the one before, sends to.
     in_use: Vec<NeighborKey>,
     overflows: u64,
+    /// Keys that audits repaired.
+    repaired: u64,
 }
 
 /// Runs until `stop`, then takes leave of the host within half a second. `seed` is for the jitter of reconnects.
@@ -132,12 +134,13 @@ pub async fn run(config: Config, seed: u64, stop: impl Future<Output = ()>) -> R
         obstacles: Arc::default(),
         phase: Phase::Waiting { until: start },
         backoff: Backoff::new(min, max, seed),
-        dumps: Dumps::new(start),
+        dumps: Dumps::new(start, config.audit_interval()),
         control: Control::new(config.control_interface.as_deref(), config.host),
         error: None,
         rejected: Rejected::default(),
         in_use: Vec::new(),
         overflows: 0,
+        repaired: 0,
         config,
         hello,
     };
@@ -247,17 +250,28 @@ impl Driver {
             }
             Phase::Open(connection) => Some(connection.session.poll_timeout().0),
         };
+        // Nobody knows before the first dump whom to ask.
+        let refresh = self.refresh.deadline().filter(|_| self.mirror.is_trusted());
         dump.into_iter()
+            .chain(self.mirror.audit_deadline())
             .chain(self.watch.deadline())
+            .chain(refresh)
             .chain(phase)
             .min()
             .unwrap_or_else(|| now() + Duration::from_secs(3600))
     }
 
     fn timers(&mut self, time: Duration) -> Result<(), RunError> {
-        if self.dumps.start(time, self.netlink.is_dumping(), self.netlink.is_congested()) {
-            self.mirror.begin_dump();
+        let (is_dumping, is_congested) = (self.netlink.is_dumping(), self.netlink.is_congested());
+        if let Some(cause) = self.dumps.start(time, is_dumping, is_congested) {
+            match cause {
+                Cause::Need => self.mirror.begin_dump(),
+                Cause::Clock => self.mirror.begin_audit(),
+            }
             self.netlink.start_dump().map_err(RunError::Netlink)?;
+        }
+        if self.mirror.audit_deadline().is_some_and(|due| due <= time) {
+            self.read_kernel()?;
         }
         self.watch.start(time);
         if self.mirror.is_trusted() {
@@ -316,6 +330,7 @@ impl Driver {
             rejected: self.rejected.len(),
             rejections: self.rejected.shown(),
             dumps: self.dumps.whole(),
+            repaired: self.repaired,
             overflows: self.overflows,
             obstacles: Arc::clone(&self.obstacles),
         });

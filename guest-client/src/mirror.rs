@@ -6,6 +6,7 @@
 //!
 //! Not here: how changes are numbered and confirmed ([`crate::session`]), when to dump ([`crate::driver`]).
 
+mod audit;
 mod marks;
 mod past;
 mod start;
@@ -23,6 +24,8 @@ use crate::gateways::Gateways;
 use crate::obstacles::Survey;
 use crate::translate::{Event, Place};
 
+pub use audit::Repaired;
+use audit::{Audit, is_for_surveys};
 pub use start::Start;
 use told::Told;
 pub use told::{Batch, Confirmed, Limits, MAX_IN_FLIGHT};
@@ -85,6 +88,7 @@ pub struct Mirror {
     removed: BTreeSet<Slot>,
     /// The dump contradicts an event: the kernel may have listed first and queued last.
     doubtful: bool,
+    audit: Audit,
     trusted: bool,
     /// Links that the last survey looked at; none: there was no survey.
     surveyed: Option<BTreeSet<IfIndex>>,
@@ -108,6 +112,7 @@ impl Mirror {
             dumping: false,
             removed: BTreeSet::new(),
             doubtful: false,
+            audit: Audit::default(),
             trusted: false,
             surveyed: None,
             unsurveyed: false,
@@ -177,6 +182,15 @@ impl Mirror {
     /// before, when the object itself was not known yet.
     #[must_use]
     pub fn apply(&mut self, event: Event, now: Duration) -> bool {
+        self.audit.told(&Slot::from(key(&event)));
+        let has_followers = self.take_in(event, now);
+        if has_followers {
+            self.audit.explained();
+        }
+        has_followers
+    }
+
+    fn take_in(&mut self, event: Event, now: Duration) -> bool {
         match event {
             Event::Upsert(object) => {
                 let silent = has_silent_followers(&object.key());
@@ -252,6 +266,16 @@ impl Mirror {
 
     /// A dump of all tables starts, or starts again.
     pub fn begin_dump(&mut self) {
+        self.start_dump(false);
+    }
+
+    /// A dump of all tables starts for no other reason than that time has passed: it should change nothing.
+    pub fn begin_audit(&mut self) {
+        self.start_dump(true);
+    }
+
+    fn start_dump(&mut self, by_clock: bool) {
+        self.audit.begin(by_clock);
         self.dump += 1;
         self.dumping = true;
         self.removed.clear();
@@ -272,6 +296,10 @@ impl Mirror {
                         self.put(Object::Route(route), now, Source::Dump);
                     }
                     Some(_) => {
+                        let is_told = self.entries.get(&slot).is_some_and(|entry| entry.event == self.dump);
+                        if !is_told && !self.duplicated.contains_key(&route.key) {
+                            self.audit.found(&slot);
+                        }
                         self.duplicate(route.key, now);
                     }
                 }
@@ -280,8 +308,8 @@ impl Mirror {
                 let slot = Slot::from(key);
                 if self.entries.get(&slot).is_some_and(|entry| entry.event == self.dump) {
                     self.doubtful = true;
-                } else {
-                    self.delete(&slot, now);
+                } else if self.delete(&slot, now) {
+                    self.audit.found(&slot);
                 }
             }
             Event::RouteGone(_) => {}
@@ -297,6 +325,7 @@ impl Mirror {
         let gone: Vec<Slot> = gone.map(|(slot, _)| slot.clone()).collect();
         for slot in gone {
             self.delete(&slot, now);
+            self.audit.found(&slot);
         }
         let alone: Vec<RouteKey> =
             self.duplicated.iter().filter(|(_, seen)| **seen != dump).map(|(key, _)| *key).collect();
@@ -311,7 +340,19 @@ impl Mirror {
         self.dumping = false;
         self.removed.clear();
         self.trusted = true;
+        self.audit.end(now, !self.doubtful);
         !self.doubtful
+    }
+
+    /// When [`Self::take_repaired`] is to be asked, once the socket is empty.
+    #[must_use]
+    pub fn audit_deadline(&self) -> Option<Duration> {
+        self.audit.deadline()
+    }
+
+    /// What an audit repaired although no event had said so, once. To be asked when the socket has no more events.
+    pub fn take_repaired(&mut self, now: Duration) -> Option<Repaired> {
+        self.audit.take(now)
     }
 
     /// Takes in a survey: what it does not name is gone. A link that it did not look at has an obstacle until one
@@ -353,6 +394,7 @@ impl Mirror {
 
     /// Events were lost: not to be trusted until the next dump ends.
     pub fn distrust(&mut self) {
+        self.audit.explained();
         self.trusted = false;
     }
 
@@ -398,6 +440,9 @@ impl Mirror {
                 self.doubtful = true;
                 return false;
             }
+            if source == Source::Dump && !is_for_surveys(&entry.object, &object) {
+                self.audit.found(&slot);
+            }
             self.gateways.remove(&entry.object);
             self.gateways.add(&object);
             entry.hash = self.told.replace(Some(entry.hash), &object, &self.duplicated);
@@ -406,7 +451,10 @@ impl Mirror {
             self.review(&slot, told, now);
             return true;
         }
-        self.doubtful |= source == Source::Dump && self.removed.contains(&slot);
+        if source == Source::Dump {
+            self.doubtful |= self.removed.contains(&slot);
+            self.audit.found(&slot);
+        }
         self.count(&slot, 1);
         self.gateways.add(&object);
         let hash = self.told.replace(None, &object, &self.duplicated);
@@ -443,6 +491,15 @@ impl Mirror {
             Key::Neighbor(_) => self.neighbors = self.neighbors.saturating_add_signed(by),
             Key::Link(_) | Key::Address(_) | Key::NextHop(_) | Key::Settings | Key::Obstacle(_) => {}
         }
+    }
+}
+
+/// What an event is about.
+fn key(event: &Event) -> Key {
+    match event {
+        Event::Upsert(object) => object.key(),
+        Event::Remove(key) => key.clone(),
+        Event::Route(route, _) | Event::RouteGone(route) => Key::Route(route.key),
     }
 }
 

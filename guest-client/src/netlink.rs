@@ -282,3 +282,6 @@ fn ended_well(message: &Message<'_>) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,6 +40,7 @@ impl Keeper {
                 Err(error) => return Err(error),
             }
         }
+        debug!(entries = entries.len(), "looked at the neighbors");
         // What an operator does to an entry that is there, between the list and the request, is lost: a moment.
         for request in self.pace.plan(now, &entries, wanted) {
             debug!(?request, "neighbor");
@@ -108,5 +109,23 @@ impl Refresh {
             Err(error) => error!(%error, "a round of neighbors failed"),
         }
         self.job = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_round_is_due_at_once_and_then_every_interval() {
+        let start = Duration::from_secs(100);
+        let mut refresh = Refresh::new(start);
+        assert_eq!(refresh.deadline(), Some(start));
+        refresh.start(start, Wanted::default);
+        assert_eq!(refresh.deadline(), None, "its end wakes");
+        refresh.done().await;
+        assert_eq!(refresh.deadline(), Some(start + INTERVAL));
+        refresh.start(start + INTERVAL / 2, || panic!("too early"));
+        assert_eq!(refresh.deadline(), Some(start + INTERVAL));
     }
 }

@@ -48,6 +48,8 @@ pub struct State {
     pub rejections: Arc<[String]>,
     /// Complete dumps of the kernel's tables so far.
     pub dumps: u64,
+    /// Keys that audits found otherwise than the kernel's events had told, and repaired. Should be 0.
+    pub repaired: u64,
     /// Times that the kernel dropped events.
     pub overflows: u64,
     /// What the host must leave to this guest, and why: "eth1 IPv4: rp_filter is on (net.ipv4.conf.eth1.rp_filter =

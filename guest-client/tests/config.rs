@@ -82,6 +82,8 @@ fn errors_name_line_and_key() {
         ("reconnect_max_ms = 3600001\n", &["reconnect_max_ms 3600001"]),
         ("log = \"loud=very\"\n", &["log \"loud=very\""]),
         ("survey_interval_ms = 99\n", &["survey_interval_ms is 99, not 100 to 3600000"]),
+        ("audit_interval_s = 0\n", &["audit_interval_s is 0, not 1 to 3600"]),
+        ("audit_interval_s = 3601\n", &["audit_interval_s is 3601"]),
         ("keep_neighbors = 1\n", &["line 6", "keep_neighbors"]),
         ("fpm_listen = \"192.0.2.1:2620\"\n", &["fpm_listen 192.0.2.1:2620", "loopback"]),
         ("fpm_listen = \"[::1]:0\"\n", &["fpm_listen [::1]:0"]),

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 use xenflow_proto::{Key, Object};
 
 use super::{Driver, RunError, now};
@@ -39,6 +39,11 @@ impl Driver {
             }
         }
         let time = now();
+        if whole && let Some(found) = self.mirror.take_repaired(time) {
+            self.repaired += found.keys;
+            let (keys, example) = (found.keys, found.example);
+            warn!(keys, ?example, "an audit repaired what no event of the kernel had told: they disagreed");
+        }
         if self.mirror.take_unsurveyed() {
             self.watch.note(&Heard::Bell, time);
         }

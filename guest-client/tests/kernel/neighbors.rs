@@ -108,6 +108,22 @@ fn entries_of_others_stay_as_they_are() {
     });
 }
 
+/// No timer but its own wakes the client: not even a host is there.
+#[test]
+fn rounds_come_by_themselves() {
+    in_namespace("neighbors::rounds_come_by_themselves", || {
+        let lab = Lab::new();
+        let client = lab
+            .client("survey_interval_ms = 3600000\nreconnect_min_ms = 3600000\nreconnect_max_ms = 3600000");
+        client.wait_log("Connection refused");
+        let rounds = || client.log().matches("looked at the neighbors").count();
+        let before = rounds();
+        std::thread::sleep(Duration::from_millis(6500));
+        let rounds = rounds() - before;
+        assert!((2..=4).contains(&rounds), "{rounds} rounds in 6.5 s, one is due every 2 s");
+    });
+}
+
 #[test]
 fn switched_off_it_lets_go() {
     in_namespace("neighbors::switched_off_it_lets_go", || {

@@ -143,6 +143,49 @@ fn lost_events_are_made_up_for() {
     });
 }
 
+/// An event is lost, and nobody says so: not the kernel, nor anything that happens later.
+#[test]
+fn what_no_event_told_is_found_by_the_clock() {
+    in_namespace("tables::what_no_event_told_is_found_by_the_clock", || {
+        let lab = Lab::new();
+        ip("route add 198.51.100.0/24 via 192.0.2.2");
+        ip("route add 198.51.101.0/24 via 192.0.2.2");
+        let host = Host::start(&lab, 8);
+        let client = lab.client("audit_interval_s = 1\nkeep_neighbors = false");
+        host.wait("snapshot", |table| table.snapshots == 1);
+        let figure = |name: &str| lab.status()[name].as_u64().unwrap();
+        let before = figure("dumps");
+        until("audits", || figure("dumps") >= before + 2);
+
+        client.deafen(|| {
+            ip("route del 198.51.100.0/24");
+            ip("route replace 198.51.101.0/24 via 192.0.2.3");
+            ip("-6 route add 2001:db8:1::/48 via 2001:db8::2");
+        });
+        host.wait_gone("main 198.51.100.0/24");
+        host.wait_has("main 198.51.101.0/24 m0 via 192.0.2.3 p0");
+        host.wait_has("main 2001:db8:1::/48 m1024 via 2001:db8::2 p0");
+        host.wait_same_as_kernel();
+        until("report", || figure("repaired") == 3);
+        client.wait_log("an audit repaired what no event of the kernel had told");
+        assert_eq!(client.log().matches("an audit repaired").count(), 1, "of all three keys");
+        assert_eq!(figure("overflows"), 0);
+
+        // Changes of which events tell are nothing to repair, also while audits run.
+        let before = figure("dumps");
+        let route =
+            |n: u64, round: u64| format!("route replace 10.0.{n}.0/24 via 192.0.2.{}\n", 2 + (n + round) % 9);
+        let mut round = 0;
+        while figure("dumps") < before + 4 {
+            assert!(round < 10_000, "no audit comes");
+            ip_batch(&(0..200).map(|n| route(n, round)).collect::<String>());
+            round += 1;
+        }
+        assert_eq!(figure("repaired"), 3);
+        host.wait_same_as_kernel();
+    });
+}
+
 #[test]
 fn slow_host_slows_the_stream() {
     in_namespace("tables::slow_host_slows_the_stream", || {

@@ -19,7 +19,7 @@ use crate::control::candidates;
 use crate::obstacles::{describe, survey};
 use crate::renew;
 use crate::survey::Surveyor;
-use crate::tls::{self, TlsError};
+use crate::tls::{self, Lists, TlsError, Trust};
 
 /// A host that refuses the certificate says so after the handshake (TLS 1.3), at once.
 const OBJECTION: Duration = Duration::from_millis(500);
@@ -83,15 +83,15 @@ impl Report {
 /// Looks at all of it, as the client would.
 pub async fn check(config: &Config) -> Vec<Line> {
     let mut report = Report::default();
-    let credentials_are_good = credentials(config, &mut report);
+    let trust = credentials(config, &mut report);
     let facts = Surveyor::default().facts();
     let links = || facts.links.iter().map(|facts| &facts.link);
     let places = match &config.control_interface {
         Some(name) => named(config, name, links().find(|link| link.name == *name), &mut report),
         None => any(links(), &mut report),
     };
-    if let Some(places) = places.filter(|_| credentials_are_good) {
-        host(config, places, &mut report).await;
+    if let Some((places, trust)) = places.zip(trust) {
+        host(config, trust, places, &mut report).await;
     }
     let name = |ifindex| {
         let link = links().find(|link| link.ifindex == ifindex);
@@ -111,9 +111,9 @@ pub async fn check(config: &Config) -> Vec<Line> {
     report.0
 }
 
-/// Whether it makes sense to connect.
-fn credentials(config: &Config, report: &mut Report) -> bool {
-    let (ca, cert, key) = (&config.ca, &config.cert, &config.key);
+/// Whom to trust, if it makes sense to connect.
+fn credentials(config: &Config, report: &mut Report) -> Option<Trust> {
+    let key = &config.key;
     match std::fs::metadata(key).map(|found| found.permissions().mode() & 0o7777) {
         Ok(mode) if mode & 0o077 == 0 => {
             report.ok("key", format!("{} has mode {mode:04o}", key.display()));
@@ -125,9 +125,12 @@ fn credentials(config: &Config, report: &mut Report) -> bool {
         // What follows names it.
         Err(_) => {}
     }
-    let read = tls::client_config(ca, cert, key, &config.router).and_then(|_| renew::current(config));
-    let validity = match read {
-        Ok(validity) => validity,
+    let read = Trust::read(config, None).and_then(|trust| {
+        tls::client_config(config, trust.clone())?;
+        Ok((trust, renew::current(config)?))
+    });
+    let (trust, validity) = match read {
+        Ok(read) => read,
         Err(error) => {
             let remedy = match &error {
                 TlsError::Pem { .. } | TlsError::Empty(_) => {
@@ -138,10 +141,14 @@ fn credentials(config: &Config, report: &mut Report) -> bool {
                 TlsError::Own { .. } | TlsError::NoRouter { .. } => {
                     "use the certificate of this router, or correct `router`"
                 }
+                TlsError::NoList(_)
+                | TlsError::List { .. }
+                | TlsError::Forged { .. }
+                | TlsError::ListsGone(_) => "copy crl.pem from the host anew",
                 TlsError::Key(_) => "use the certificate and the key of the same `xenflow pki issue`",
             };
             report.fail("certificate", chain(&error), remedy);
-            return false;
+            return None;
         }
     };
     let now = renew::now();
@@ -164,7 +171,42 @@ fn credentials(config: &Config, report: &mut Report) -> bool {
             false => report.ok("certificate", left),
         }
     }
-    true
+    revocations(config, trust.lists(), report);
+    Some(trust)
+}
+
+/// Whether there is a list, and until when it is the latest.
+fn revocations(config: &Config, lists: &Lists, report: &mut Report) {
+    let again = "copy what `xenflow pki export` prints at the host to ca.pem";
+    let count = lists.len();
+    let Some(due) = lists.due() else {
+        return match count {
+            0 => report.warn(
+                "revocations",
+                format!(
+                    "no list in {} or {}: a node that was revoked is trusted until its certificate ends",
+                    config.ca.display(),
+                    config.lists().display()
+                ),
+                again,
+            ),
+            _ => report.ok("revocations", format!("{count} lists, which do not say when they end")),
+        };
+    };
+    let (now, text) = (renew::now(), format!("{count} {}", if count == 1 { "list" } else { "lists" }));
+    match due.checked_sub(now) {
+        Some(left) => {
+            report.ok("revocations", format!("{text}, to be replaced in {} days", left.as_secs() / DAY))
+        }
+        None => report.warn(
+            "revocations",
+            format!(
+                "{text}, should have been replaced {} days ago; what they revoke stays revoked",
+                (now - due).as_secs() / DAY
+            ),
+            again,
+        ),
+    }
 }
 
 /// The interface that is configured, if it makes sense to connect by it.
@@ -238,9 +280,9 @@ fn missing(name: &str, mac: MacAddr) -> Option<(String, String)> {
     }
 }
 
-async fn host(config: &Config, places: Vec<Place>, report: &mut Report) {
+async fn host(config: &Config, trust: Trust, places: Vec<Place>, report: &mut Report) {
     let is_search = config.control_interface.is_none();
-    let connected = match attempt(config, places) {
+    let connected = match attempt(config, trust, places) {
         Ok(task) => task.await.unwrap_or_else(|error| Err(LinkError::Io(std::io::Error::other(error)))),
         Err(error) => Err(error),
     };
@@ -287,6 +329,10 @@ fn remedy(config: &Config, error: &LinkError) -> String {
     match tls::certificate_error(source) {
         Some(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             "copy ca.pem from the host anew: its certificate is of another authority".into()
+        }
+        Some(CertificateError::Revoked) => {
+            "the authority took this node's certificate back: move the router to another node, or issue the node's anew"
+                .into()
         }
         Some(
             CertificateError::Expired

@@ -29,6 +29,9 @@ pub struct Config {
     pub port: u16,
     /// PEM file with the certificates of the CA.
     pub ca: PathBuf,
+    /// PEM file with the revocation lists of the CA; by default `crl.pem` beside `ca`, if it is there. Lists in `ca`
+    /// count as well.
+    pub crl: Option<PathBuf>,
     /// PEM file with this router's certificate.
     pub cert: PathBuf,
     /// PEM file with its key.
@@ -69,6 +72,7 @@ struct File {
     port: u16,
     #[serde(default = "default_ca")]
     ca: PathBuf,
+    crl: Option<PathBuf>,
     #[serde(default = "default_cert")]
     cert: PathBuf,
     #[serde(default = "default_key")]
@@ -288,6 +292,7 @@ impl Config {
             control_interface,
             port: file.port,
             ca: file.ca,
+            crl: file.crl,
             cert: file.cert,
             key: file.key,
             status_socket: file.status_socket,
@@ -300,6 +305,12 @@ impl Config {
             keep_neighbors: file.keep_neighbors,
             fpm_listen: file.fpm_listen,
         })
+    }
+
+    /// Where revocation lists may be, besides `ca`.
+    #[must_use]
+    pub fn lists(&self) -> PathBuf {
+        self.crl.clone().unwrap_or_else(|| self.ca.with_file_name("crl.pem"))
     }
 
     /// See the field.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -58,6 +59,8 @@ pub(crate) enum LinkError {
     Timeout { to: IpAddr, device: String },
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
+    #[error("the certificate of the host counts no more: {0}")]
+    Distrusted(tls::InWords),
     #[error("the interface of the session is gone")]
     InterfaceGone,
     #[error("interface {0} is not there")]
@@ -104,6 +107,10 @@ pub(crate) struct Connection {
     /// TLS may hold bytes back until it is flushed.
     pub(crate) unflushed: bool,
     pub(crate) node: Option<Name>,
+    /// What the host showed.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// When it did.
+    pub(crate) shown: UnixTime,
     /// When the host took the session.
     pub(crate) up_since: Option<Duration>,
 }
@@ -111,6 +118,7 @@ pub(crate) struct Connection {
 impl Connection {
     /// Of a stream just made.
     pub(crate) fn new(stream: Stream, hello: Hello, time: Duration) -> Self {
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
         let (reader, writer) = tokio::io::split(stream);
         Self {
             session: Session::new(time, hello),
@@ -120,6 +128,8 @@ impl Connection {
             out: BytesMut::new(),
             unflushed: false,
             node: None,
+            chain,
+            shown: UnixTime::now(),
             up_since: None,
         }
     }
@@ -174,10 +184,11 @@ pub(crate) type Found = (Stream, Place);
 /// The credentials cannot be used.
 pub(crate) fn attempt(
     config: &Config,
+    trust: tls::Trust,
     places: Vec<Place>,
 ) -> Result<JoinHandle<Result<Found, LinkError>>, LinkError> {
     // Read anew each time: certificates are renewed under a running client.
-    let credentials = Arc::new(tls::client_config(&config.ca, &config.cert, &config.key, &config.router)?);
+    let credentials = Arc::new(tls::client_config(config, trust)?);
     let (host, port) = (config.host, config.port);
     Ok(tokio::spawn(async move {
         let mut left = places.into_iter();

@@ -6,6 +6,7 @@ mod dumps;
 mod host;
 mod kernel;
 mod renewal;
+mod trust;
 
 use std::io;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use crate::tls;
 use crate::watch::{Heard, Watch};
 use dumps::{Cause, Dumps};
 use renewal::Renewal;
+use trust::Watched;
 
 /// What ends the client.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +89,7 @@ struct Driver {
     nudge: Nudge,
     fpm: Fpm,
     renewal: Renewal,
+    trust: Watched,
     status: Status,
     mirror: Mirror,
     /// What the last survey found, in words.
@@ -110,7 +113,8 @@ struct Driver {
 /// [`RunError`]; a host that is away is none.
 pub async fn run(config: Config, seed: u64, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     // Wrong files are told at once, not at the first connection.
-    tls::client_config(&config.ca, &config.cert, &config.key, &config.router)?;
+    let trust = tls::Trust::read(&config, None)?;
+    tls::client_config(&config, trust.clone())?;
     let hello = Hello {
         versions: vec![VERSION],
         router: config.router.parse()?,
@@ -129,6 +133,7 @@ pub async fn run(config: Config, seed: u64, stop: impl Future<Output = ()>) -> R
         nudge: Nudge::new(config.host),
         fpm: Fpm::listen(config.fpm_listen).map_err(RunError::Fpm)?,
         renewal: Renewal::new(start),
+        trust: Watched::new(trust, start),
         status,
         mirror: Mirror::new(&hello.boot_id),
         obstacles: Arc::default(),
@@ -250,12 +255,14 @@ impl Driver {
             }
             Phase::Open(connection) => Some(connection.session.poll_timeout().0),
         };
+        let is_open = matches!(self.phase, Phase::Open(_));
         // Nobody knows before the first dump whom to ask.
         let refresh = self.refresh.deadline().filter(|_| self.mirror.is_trusted());
         dump.into_iter()
             .chain(self.mirror.audit_deadline())
             .chain(self.watch.deadline())
             .chain(refresh)
+            .chain(is_open.then(|| self.trust.deadline()))
             .chain(phase)
             .min()
             .unwrap_or_else(|| now() + Duration::from_secs(3600))
@@ -280,6 +287,9 @@ impl Driver {
                 // What an earlier run asked for is released.
                 false => Wanted::default(),
             });
+        }
+        if matches!(self.phase, Phase::Open(_)) && self.trust.deadline() <= time {
+            self.look_at_trust(time);
         }
         match &mut self.phase {
             Phase::Waiting { until } if *until <= time && self.mirror.is_trusted() => self.connect(time),

@@ -12,7 +12,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use xenflow_guest_client::check::{self, Line, Verdict};
 use xenflow_guest_client::config::{Config, ConfigError};
-use xenflow_guest_client::driver;
+use xenflow_guest_client::{driver, tls};
 
 /// Streams this router's routes and neighbors to the host that forwards for it. Without a command, it runs.
 #[derive(Parser)]
@@ -133,8 +133,7 @@ fn run(config: Config) -> anyhow::Result<()> {
 }
 
 fn print_config(config: &Config, json: bool) -> anyhow::Result<()> {
-    let (ca, cert, key) = (&config.ca, &config.cert, &config.key);
-    xenflow_guest_client::tls::client_config(ca, cert, key, &config.router)?;
+    tls::client_config(config, tls::Trust::read(config, None)?)?;
     let value = serde_json::to_value(config)?;
     let mut out = std::io::stdout().lock();
     if json {

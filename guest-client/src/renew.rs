@@ -13,7 +13,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use xenflow_proto::message::Renewed;
 
 use crate::config::Config;
-use crate::tls::{self, TlsError};
+use crate::tls::{self, Lists, TlsError};
 use crate::validity::{Validity, validity};
 
 /// After a question without an answer, the next one waits for so long. A host answers one a minute at most.
@@ -95,7 +95,7 @@ pub fn now() -> Duration {
 }
 
 /// Puts a renewed certificate and the authorities in the place of the present ones, if they hold. The next handshake
-/// uses them; says how long the new one is valid.
+/// uses them; says how long the new one is valid. Revocation lists stay.
 ///
 /// # Errors
 /// [`InstallError`] says what does not hold.
@@ -115,9 +115,11 @@ pub fn install(config: &Config, renewed: &Renewed, now: Duration) -> Result<Vali
     if valid.not_after < present.not_after {
         return Err(InstallError::Older);
     }
+    // What was revoked stays so: lists that the file of the authorities holds are not replaced.
+    let lists = Lists::in_file(&ca)?;
     // The host takes the present certificate for a while yet, so the order of the two matters to nobody.
-    replace(&ca, &pem(&anchors))?;
-    replace(&cert, &pem(&chain))?;
+    replace(&ca, &(pem("CERTIFICATE", anchors.iter().map(|cert| &**cert)) + &pem("X509 CRL", lists.ders())))?;
+    replace(&cert, &pem("CERTIFICATE", chain.iter().map(|cert| &**cert)))?;
     Ok(valid)
 }
 
@@ -188,16 +190,16 @@ fn replace(path: &Path, text: &str) -> Result<(), InstallError> {
 }
 
 /// RFC 7468.
-fn pem(certs: &[CertificateDer<'_>]) -> String {
+fn pem<'a>(label: &str, ders: impl Iterator<Item = &'a [u8]>) -> String {
     let mut text = String::new();
-    for cert in certs {
-        text.push_str("-----BEGIN CERTIFICATE-----\n");
+    for der in ders {
+        text += &format!("-----BEGIN {label}-----\n");
         // 48 bytes are a line of 64 characters.
-        for line in cert.chunks(48) {
+        for line in der.chunks(48) {
             base64(line, &mut text);
             text.push('\n');
         }
-        text.push_str("-----END CERTIFICATE-----\n");
+        text += &format!("-----END {label}-----\n");
     }
     text
 }

@@ -1,6 +1,11 @@
 //! TLS 1.3 towards the host: own certificate, and the check of the host's. Reads the PEM files.
 //!
-//! A host is known by the URI in its certificate, not by a name or address: every host answers the same one.
+//! A host is known by the URI in its certificate, not by a name or address: every host answers the same one. What the
+//! lists in [`Lists`] revoke does not count; that they are looked at again under a session is the driver's.
+
+mod lists;
+
+pub use lists::Lists;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,6 +21,8 @@ use rustls::{
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use xenflow_proto::{Identity, Name};
+
+use crate::config::Config;
 
 /// Credentials that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +67,28 @@ pub enum TlsError {
         /// What is in it.
         source: CertificateIdentityError,
     },
+    /// A file without a revocation list.
+    #[error("{} holds no revocation list", .0.display())]
+    NoList(PathBuf),
+    /// A revocation list that is none, or that its authority did not sign.
+    #[error("a revocation list in {} cannot be used", path.display())]
+    List {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: webpki::Error,
+    },
+    /// A revocation list that an authority did not sign.
+    #[error("a revocation list of an authority in {} cannot be used", ca.display())]
+    Forged {
+        /// The file of the authorities.
+        ca: PathBuf,
+        /// Why.
+        source: Error,
+    },
+    /// There were lists.
+    #[error("the revocation lists in or beside {} are gone", .0.display())]
+    ListsGone(PathBuf),
     /// Certificate and key do not fit.
     #[error("certificate and key cannot be used")]
     Key(#[source] Error),
@@ -136,15 +165,78 @@ pub fn router_of(cert: &Path) -> Result<Name, TlsError> {
     identity.map_err(|source| TlsError::NoRouter { path: cert.into(), source })
 }
 
-/// What is needed to connect as `router`.
+/// Whose certificates count: those of the authorities, but what the lists revoke.
+#[derive(Debug, Clone)]
+pub struct Trust {
+    roots: Arc<RootCertStore>,
+    lists: Lists,
+}
+
+impl Trust {
+    /// Reads the files. Where lists were in force, there must be some: whoever is revoked stays so.
+    ///
+    /// # Errors
+    /// [`TlsError`] names the file.
+    pub fn read(config: &Config, before: Option<&Self>) -> Result<Self, TlsError> {
+        let ca = &config.ca;
+        let mut roots = RootCertStore::empty();
+        for root in certificates(ca)? {
+            roots.add(root).map_err(|source| TlsError::Ca { path: ca.into(), source })?;
+        }
+        let lists = Lists::read(config)?;
+        if lists.is_empty() && before.is_some_and(|before| !before.lists.is_empty()) {
+            return Err(TlsError::ListsGone(ca.into()));
+        }
+        let trust = Self { roots: Arc::new(roots), lists };
+        // The signature of a list is looked at when it is needed first, which would be a host's handshake.
+        if let Ok([own, rest @ ..]) = certificates(&config.cert).as_deref() {
+            let (usage, now) = (webpki::KeyUsage::client_auth(), UnixTime::now());
+            match trust.lists.check(&trust.roots, (own, rest), usage, now) {
+                Err(source @ Error::InvalidCertRevocationList(_)) => {
+                    return Err(TlsError::Forged { ca: ca.into(), source });
+                }
+                Err(Error::InvalidCertificate(CertificateError::Revoked)) => {
+                    tracing::warn!(cert = %config.cert.display(), "this router's own certificate was revoked");
+                }
+                // What else is wrong with it is for the host to say.
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(trust)
+    }
+
+    /// What is revoked.
+    #[must_use]
+    pub const fn lists(&self) -> &Lists {
+        &self.lists
+    }
+
+    /// Whether this chain, its own certificate first, is a node's at that time, and not revoked.
+    pub(crate) fn check_node(
+        &self,
+        cert: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        at: UnixTime,
+    ) -> Result<(), Error> {
+        let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms.all;
+        let parsed = ParsedCertificate::try_from(cert)?;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, at, algorithms)?;
+        self.lists.check(&self.roots, (cert, intermediates), webpki::KeyUsage::server_auth(), at)?;
+        let error = match certificate_identity(cert) {
+            Ok(Identity::Node(_)) => return Ok(()),
+            Ok(found) => CertificateIdentityError::Other { found, wanted: "xenflow://node/NAME".into() },
+            Err(error) => error,
+        };
+        Err(CertificateError::Other(OtherError(Arc::new(error))).into())
+    }
+}
+
+/// What is needed to connect as the router of this configuration. Its certificate and key are read now.
 ///
 /// # Errors
 /// [`TlsError`] names the file.
-pub fn client_config(ca: &Path, cert: &Path, key: &Path, router: &str) -> Result<ClientConfig, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for root in certificates(ca)? {
-        roots.add(root).map_err(|source| TlsError::Ca { path: ca.into(), source })?;
-    }
+pub fn client_config(config: &Config, trust: Trust) -> Result<ClientConfig, TlsError> {
+    let Config { cert, key, router, .. } = config;
     let chain = certificates(cert)?;
     let own = chain.first().ok_or_else(|| TlsError::Empty(cert.into()))?;
     router_identity(own, router).map_err(|source| TlsError::Own {
@@ -156,7 +248,7 @@ pub fn client_config(ca: &Path, cert: &Path, key: &Path, router: &str) -> Result
         PrivateKeyDer::from_pem_file(key).map_err(|source| TlsError::Pem { path: key.into(), source })?;
 
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = Arc::new(NodeVerifier::new(roots, Arc::clone(&provider)));
+    let verifier = Arc::new(NodeVerifier { trust, provider: Arc::clone(&provider) });
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Key)?
@@ -179,34 +271,57 @@ pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
 
 /// What was wrong with the host's certificate, where that made a handshake fail.
 pub(crate) fn certificate_error(error: &io::Error) -> Option<&CertificateError> {
-    let Error::InvalidCertificate(cause) = error.get_ref()?.downcast_ref()? else { return None };
+    let cause = error.get_ref()?;
+    let cause =
+        cause.downcast_ref::<OfHost>().map(|OfHost(words)| &words.0).or_else(|| cause.downcast_ref())?;
+    let Error::InvalidCertificate(cause) = cause else { return None };
     Some(cause)
 }
 
-/// The words of [`CertificateIdentityError`] out of a failed handshake, of which rustls shows the structure only;
-/// any other error as it is.
+/// What is wrong with a certificate, in words where rustls shows the structure only.
+#[derive(Debug, thiserror::Error)]
+pub(crate) struct InWords(pub(crate) Error);
+
+impl std::fmt::Display for InWords {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self(error) = self;
+        if let Error::InvalidCertRevocationList(cause) = error {
+            return write!(f, "the revocation list of its authority cannot be used: {cause:?}");
+        }
+        let Error::InvalidCertificate(cause) = error else { return error.fmt(f) };
+        if let CertificateError::Other(OtherError(cause)) = cause {
+            return cause.fmt(f);
+        }
+        match *cause == CertificateError::Revoked {
+            true => f.write_str("it was revoked"),
+            false => error.fmt(f),
+        }
+    }
+}
+
+/// The same of a host's.
+#[derive(Debug, thiserror::Error)]
+#[error("certificate of the host: {0}")]
+struct OfHost(InWords);
+
+/// The words of [`CertificateIdentityError`], and of what a list says, out of a failed handshake; any other error as
+/// it is.
 #[must_use]
 pub fn in_words(error: io::Error) -> io::Error {
-    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<Error>());
-    match cause {
-        Some(Error::InvalidCertificate(CertificateError::Other(OtherError(cause)))) => {
-            io::Error::new(error.kind(), format!("certificate of the host: {cause}"))
-        }
+    match error.get_ref().and_then(|cause| cause.downcast_ref::<Error>()) {
+        Some(
+            cause @ (Error::InvalidCertificate(CertificateError::Other(_) | CertificateError::Revoked)
+            | Error::InvalidCertRevocationList(_)),
+        ) => io::Error::new(error.kind(), OfHost(InWords(cause.clone()))),
         _ => error,
     }
 }
 
-/// Accepts `xenflow://node/<any name>` of the CA, for server use (RFC 5280, 4.2.1.12), while it is valid.
+/// Accepts `xenflow://node/<any name>` of the CA, for server use (RFC 5280, 4.2.1.12), while it is valid and not revoked.
 #[derive(Debug)]
 struct NodeVerifier {
-    roots: RootCertStore,
+    trust: Trust,
     provider: Arc<CryptoProvider>,
-}
-
-impl NodeVerifier {
-    fn new(roots: RootCertStore, provider: Arc<CryptoProvider>) -> Self {
-        Self { roots, provider }
-    }
 }
 
 impl ServerCertVerifier for NodeVerifier {
@@ -218,19 +333,7 @@ impl ServerCertVerifier for NodeVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(cert)?,
-            &self.roots,
-            intermediates,
-            now,
-            self.provider.signature_verification_algorithms.all,
-        )?;
-        let error = match certificate_identity(cert) {
-            Ok(Identity::Node(_)) => return Ok(ServerCertVerified::assertion()),
-            Ok(found) => CertificateIdentityError::Other { found, wanted: "xenflow://node/NAME".into() },
-            Err(error) => error,
-        };
-        Err(CertificateError::Other(OtherError(Arc::new(error))).into())
+        self.trust.check_node(cert, intermediates, now).map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -258,27 +361,4 @@ impl ServerCertVerifier for NodeVerifier {
 }
 
 #[cfg(test)]
-mod tests {
-    use rcgen::{CertificateParams, KeyPair, SanType};
-
-    use super::*;
-
-    #[test]
-    fn a_certificate_names_one_identity_however_its_scheme_is_written() {
-        let identity = |uris: &[&str]| {
-            let mut params = CertificateParams::default();
-            let name = |uri: &&str| SanType::URI((*uri).to_owned().try_into().unwrap());
-            params.subject_alt_names = uris.iter().map(name).collect();
-            let cert = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
-            certificate_identity(cert.der())
-        };
-        let count = |number| Err(CertificateIdentityError::Count(number));
-        let a = identity(&["xenflow://node/a", "https://example.net/", "xenflow-not:node"]);
-        assert_eq!(a, Ok(Identity::Node("a".parse().unwrap())));
-        assert_eq!(identity(&["https://example.net/"]), count(0));
-        assert_eq!(identity(&["xenflow://node/a", "xenflow://router/r1"]), count(2));
-        assert_eq!(identity(&["xenflow://node/a", "XenFlow://router/r1"]), count(2));
-        let other = identity(&["XENFLOW://node/a"]);
-        assert!(matches!(other, Err(CertificateIdentityError::Uri(_))), "{other:?}");
-    }
-}
+mod tests;

@@ -1,5 +1,5 @@
-//! How long a certificate is valid, out of its DER. Knows nothing else of a certificate: who it speaks for and whether
-//! it holds is for `webpki` to say, which does not tell this.
+//! How long a certificate is valid, and from when to when a revocation list is the latest, out of their DER. Knows
+//! nothing else of them: whom they are of and whether they hold is for `webpki` to say, which does not tell this.
 
 use std::time::Duration;
 
@@ -33,6 +33,37 @@ pub fn validity(cert: &[u8]) -> Option<Validity> {
     let mut times = Der(fields.value(SEQUENCE)?);
     let mut time = || times.next().and_then(|(tag, text)| time(tag, text));
     Some(Validity { not_before: time()?, not_after: time()? })
+}
+
+/// When a revocation list was made, each since 1970-01-01 UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Updates {
+    /// When it was.
+    pub this: Duration,
+    /// When the next one should be there.
+    pub next: Option<Duration>,
+}
+
+/// Of a revocation list in DER (RFC 5280, 5.1); none if it is not one.
+#[must_use]
+pub fn updates(list: &[u8]) -> Option<Updates> {
+    let list = Der(list).value(SEQUENCE)?;
+    let mut fields = Der(Der(list).value(SEQUENCE)?);
+    if fields.0.first() == Some(&INTEGER) {
+        fields.next()?;
+    }
+    fields.value(SEQUENCE)?; // signature algorithm
+    fields.value(SEQUENCE)?; // issuer
+    let (tag, text) = fields.next()?;
+    let this = time(tag, text)?;
+    let next = match fields.0.first() {
+        Some(&(UTC_TIME | GENERALIZED_TIME)) => {
+            let (tag, text) = fields.next()?;
+            Some(time(tag, text)?)
+        }
+        _ => None,
+    };
+    Some(Updates { this, next })
 }
 
 /// A run of values in DER.
@@ -106,7 +137,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_taken(data in proptest::collection::vec(any::<u8>(), 0..128)) {
-            let _ = validity(&data);
+            let _ = (validity(&data), updates(&data));
             let _ = time(UTC_TIME, &data);
             let _ = validity(&[&[0x30, 0x84][..], &data].concat());
         }

@@ -7,11 +7,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer, KeyIdMethod, KeyPair,
+    SanType, date_time_ymd,
+};
 use serde_json::Value;
 
 /// Credentials that end in that year, and a configuration of nothing but the interface.
-fn router(dir: &Path, last_year: i32) {
+fn router(dir: &Path, last_year: i32) -> Issuer<'static, KeyPair> {
     let mut ca = CertificateParams::default();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca_key = KeyPair::generate().unwrap();
@@ -21,7 +24,8 @@ fn router(dir: &Path, last_year: i32) {
     leaf.not_before = date_time_ymd(2020, 1, 1);
     leaf.not_after = date_time_ymd(last_year, 1, 1);
     let key = KeyPair::generate().unwrap();
-    fs::write(dir.join("r1.pem"), leaf.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap().pem()).unwrap();
+    let issuer = Issuer::new(ca, ca_key);
+    fs::write(dir.join("r1.pem"), leaf.signed_by(&key, &issuer).unwrap().pem()).unwrap();
     fs::write(dir.join("r1.key"), key.serialize_pem()).unwrap();
     fs::set_permissions(dir.join("r1.key"), fs::Permissions::from_mode(0o600)).unwrap();
     let at = |name: &str| dir.join(name).display().to_string();
@@ -33,6 +37,20 @@ fn router(dir: &Path, last_year: i32) {
         at("sock")
     );
     fs::write(dir.join("guest.toml"), text).unwrap();
+    issuer
+}
+
+/// A list that revokes nobody, until that year.
+fn list(issuer: &Issuer<'static, KeyPair>, last_year: i32) -> String {
+    let list = CertificateRevocationListParams {
+        this_update: date_time_ymd(2020, 1, 1),
+        next_update: date_time_ymd(last_year, 1, 1),
+        crl_number: 1.into(),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    list.signed_by(issuer).unwrap().pem().unwrap()
 }
 
 fn run(dir: &Path, args: &[&str]) -> Output {
@@ -68,6 +86,8 @@ fn what_is_missing_is_named() {
     let (verdict, detail) = find(&lines, "certificate");
     assert!(verdict == "ok" && detail.starts_with("that of router r1, ends in 2"), "{detail}");
     assert_eq!(find(&lines, "client").0, "warn");
+    let (verdict, detail) = find(&lines, "revocations");
+    assert!(verdict == "warn" && detail.starts_with("no list in "), "{detail}");
     assert!(lines.iter().all(|(check, ..)| check != "host"), "there is no way to it");
     for what in ["forwarding", "redirects", "rights", "kernel"] {
         find(&lines, what);
@@ -77,6 +97,21 @@ fn what_is_missing_is_named() {
     let lines = check(dir);
     let said = format!("{} has mode 0640: others than its owner may read it", key.display());
     assert_eq!(find(&lines, "key"), ("warn", &*said));
+
+    for (end, verdict, said) in
+        [(2090, "ok", "1 list, to be replaced in 2"), (2022, "warn", "1 list, should have been replaced ")]
+    {
+        let issuer = router(dir, 2090);
+        fs::write(dir.join("crl.pem"), list(&issuer, end)).unwrap();
+        let lines = check(dir);
+        let (is, detail) = find(&lines, "revocations");
+        assert!(is == verdict && detail.starts_with(said), "{is}: {detail}");
+    }
+    fs::write(dir.join("crl.pem"), "").unwrap();
+    let lines = check(dir);
+    let said = format!("{} holds no revocation list", dir.join("crl.pem").display());
+    assert_eq!(find(&lines, "certificate"), ("fail", &*said));
+    fs::remove_file(dir.join("crl.pem")).unwrap();
 
     router(dir, 2021);
     let lines = check(dir);

@@ -72,9 +72,23 @@ impl Driver {
     }
 
     pub(super) fn connect(&mut self, time: Duration) {
-        match self.control.places(&self.mirror).and_then(|places| attempt(&self.config, places)) {
+        self.look_at_trust(time);
+        let trust = || self.trust.current().clone();
+        let places = self.control.places(&self.mirror);
+        match places.and_then(|places| attempt(&self.config, trust(), places)) {
             Ok(task) => self.phase = Phase::Connecting { task, since: time },
             Err(error) => self.lost(error, time),
+        }
+    }
+
+    /// A host that counts no more is left at once, and not come back to.
+    pub(super) fn look_at_trust(&mut self, time: Duration) {
+        let shown = match &self.phase {
+            Phase::Open(connection) => Some((connection.chain.as_slice(), connection.shown)),
+            Phase::Waiting { .. } | Phase::Connecting { .. } => None,
+        };
+        if let Some(error) = self.trust.look(&self.config, shown, time) {
+            self.lost(LinkError::Distrusted(error), time);
         }
     }
 

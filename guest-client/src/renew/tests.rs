@@ -35,6 +35,10 @@ impl Ca {
     }
 }
 
+fn certificate(der: &[u8]) -> String {
+    pem("CERTIFICATE", std::iter::once(der))
+}
+
 /// A router with credentials of ten days.
 struct Router {
     dir: tempfile::TempDir,
@@ -59,8 +63,8 @@ impl Router {
         let config = Config::parse(&text, Path::new("guest.toml")).unwrap();
         let (ca, key) = (Ca::new("one"), KeyPair::generate().unwrap());
         let cert = ca.leaf(&key, R1, CLIENT, 10);
-        fs::write(&config.ca, pem(&[ca.der.clone().into()])).unwrap();
-        fs::write(&config.cert, pem(&[cert.into()])).unwrap();
+        fs::write(&config.ca, certificate(&ca.der)).unwrap();
+        fs::write(&config.cert, certificate(&cert)).unwrap();
         fs::write(&config.key, key.serialize_pem()).unwrap();
         Self { dir, config, ca, key }
     }
@@ -103,10 +107,34 @@ fn certificate_and_authorities_are_replaced_and_the_key_is_not() {
     assert_ne!(cert, before[1]);
     assert_eq!(key, before[2]);
     assert_eq!(String::from_utf8(ca).unwrap().matches("BEGIN CERTIFICATE").count(), 2);
-    let Config { ca, cert, key, .. } = &router.config;
-    tls::client_config(ca, cert, key, "r1").unwrap();
-    assert_eq!(fs::metadata(cert).unwrap().permissions().mode() & 0o777, 0o644);
+    let trust = tls::Trust::read(&router.config, None).unwrap();
+    tls::client_config(&router.config, trust).unwrap();
+    assert_eq!(fs::metadata(&router.config.cert).unwrap().permissions().mode() & 0o777, 0o644);
     assert_eq!(fs::read_dir(router.dir.path()).unwrap().count(), 3, "nothing is left over");
+}
+
+/// `xenflow pki export` writes both into one text, and an answer has certificates only.
+#[test]
+fn lists_among_the_authorities_stay() {
+    let router = Router::new();
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2026, 11, 20),
+        next_update: rcgen::date_time_ymd(2026, 11, 27),
+        crl_number: 1.into(),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    let list = list.signed_by(&router.ca.issuer).unwrap().pem().unwrap();
+    fs::write(&router.config.ca, certificate(&router.ca.der) + &list).unwrap();
+    let mut answer = router.answer(30);
+    answer.anchors.push(Ca::new("two").der);
+    install(&router.config, &answer, NOW).unwrap();
+    let text = fs::read_to_string(&router.config.ca).unwrap();
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+    assert!(lines(&text).ends_with(&lines(&list)), "{text}");
+    assert_eq!(text.matches("BEGIN CERTIFICATE").count(), 2);
+    assert_eq!(tls::Trust::read(&router.config, None).unwrap().lists().len(), 1);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use rcgen::ExtendedKeyUsagePurpose;
 use xenflow_guest_client::session::PING_AFTER;
 use xenflow_proto::control;
 
@@ -131,5 +132,40 @@ fn the_certificate_is_renewed_in_time() {
         // It is what the next session is made with.
         host.cut();
         host.wait("resume", |table| table.resumes == 1);
+    });
+}
+
+/// The host's certificate is taken back under a session: that ends, and there is none until the host has another one.
+#[test]
+fn a_node_that_is_revoked_is_left_and_not_come_back_to() {
+    in_namespace("sessions::a_node_that_is_revoked_is_left_and_not_come_back_to", || {
+        let lab = Lab::new();
+        let identity = lab.ca.issue("xenflow://node/a", ExtendedKeyUsagePurpose::ServerAuth);
+        let host = Host::start_as(&lab, 8, &identity);
+        let client = lab.client("reconnect_max_ms = 200");
+        host.wait("snapshot", |table| table.snapshots == 1 && table.unacked == 0);
+        // A list that revokes somebody else changes nothing.
+        lab.revoke(&[]);
+        client.wait_log("authorities and revocation lists were read again");
+        assert_eq!(host.table().sessions, 1);
+
+        let start = Instant::now();
+        lab.revoke(&[&identity.0]);
+        client.wait_log("the certificate of the host counts no more: it was revoked");
+        assert!(start.elapsed() < Duration::from_secs(5), "left after {:?}", start.elapsed());
+        client.wait_log("TLS with fe80::1 at ctl0: certificate of the host: it was revoked");
+        // Neither a file that is broken nor one that is gone brings it back.
+        std::fs::write(lab.dir.path().join("crl.pem"), "-----BEGIN X509 CRL-----\n").unwrap();
+        until("the broken list", || client.log().matches("what was read before stays in force").count() == 1);
+        std::fs::remove_file(lab.dir.path().join("crl.pem")).unwrap();
+        client.wait_log("the revocation lists in or beside");
+        std::thread::sleep(Duration::from_millis(600));
+        assert_eq!(host.table().sessions, 1, "no session with who was revoked");
+        drop(host);
+
+        let other = lab.ca.issue("xenflow://node/a", ExtendedKeyUsagePurpose::ServerAuth);
+        let host = Host::start_as(&lab, 8, &other);
+        host.wait("snapshot", |table| table.snapshots == 1);
+        assert_eq!(client.log().matches("counts no more").count(), 1);
     });
 }

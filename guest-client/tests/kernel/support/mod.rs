@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    SanType,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SanType, SerialNumber,
 };
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
@@ -65,6 +65,8 @@ pub fn ip_batch(lines: &str) {
 pub struct Ca {
     key: KeyPair,
     params: CertificateParams,
+    /// The number of each certificate, by its PEM.
+    issued: Mutex<BTreeMap<String, SerialNumber>>,
 }
 
 impl Ca {
@@ -72,7 +74,7 @@ impl Ca {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, "test CA");
-        Self { key: KeyPair::generate().unwrap(), params }
+        Self { key: KeyPair::generate().unwrap(), params, issued: Mutex::default() }
     }
 
     /// Certificate and key in PEM.
@@ -87,8 +89,13 @@ impl Ca {
         params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
         params.extended_key_usages = vec![usage];
         params.not_after = rcgen::date_time_ymd(end, 1, 1);
+        let mut issued = self.issued.lock().unwrap();
+        let number = SerialNumber::from(issued.len() as u64 + 1);
+        params.serial_number = Some(number.clone());
         let issuer = Issuer::from_params(&self.params, &self.key);
-        params.signed_by(key, &issuer).unwrap()
+        let cert = params.signed_by(key, &issuer).unwrap();
+        issued.insert(cert.pem(), number);
+        cert
     }
 
     pub fn pem(&self) -> String {
@@ -158,6 +165,27 @@ impl Lab {
         self.configure_with("", &issue(2040).pem(), &key.serialize_pem());
         let anchor = CertificateDer::from_pem_slice(self.ca.pem().as_bytes()).unwrap();
         Renewed { chain: vec![issue(4000).der().to_vec()], anchors: vec![anchor.to_vec()] }
+    }
+
+    /// A list beside the client's authorities that revokes these certificates, in PEM.
+    pub fn revoke(&self, certs: &[&str]) {
+        let revoked = |pem: &&str| RevokedCertParams {
+            serial_number: self.ca.issued.lock().unwrap()[*pem].clone(),
+            revocation_time: rcgen::date_time_ymd(2026, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2026, 1, 1),
+            next_update: rcgen::date_time_ymd(4000, 1, 1),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: certs.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&Issuer::from_params(&self.ca.params, &self.ca.key)).unwrap();
+        std::fs::write(self.path("crl.new"), list.pem().unwrap()).unwrap();
+        std::fs::rename(self.path("crl.new"), self.path("crl.pem")).unwrap();
     }
 
     /// The client's certificate in its file.

@@ -282,7 +282,7 @@ impl Authority {
         key: &impl PublicKeyData,
         validity: Validity,
     ) -> Result<Certificate, PkiError> {
-        let mut params = params(name_of(identity).as_str(), validity)?;
+        let mut params = params(&common_name(identity), validity)?;
         params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -323,7 +323,19 @@ impl Authority {
     }
 }
 
-/// The name within an identity; a certificate's common name too (OVSDB's RBAC compares that).
+/// OVSDB's RBAC compares this with the names of nodes, so nobody else's may be one: no name has a blank. It holds 64
+/// characters (RFC 5280, A.1), so a long name is cut; the identity is elsewhere, and whole.
+fn common_name(identity: &Identity) -> String {
+    let mut text = match identity {
+        Identity::Node(name) => name.to_string(),
+        Identity::Router(name) => format!("router {name}"),
+        Identity::Operator(name) => format!("operator {name}"),
+    };
+    text.truncate(64);
+    text
+}
+
+/// The name within an identity.
 #[must_use]
 pub const fn name_of(identity: &Identity) -> &Name {
     match identity {

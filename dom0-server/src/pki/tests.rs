@@ -60,6 +60,30 @@ fn usage_validity_and_serial_of_leaves() {
     }
 }
 
+/// RBAC of the database knows a node by its common name.
+#[test]
+fn no_common_name_but_a_node_s_is_a_name() {
+    let (authority, _) = Authority::new(Validity::days(now(), CA_DAYS)).unwrap();
+    let longest = "n".repeat(63);
+    for (kind, name, common) in [
+        ("node", "a", "a".to_owned()),
+        ("router", "a", "router a".to_owned()),
+        ("operator", "a", "operator a".to_owned()),
+        ("node", &longest, longest.clone()),
+        ("router", &longest, format!("router {}", &longest[..57])),
+        ("operator", &longest, format!("operator {}", &longest[..55])),
+    ] {
+        let identity = identity(&format!("xenflow://{kind}/{name}"));
+        let pair = authority.issue(&identity, Validity::days(now(), 1)).unwrap();
+        let (_, pem) = parse_x509_pem(pair.cert.as_bytes()).unwrap();
+        let cert = pem.parse_x509().unwrap();
+        let names: Vec<_> = cert.subject().iter_common_name().map(|name| name.as_str().unwrap()).collect();
+        assert_eq!(names, [common.as_str()]);
+        assert_eq!(common.parse::<xenflow_proto::Name>().is_ok(), kind == "node", "{common}");
+        assert_eq!(crate::tls::certificate_identity(&pem.contents), Ok(identity));
+    }
+}
+
 #[test]
 fn no_leaf_outlives_the_authority() {
     let dir = Dir::new("long");

@@ -435,7 +435,9 @@ fn the_authority_issues_to_operators() {
     show.args(["x509", "-noout", "-subject", "-ext", "subjectAltName,extendedKeyUsage", "-in"]);
     let text = show.arg(ca.join("ann.pem")).output().expect("openssl is needed").stdout;
     let text = String::from_utf8(text).unwrap();
-    for part in ["subject=CN = operator ann\n", "URI:xenflow://operator/ann\n", "TLS Web Client Authentication\n"] {
+    for part in
+        ["subject=CN = operator ann\n", "URI:xenflow://operator/ann\n", "TLS Web Client Authentication\n"]
+    {
         assert!(text.contains(part), "{part}: {text}");
     }
     for part in ["Server", "IP Address"] {

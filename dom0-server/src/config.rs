@@ -38,6 +38,10 @@ pub struct Config {
     /// Most links, addresses, routes, next hops and neighbors kept of one guest.
     #[serde(default = "default_max_objects")]
     pub max_objects_per_router: usize,
+    /// Most bytes that the daemon keeps of one guest's tables, by an estimate from above: a plain route is about 600. At
+    /// least 1 MiB.
+    #[serde(default = "default_max_bytes")]
+    pub max_bytes_per_router: usize,
     /// Most changes a second that a router may send while others have sessions, after a burst of 50 seconds' worth; at
     /// least 1000, or 0: as many as it likes.
     #[serde(default = "default_max_change_rate")]
@@ -59,6 +63,8 @@ pub struct Config {
 
 /// A slower router would be taken for one that is gone: it waits for its largest message.
 const MIN_CHANGE_RATE: u32 = 1000;
+/// A guest's own addresses and links need some: less would keep every router out.
+const MIN_BYTES: usize = 1 << 20;
 
 fn default_db() -> String {
     "unix:/var/run/openvswitch/db.sock".into()
@@ -74,6 +80,10 @@ fn default_bridge() -> String {
 
 fn default_max_objects() -> usize {
     2_500_000
+}
+
+fn default_max_bytes() -> usize {
+    1 << 30
 }
 
 fn default_max_change_rate() -> u32 {
@@ -171,6 +181,10 @@ impl Config {
             let value = config.max_change_rate.to_string();
             return Err(refuse("max_change_rate", &value, format!("at least {MIN_CHANGE_RATE}, or 0")));
         }
+        if config.max_bytes_per_router < MIN_BYTES {
+            let value = config.max_bytes_per_router.to_string();
+            return Err(refuse("max_bytes_per_router", &value, format!("at least {MIN_BYTES}")));
+        }
         if let Err(error) = config.log.parse::<tracing_subscriber::filter::Targets>() {
             return Err(refuse("log", &config.log, error.to_string()));
         }
@@ -215,6 +229,7 @@ mod tests {
         assert_eq!(config.bridge, "br-xf");
         assert!(config.flow_restore_wait);
         assert_eq!(config.statistics_interval_s, 5);
+        assert_eq!((config.max_objects_per_router, config.max_bytes_per_router), (2_500_000, 1 << 30));
         assert_eq!((config.max_change_rate, config.hold_time_s), (20_000, 0));
         assert_eq!(config.xenflow_db(), "unix:/var/run/openvswitch/db.sock");
     }
@@ -231,6 +246,8 @@ mod tests {
         assert!(bridge.contains("1 to 15 characters"), "{bridge}");
         let rate = parse(&format!("{GOOD}max_change_rate = 999\n")).unwrap_err();
         assert_eq!(rate, "x.toml: max_change_rate = \"999\": at least 1000, or 0");
+        let bytes = parse(&format!("{GOOD}max_bytes_per_router = 1000\n")).unwrap_err();
+        assert_eq!(bytes, "x.toml: max_bytes_per_router = \"1000\": at least 1048576");
         assert!(parse(&format!("{GOOD}max_change_rate = 0\nhold_time_s = 60\n")).is_ok());
     }
 }

@@ -282,6 +282,12 @@ impl Core {
         Self { hold: Some(hold), ..self }
     }
 
+    /// A core that keeps no more bytes of one router's tables than that ([`xenflow_flow_app::rib::Quota::bytes`]).
+    #[must_use]
+    pub fn with_max_bytes(self, bytes: usize) -> Self {
+        Self { app: self.app.with_max_bytes(bytes), ..self }
+    }
+
     /// Takes in an event; what is to be done for it comes back, in order.
     pub fn handle(&mut self, event: Event) -> Vec<Effect> {
         match event {

@@ -87,7 +87,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let sessions = Sessions::new(config.max_change_rate);
     let (ready, mut listening) = watch::channel(None);
     let mut listener = Listener { server: access, sessions: sessions.clone(), events, ready, current: None };
-    let mut core = Core::new(node.clone(), config.max_objects_per_router);
+    let mut core =
+        Core::new(node.clone(), config.max_objects_per_router).with_max_bytes(config.max_bytes_per_router);
     if config.hold_time_s > 0 {
         core = core.with_hold_time(Duration::from_secs(config.hold_time_s.into()));
     }

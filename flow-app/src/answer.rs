@@ -45,7 +45,7 @@ pub enum Answer {
 pub enum Rejection {
     /// Its prefix is beyond the limit of the router, or stands in for one that is ([`crate::limit`]).
     Limit,
-    /// There is no number left for a group of its next hops.
+    /// There is no number or are not enough buckets left for a group of its next hops ([`crate::App::with_max_buckets`]).
     Groups,
     /// One of the prefix's routes is for a type of service.
     TypeOfService,

@@ -16,10 +16,10 @@ use xenflow_proto::table::{NeighborKey, RouteKey};
 use crate::answer::{Answer, Rejection};
 use crate::fast_path::Slow;
 use crate::flow::{FlowChange, FlowKey, MeterChange};
-use crate::group;
+use crate::group::{self, MAX_ROUTER_BUCKETS};
 use crate::pipeline::{self, cookie};
 use crate::punt::meter_of;
-use crate::rib::{RibCounts, TooManyObjects};
+use crate::rib::{Quota, RibCounts, TooMuch};
 use crate::router::{RouteCounts, Router, Step, diff};
 use crate::table;
 use crate::topology::{RouterId, Topology};
@@ -116,7 +116,8 @@ pub struct App {
     turn: RouterId,
     /// See [`App::rest`].
     is_resting: bool,
-    limit: usize,
+    quota: Quota,
+    max_buckets: usize,
     dump: Option<Dumping>,
     /// By number.
     meters: BTreeMap<u32, Meter>,
@@ -144,12 +145,25 @@ impl App {
             routers: BTreeMap::new(),
             turn: RouterId(0),
             is_resting: false,
-            limit,
+            quota: Quota { objects: limit, ..Quota::NONE },
+            max_buckets: MAX_ROUTER_BUCKETS,
             dump: None,
             meters: BTreeMap::new(),
             meters_sent: BTreeMap::new(),
             groups_found: BTreeMap::new(),
         }
+    }
+
+    /// An app that keeps no more bytes of one guest's tables than that, by the estimate of [`Quota::bytes`].
+    #[must_use]
+    pub fn with_max_bytes(self, bytes: usize) -> Self {
+        Self { quota: Quota { bytes, ..self.quota }, ..self }
+    }
+
+    /// An app whose routers' groups have no more buckets each than that; [`MAX_ROUTER_BUCKETS`] by default.
+    #[must_use]
+    pub fn with_max_buckets(self, max_buckets: usize) -> Self {
+        Self { max_buckets, ..self }
     }
 
     /// The topology it works on.
@@ -184,7 +198,7 @@ impl App {
         }
         self.topology = topology;
         for id in ids {
-            let router = || Router::new(id, &self.topology);
+            let router = || Router::new(id, &self.topology, self.max_buckets);
             let fresh = || Scoped { router: router(), sync: Sync::Unknown, is_pressing: false };
             self.routers.entry(id).or_insert_with(fresh).router.rebind();
         }
@@ -218,10 +232,10 @@ impl App {
     /// A change of a router's tables.
     ///
     /// # Errors
-    /// [`TooManyObjects`]: the change is not made.
-    pub fn apply(&mut self, id: RouterId, change: Change) -> Result<(), TooManyObjects> {
+    /// [`TooMuch`]: the change is not made.
+    pub fn apply(&mut self, id: RouterId, change: Change) -> Result<(), TooMuch> {
         match self.routers.get_mut(&id) {
-            Some(scoped) => scoped.router.apply(change, self.limit),
+            Some(scoped) => scoped.router.apply(change, self.quota),
             None => Ok(()),
         }
     }

@@ -8,6 +8,11 @@
 //! bucket by its id and that hash, and the highest wins: a flow moves only if its own bucket goes. So each next hop
 //! has as many buckets of equal weight as its weight says (Open vSwitch misses the ratio of unequal ones), with ids
 //! that follow from the next hop alone.
+//!
+//! A router has so many numbers and so many buckets. They are given to who asks first, and who finds none left is not
+//! forwarded for ([`crate::Rejection::Groups`]): a rule that did not look at the order would have to take a group that is
+//! in use from flows that go by it, whenever another one comes. [`Groups::is_short`] says that somebody found none, so
+//! that the router asks again when a group has gone.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -22,6 +27,9 @@ use crate::topology::RouterId;
 
 /// Buckets of a group, unless it has more next hops than that.
 const MAX_BUCKETS: u32 = 256;
+/// Buckets of all groups of a router: 1,024 groups at their widest, or as many of four as there are numbers. That is as
+/// much memory of Open vSwitch as some hundred thousand routes.
+pub(crate) const MAX_ROUTER_BUCKETS: usize = 1 << 18;
 /// The largest number of a group within its router: `OFPG_MAX` is 0xffff_ff00.
 const MAX_INDEX: u16 = 0xfeff;
 
@@ -41,11 +49,16 @@ pub(crate) struct Groups {
     found: HashMap<Group, u16>,
     /// What it holds besides and is the same as another.
     surplus: Vec<u16>,
+    /// Of all groups that are used; what was found and is not used goes soon.
+    buckets: usize,
+    max_buckets: usize,
+    is_short: bool,
 }
 
 #[derive(Debug, Clone)]
 struct Entry {
     hops: Multipath,
+    buckets: usize,
     users: usize,
 }
 
@@ -61,7 +74,8 @@ pub(crate) struct Assigned {
 }
 
 impl Groups {
-    pub(crate) fn new(router: RouterId) -> Self {
+    /// With so many buckets at most.
+    pub(crate) fn new(router: RouterId, max_buckets: usize) -> Self {
         Self {
             router,
             settings: Settings::default(),
@@ -72,12 +86,39 @@ impl Groups {
             next: 1,
             found: HashMap::new(),
             surplus: Vec::new(),
+            buckets: 0,
+            max_buckets,
+            is_short: false,
         }
+    }
+
+    /// Somebody wanted a group and there was none left, since [`Groups::ask_again`].
+    pub(crate) fn is_short(&self) -> bool {
+        self.is_short
+    }
+
+    /// All prefixes that have none are about to ask again.
+    pub(crate) fn ask_again(&mut self) {
+        self.is_short = false;
+    }
+
+    /// There is a group of these next hops, or there may be.
+    pub(crate) fn may_have(&mut self, hops: &Multipath) -> bool {
+        let has_number = !self.free.is_empty() || self.next <= MAX_INDEX;
+        let may = self.numbers.contains_key(hops)
+            || (has_number && self.buckets + bucket_count(hops) <= self.max_buckets);
+        self.is_short |= !may;
+        may
+    }
+
+    /// The prefix has a group.
+    pub(crate) fn has(&self, prefix: Prefix) -> bool {
+        self.users.contains_key(&prefix)
     }
 
     /// Forgets everything but what the switch holds: groups of the same content are taken up again.
     pub(crate) fn adopt(&mut self, found: BTreeMap<u32, Group>) {
-        *self = Self { settings: self.settings, ..Self::new(self.router) };
+        *self = Self { settings: self.settings, ..Self::new(self.router, self.max_buckets) };
         for (id, group) in found {
             let index = (id & 0xffff) as u16;
             self.next = self.next.max(index.saturating_add(1));
@@ -131,6 +172,7 @@ impl Groups {
             entry.users -= 1;
             if entry.users == 0 {
                 if let Some(entry) = self.groups.remove(&index) {
+                    self.buckets -= entry.buckets;
                     self.numbers.remove(&entry.hops);
                 }
                 self.free.insert(index);
@@ -141,6 +183,11 @@ impl Groups {
     }
 
     fn insert(&mut self, hops: &Multipath, add: &mut Option<Group>) -> Option<u16> {
+        let buckets = bucket_count(hops);
+        if self.buckets + buckets > self.max_buckets {
+            self.is_short = true;
+            return None;
+        }
         let body = group(0, hops, self.settings);
         let index = match self.found.remove(&body) {
             Some(index) => index,
@@ -151,14 +198,18 @@ impl Groups {
                         self.next += 1;
                         self.next - 1
                     }
-                    None => return None,
+                    None => {
+                        self.is_short = true;
+                        return None;
+                    }
                 };
                 *add = Some(Group { id: self.id(index), ..body });
                 index
             }
         };
         self.numbers.insert(hops.clone(), index);
-        self.groups.insert(index, Entry { hops: hops.clone(), users: 0 });
+        self.groups.insert(index, Entry { hops: hops.clone(), buckets, users: 0 });
+        self.buckets += buckets;
         Some(index)
     }
 
@@ -207,11 +258,20 @@ pub(crate) fn router_of(id: u32) -> Option<RouterId> {
     (router != 0).then_some(RouterId(router))
 }
 
-fn group(id: u32, multipath: &Multipath, settings: Settings) -> Group {
+/// How many buckets each next hop gets.
+fn counts(multipath: &Multipath) -> impl Iterator<Item = u32> {
     let weights: Vec<u32> = multipath.hops.iter().map(|(_, weight)| *weight).collect();
+    shares(&weights).into_iter()
+}
+
+fn bucket_count(multipath: &Multipath) -> usize {
+    counts(multipath).map(|count| count as usize).sum()
+}
+
+fn group(id: u32, multipath: &Multipath, settings: Settings) -> Group {
     let mut taken = BTreeSet::new();
     let mut buckets = Vec::new();
-    for ((adjacency, _), copies) in multipath.hops.iter().zip(shares(&weights)) {
+    for ((adjacency, _), copies) in multipath.hops.iter().zip(counts(multipath)) {
         let mut actions = table::towards(*adjacency);
         actions.extend(count_lookup());
         actions.push(Action::resubmit(NEXT_HOP));
@@ -304,7 +364,7 @@ mod tests {
 
     #[test]
     fn routes_share_groups_that_come_before_and_go_after_them() {
-        let mut groups = Groups::new(ROUTER);
+        let mut groups = Groups::new(ROUTER, MAX_ROUTER_BUCKETS);
         let (two, three) = (multipath(&[(1, 1), (2, 1)]), multipath(&[(1, 1), (2, 1), (3, 1)]));
         let first = groups.assign(prefix(1), Some(&two));
         assert_eq!(first.id, Some(7 << 16 | 1));
@@ -320,16 +380,41 @@ mod tests {
     }
 
     #[test]
+    fn buckets_are_counted_and_who_finds_none_left_may_ask_again() {
+        let mut groups = Groups::new(ROUTER, 5);
+        let (two, three) = (multipath(&[(1, 1), (2, 1)]), multipath(&[(1, 1), (2, 1), (3, 1)]));
+        let weighted = multipath(&[(1, 3), (2, 1)]);
+        assert!(groups.assign(prefix(1), Some(&two)).add.is_some());
+        assert!(groups.assign(prefix(2), Some(&three)).add.is_some());
+        assert!(!groups.is_short());
+        assert_eq!(groups.assign(prefix(3), Some(&weighted)), Assigned::default());
+        assert!(groups.is_short() && !groups.has(prefix(3)));
+        // A group that is there costs nothing more.
+        assert!(groups.assign(prefix(4), Some(&two)).id.is_some());
+        // It wants another one and finds none: what it had goes.
+        assert!(groups.assign(prefix(2), Some(&weighted)).remove.is_some());
+        groups.ask_again();
+        assert_eq!(groups.assign(prefix(3), Some(&weighted)).id, None, "four, and three are left");
+        assert!(groups.is_short());
+        assert!(groups.assign(prefix(2), Some(&three)).id.is_some());
+        for net in [1, 2, 4] {
+            groups.assign(prefix(net), None);
+        }
+        assert_eq!(groups.buckets, 0);
+        assert_eq!(groups.assign(prefix(3), Some(&weighted)).add.unwrap().buckets.len(), 4);
+    }
+
+    #[test]
     fn a_new_life_takes_up_what_it_finds() {
         let (two, three) = (multipath(&[(1, 1), (2, 1)]), multipath(&[(1, 1), (2, 1), (3, 1)]));
-        let mut groups = Groups::new(ROUTER);
+        let mut groups = Groups::new(ROUTER, MAX_ROUTER_BUCKETS);
         let held: BTreeMap<u32, Group> = [&multipath(&[(8, 1), (9, 1)]), &three, &two]
             .into_iter()
             .zip(1..)
             .filter_map(|(hops, net)| groups.assign(prefix(net), Some(hops)).add)
             .map(|group| (group.id, group))
             .collect();
-        let mut groups = Groups::new(ROUTER);
+        let mut groups = Groups::new(ROUTER, MAX_ROUTER_BUCKETS);
         groups.adopt(held);
         let two = groups.assign(prefix(5), Some(&two));
         assert_eq!((two.id, two.add), (Some(7 << 16 | 3), None));
@@ -371,7 +456,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_hashes_otherwise_has_other_groups() {
-        let mut groups = Groups::new(ROUTER);
+        let mut groups = Groups::new(ROUTER, MAX_ROUTER_BUCKETS);
         let two = groups.assign(prefix(1), Some(&multipath(&[(1, 1), (2, 1)])));
         let layer4 = Settings { ipv4_hash_policy: 1, ipv6_hash_policy: 0 };
         assert_eq!(groups.set_settings(Settings::default()), []);

@@ -5,16 +5,18 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Bound;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use xenflow_proto::digest::{Digest, Keyed};
 use xenflow_proto::table::{
     AddressKey, IfIndex, Link, Neighbor, NeighborKey, NextHop, NextHopKind, Obstacle, ObstacleKey, Route,
     RouteKey, RouteTarget, Settings,
 };
 use xenflow_proto::{Change, Key, MacAddr, Object};
+
+mod size;
 
 /// A table entry and the snapshot that last confirmed it.
 #[derive(Debug, Clone)]
@@ -37,10 +39,12 @@ pub struct Rib {
     settings: BTreeMap<(), Stamped<Settings>>,
     /// With their details.
     obstacles: BTreeMap<ObstacleKey, Stamped<String>>,
-    /// Which routes refer to a next-hop object.
-    users: BTreeMap<u32, BTreeSet<RouteKey>>,
-    /// Which groups a next-hop object is a member of.
-    groups: BTreeMap<u32, BTreeSet<u32>>,
+    /// Next-hop objects with the routes that refer to them.
+    users: BTreeSet<(u32, RouteKey)>,
+    /// Next-hop objects with the groups that they are members of.
+    groups: BTreeSet<(u32, u32)>,
+    /// What all objects cost: see [`size`].
+    bytes: usize,
     epoch: u32,
     in_snapshot: bool,
     tally: Option<Tally>,
@@ -99,12 +103,37 @@ pub enum Sweep {
     Done,
 }
 
+/// The most that a host remembers of one guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    /// Links, addresses, routes, next hops, neighbors and obstacles.
+    pub objects: usize,
+    /// What the daemon keeps for them, by an estimate from above (`rib/size.rs`): a plain route is about 600.
+    pub bytes: usize,
+}
+
+impl Quota {
+    /// No bound.
+    pub const NONE: Self = Self { objects: usize::MAX, bytes: usize::MAX };
+}
+
 /// A guest said more than its host will remember.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("more than {limit} links, addresses, routes, next hops and neighbors")]
-pub struct TooManyObjects {
-    /// The most that are kept.
-    pub limit: usize,
+pub enum TooMuch {
+    /// In number.
+    #[error("more than {limit} links, addresses, routes, next hops and neighbors")]
+    Objects {
+        /// The most that are kept.
+        limit: usize,
+    },
+    /// In memory.
+    #[error("the tables would take {bytes} bytes here, more than {limit}")]
+    Bytes {
+        /// What they would take with the change.
+        bytes: usize,
+        /// The most that they may.
+        limit: usize,
+    },
 }
 
 /// Numbers for people.
@@ -211,12 +240,50 @@ impl Rib {
     /// Makes the change; true if anything is different now.
     ///
     /// # Errors
-    /// [`TooManyObjects`] if the change would add one more than `limit`; nothing is changed then.
-    pub fn apply(&mut self, change: Change, limit: usize) -> Result<bool, TooManyObjects> {
-        if matches!(change, Change::Upsert(_)) && self.len() >= limit && !self.contains(&change.key()) {
-            return Err(TooManyObjects { limit });
+    /// [`TooMuch`] if the change would make more of the tables than `quota` allows; nothing is changed then.
+    pub fn apply(&mut self, mut change: Change, quota: Quota) -> Result<bool, TooMuch> {
+        let before = self.size_at(&change.key());
+        let after = match &mut change {
+            Change::Upsert(object) => {
+                size::trim(object);
+                size::size(object)
+            }
+            Change::Remove(_) => 0,
+        };
+        let is_added =
+            before.is_none() && !matches!(change, Change::Upsert(Object::Settings(_)) | Change::Remove(_));
+        if is_added && self.len() >= quota.objects {
+            return Err(TooMuch::Objects { limit: quota.objects });
         }
+        let before = before.unwrap_or_default();
+        let bytes = self.bytes - before + after;
+        if after > before && bytes > quota.bytes {
+            return Err(TooMuch::Bytes { bytes, limit: quota.bytes });
+        }
+        self.bytes = bytes;
         Ok(self.apply_within_limit(change))
+    }
+
+    /// What the object of a key costs, if there is one.
+    fn size_at(&self, key: &Key) -> Option<usize> {
+        match key {
+            Key::Link(ifindex) => self.links.get(ifindex).map(|entry| size::link_size(&entry.value)),
+            Key::Address(key) => self.addresses.get(key).map(|_| size::size(&Object::Address(*key))),
+            Key::Route(key) => self.routes.get(key).map(|entry| size::route_size(&entry.value)),
+            Key::NextHop(id) => self.next_hops.get(id).map(|entry| size::next_hop_size(&entry.value)),
+            Key::Neighbor(key) => {
+                let entry = self.neighbors.get(key)?;
+                Some(size::size(&Object::Neighbor(Neighbor { key: *key, mac: entry.value })))
+            }
+            Key::Settings => self.settings.get(&()).map(|entry| size::size(&Object::Settings(entry.value))),
+            Key::Obstacle(key) => self.obstacles.get(key).map(|entry| size::obstacle_size(&entry.value)),
+        }
+    }
+
+    /// What all objects cost by the estimate that [`Quota::bytes`] bounds.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     fn len(&self) -> usize {
@@ -231,23 +298,12 @@ impl Rib {
             own: _,
             users: _,
             groups: _,
+            bytes: _,
             epoch: _,
             in_snapshot: _,
             tally: _,
         } = self;
         links.len() + addresses.len() + routes.len() + next_hops.len() + neighbors.len() + obstacles.len()
-    }
-
-    fn contains(&self, key: &Key) -> bool {
-        match key {
-            Key::Link(ifindex) => self.links.contains_key(ifindex),
-            Key::Address(key) => self.addresses.contains_key(key),
-            Key::Route(key) => self.routes.contains_key(key),
-            Key::NextHop(id) => self.next_hops.contains_key(id),
-            Key::Neighbor(key) => self.neighbors.contains_key(key),
-            Key::Settings => true,
-            Key::Obstacle(key) => self.obstacles.contains_key(key),
-        }
     }
 
     fn apply_within_limit(&mut self, change: Change) -> bool {
@@ -319,7 +375,7 @@ impl Rib {
         if let Some(Stamped { value: Route { target: RouteTarget::NextHop(id), .. }, .. }) =
             self.routes.get(&key)
         {
-            count(&mut self.users, *id, key, counts);
+            count(&mut self.users, (*id, key), counts);
         }
     }
 
@@ -329,7 +385,7 @@ impl Rib {
             self.next_hops.get(&group)
         {
             for (member, _) in members {
-                count(&mut self.groups, *member, group, counts);
+                count(&mut self.groups, (*member, group), counts);
             }
         }
     }
@@ -366,14 +422,18 @@ impl Rib {
     /// they have routes.
     #[must_use]
     pub fn users_of(&self, id: u32) -> BTreeSet<u32> {
-        let groups = self.groups.get(&id).into_iter().flatten().copied();
-        groups.chain([id]).filter(|id| self.users.contains_key(id)).collect()
+        let groups = self.groups.range((id, 0)..=(id, u32::MAX)).map(|(_, group)| *group);
+        groups.chain([id]).filter(|id| self.routes_by(*id, None).next().is_some()).collect()
     }
 
     /// Routes that refer to a next-hop object themselves, behind one of them.
     pub fn routes_by(&self, id: u32, after: Option<RouteKey>) -> impl Iterator<Item = RouteKey> {
-        let users = self.users.get(&id).into_iter();
-        users.flat_map(move |users| users.range((behind(after), Bound::Unbounded)).copied())
+        let from = match after {
+            Some(after) => Bound::Excluded((id, after)),
+            None => Bound::Included((id, FIRST)),
+        };
+        let users = self.users.range((from, Bound::Unbounded));
+        users.take_while(move |(of, _)| *of == id).map(|(_, route)| *route)
     }
 
     /// Routes of one prefix in one table: by TOS, then in the kernel's order of preference.
@@ -455,15 +515,16 @@ fn behind<K>(after: Option<K>) -> Bound<K> {
     after.map_or(Bound::Unbounded, Bound::Excluded)
 }
 
-/// Puts something into the set of `of`, or takes it out.
-fn count<K: Ord>(sets: &mut BTreeMap<u32, BTreeSet<K>>, of: u32, what: K, counts: bool) {
+/// No route stands before this one.
+const FIRST: RouteKey =
+    RouteKey { table: 0, dst: IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)), tos: 0, metric: 0 };
+
+/// Puts something into a set, or takes it out.
+fn count<T: Ord>(set: &mut BTreeSet<T>, what: T, counts: bool) {
     if counts {
-        sets.entry(of).or_default().insert(what);
-    } else if let Entry::Occupied(mut set) = sets.entry(of) {
-        set.get_mut().remove(&what);
-        if set.get().is_empty() {
-            set.remove();
-        }
+        set.insert(what);
+    } else {
+        set.remove(&what);
     }
 }
 

@@ -14,7 +14,7 @@ use crate::fib::{Adjacency, Binding, Fib, Ruling, Verdict};
 use crate::flow::{FlowChange, FlowKey};
 use crate::group::Groups;
 use crate::limit::{Limit, Prefix};
-use crate::rib::{Rib, Sweep, TooManyObjects};
+use crate::rib::{Quota, Rib, Sweep, TooMuch};
 use crate::table::{self, Side};
 use crate::topology::{FastPath, RouterId, Topology};
 
@@ -115,6 +115,10 @@ pub(crate) struct Router {
     limit: Limit,
     /// As far as the switch was told.
     groups: Groups,
+    /// [`Walk::Lacking`] is due.
+    asks_again: bool,
+    /// A group has gone since.
+    has_room_again: bool,
     max_routes: usize,
     /// As far as the switch was told.
     pub(crate) answers: Answers,
@@ -124,7 +128,8 @@ pub(crate) struct Router {
 }
 
 impl Router {
-    pub(crate) fn new(id: RouterId, topology: &Topology) -> Self {
+    /// A router whose groups have so many buckets at most.
+    pub(crate) fn new(id: RouterId, topology: &Topology, max_buckets: usize) -> Self {
         let rib = Rib::default();
         let binding = Binding::new(&rib, topology, id);
         let max_routes = topology.policy(id).max_routes;
@@ -143,7 +148,9 @@ impl Router {
             waiting: HashMap::new(),
             ready: VecDeque::new(),
             limit: Limit::new(max_routes),
-            groups: Groups::new(id),
+            groups: Groups::new(id, max_buckets),
+            asks_again: false,
+            has_room_again: false,
             max_routes,
             answers: Answers::default(),
             refused: Refused::default(),
@@ -174,7 +181,7 @@ impl Router {
         let Some(mut sweep) = self.sweep.take() else { return false };
         for key in self.rib.unconfirmed(&mut sweep, most) {
             // A removal cannot pass a limit.
-            let _ = self.apply(Change::Remove(key), usize::MAX);
+            let _ = self.apply(Change::Remove(key), Quota::NONE);
         }
         if !matches!(sweep, Sweep::Done) {
             self.sweep = Some(sweep);
@@ -187,7 +194,7 @@ impl Router {
     }
 
     /// Applies what the guest says and marks the places that it may decide.
-    pub(crate) fn apply(&mut self, change: Change, limit: usize) -> Result<(), TooManyObjects> {
+    pub(crate) fn apply(&mut self, change: Change, quota: Quota) -> Result<(), TooMuch> {
         let key = change.key();
         let readers = match key {
             Key::NextHop(id) => self.rib.users_of(id),
@@ -198,7 +205,7 @@ impl Router {
             | Key::Settings
             | Key::Obstacle(_) => BTreeSet::new(),
         };
-        if !self.rib.apply(change, limit)? {
+        if !self.rib.apply(change, quota)? {
             return Ok(());
         }
         if let Key::Route(route) = key {
@@ -433,8 +440,22 @@ impl Router {
             Some(flow) => FlowChange::Upsert(flow),
             None => FlowChange::Remove(self.key(Place::Route(prefix))),
         });
+        if remove.is_some() {
+            self.ask_again();
+        }
         self.ready.extend(remove.map(FlowChange::RemoveGroup));
         self.answers.settle(prefix, routes_of(&self.rib, prefix), rejection, after);
+    }
+
+    /// There is room for groups again. Who found none may stand behind a walk that is under way: another one follows it.
+    fn ask_again(&mut self) {
+        if self.asks_again {
+            self.has_room_again = true;
+        } else if self.groups.is_short() {
+            self.asks_again = true;
+            self.groups.ask_again();
+            self.due.push_back(Due::Walk(Walk::Lacking(None)));
+        }
     }
 
     /// Why packets take the slow path.
@@ -526,8 +547,11 @@ impl Router {
                 }
                 Due::Walk(walk) => {
                     *work = work.saturating_sub(STRIDE);
-                    if let Some(rest) = self.step(walk) {
-                        self.due.push_front(Due::Walk(rest));
+                    match self.step(walk) {
+                        // Nobody waits for that.
+                        Some(rest @ Walk::Lacking(_)) => self.due.push_back(Due::Walk(rest)),
+                        Some(rest) => self.due.push_front(Due::Walk(rest)),
+                        None => {}
                     }
                 }
                 Due::Change(change) => self.ready.push_back(change),
@@ -535,6 +559,7 @@ impl Router {
                 Due::Unused(id) => {
                     self.groups.removed(id);
                     self.ready.push_back(FlowChange::RemoveGroup(id));
+                    self.ask_again();
                 }
                 Due::Marker(token) => return Some(Step::Marker(self.reached(token))),
             }

@@ -456,8 +456,23 @@ fn a_guest_with_too_many_objects_is_refused() {
     say(&mut core, 1, GuestMessage::SnapshotBegin(Seq(1)));
     assert_eq!(say(&mut core, 1, changes(2, [1, 2, 3])), [ack(1, 2)]);
     let effects = say(&mut core, 1, changes(3, [4]));
-    let detail = xenflow_flow_app::rib::TooManyObjects { limit: 3 }.to_string();
+    let detail = xenflow_flow_app::rib::TooMuch::Objects { limit: 3 }.to_string();
     assert_eq!(effects, [Effect::Refuse(SessionId(1), RefusalReason::Limit, detail)]);
+}
+
+#[test]
+fn a_guest_whose_tables_take_too_much_memory_is_refused_and_keeps_what_it_said() {
+    let mut core = core(100).with_max_bytes(2000);
+    core.handle(Event::Desired(desired(&[1])));
+    core.handle(Event::Ports(ports(&[1])));
+    open(&mut core, 1, 1);
+    say(&mut core, 1, GuestMessage::SnapshotBegin(Seq(1)));
+    assert_eq!(say(&mut core, 1, changes(2, [1, 2])), [ack(1, 2)]);
+    let effects = say(&mut core, 1, changes(3, [3, 4, 5, 6, 7]));
+    let [Effect::Refuse(SessionId(1), RefusalReason::Limit, detail)] = effects.as_slice() else {
+        panic!("{effects:?}");
+    };
+    assert!(detail.starts_with("the tables would take 2") && detail.ends_with("more than 2000"), "{detail}");
 }
 
 #[test]

@@ -33,9 +33,10 @@ fn digest(objects: &[Object], boot_id: [u8; 16]) -> Digest {
 
 fn object() -> impl Strategy<Value = Object> {
     let small = 1..4_u32;
+    let name = "[ab]{1,15}";
     let addr = (1..4_u8).prop_map(|last| IpAddr::from([10, 0, 0, last]));
-    let link = (small.clone(), any::<bool>()).prop_map(|(ifindex, up)| {
-        let (name, kind) = (format!("eth{ifindex}"), String::new());
+    let link = (small.clone(), any::<bool>(), name).prop_map(|(ifindex, up, name)| {
+        let kind = String::new();
         let (mac, master, vrf_table, ipv6_mtu) = (None, None, None, None);
         Object::Link(Link {
             ifindex,
@@ -57,24 +58,26 @@ fn object() -> impl Strategy<Value = Object> {
         |oif| Hop { gateway: None, oif: Some(oif), weight: 1, flags: HopFlags::default(), encap: false };
     let target = prop_oneof![
         small.clone().prop_map(RouteTarget::NextHop),
-        small.clone().prop_map(move |oif| RouteTarget::Hops(vec![hop(oif)])),
+        (small.clone(), 0..5_usize).prop_map(move |(oif, hops)| RouteTarget::Hops(vec![hop(oif); hops])),
     ];
     let route = (1..5_u8, 0..2_u32, target).prop_map(|(third, metric, target)| {
         let dst = IpNet::new([10, 9, third, 0].into(), 24).unwrap();
         let key = RouteKey { table: TABLE_MAIN, dst, tos: 0, metric };
         Object::Route(Route { key, kind: RouteKind::Unicast, protocol: 4, scope: 0, target, mtu: None })
     });
-    let next_hop = (small.clone(), small.clone(), any::<bool>()).prop_map(move |(id, oif, drops)| {
-        let kind = if drops { NextHopKind::Blackhole } else { NextHopKind::Single(hop(oif)) };
-        Object::NextHop(NextHop { id, kind })
-    });
+    let kind = prop_oneof![
+        Just(NextHopKind::Blackhole),
+        small.clone().prop_map(move |oif| NextHopKind::Single(hop(oif))),
+        vec((small.clone(), small.clone()), 0..5).prop_map(NextHopKind::Group),
+    ];
+    let next_hop = (small.clone(), kind).prop_map(|(id, kind)| Object::NextHop(NextHop { id, kind }));
     let neighbor = (small.clone(), addr, 1..3_u8).prop_map(|(ifindex, addr, mac)| {
         Object::Neighbor(Neighbor { key: NeighborKey { ifindex, addr }, mac: MacAddr([2, 0, 0, 0, 0, mac]) })
     });
     let settings = (0..3_u8, 0..3_u8).prop_map(|(ipv4_hash_policy, ipv6_hash_policy)| {
         Object::Settings(Settings { ipv4_hash_policy, ipv6_hash_policy })
     });
-    let obstacle = (small, "[ab]").prop_map(|(ifindex, detail)| {
+    let obstacle = (small, "[ab]{0,20}").prop_map(|(ifindex, detail)| {
         let key = ObstacleKey { ifindex: Some(ifindex), family: None, kind: ObstacleKind::Netfilter };
         Object::Obstacle(Obstacle { key, detail })
     });
@@ -112,11 +115,11 @@ proptest! {
             match step {
                 Step::Upsert(object) => {
                     foreign.remove(&object.key());
-                    rib.apply(Change::Upsert(object), usize::MAX).unwrap();
+                    rib.apply(Change::Upsert(object), Quota::NONE).unwrap();
                 }
                 Step::Remove(object) => {
                     foreign.remove(&object.key());
-                    rib.apply(Change::Remove(object.key()), usize::MAX).unwrap();
+                    rib.apply(Change::Remove(object.key()), Quota::NONE).unwrap();
                 }
                 Step::Begin(which) => {
                     if boot != Some(BOOTS[which]) {
@@ -128,7 +131,7 @@ proptest! {
                 Step::End => {
                     for key in unconfirmed(&mut rib, slice) {
                         foreign.remove(&key);
-                        rib.apply(Change::Remove(key), usize::MAX).unwrap();
+                        rib.apply(Change::Remove(key), Quota::NONE).unwrap();
                     }
                 }
                 Step::Resume => rib.resume(),
@@ -143,6 +146,75 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn what_objects_cost_is_the_sum_of_each_whatever_came_went_and_was_refused(
+        steps in vec(step(), 0..120),
+        quota in (1..12_usize, 0..12_000_usize).prop_map(|(objects, bytes)| Quota { objects, bytes }),
+    ) {
+        let mut rib = Rib::default();
+        for step in steps {
+            let (change, before) = match step {
+                Step::Upsert(object) => (Change::Upsert(object), rib.bytes()),
+                Step::Remove(object) => (Change::Remove(object.key()), rib.bytes()),
+                Step::Begin(_) | Step::End | Step::Resume => continue,
+            };
+            let key = change.key();
+            let is_removal = matches!(change, Change::Remove(_));
+            let is_there = rib.objects().iter().any(|object| object.key() == key);
+            match rib.apply(change, quota) {
+                Err(TooMuch::Bytes { bytes, limit }) => {
+                    prop_assert!(bytes > limit && limit == quota.bytes && !is_removal);
+                    prop_assert_eq!(rib.bytes(), before);
+                }
+                Err(TooMuch::Objects { limit }) => {
+                    prop_assert!(rib.len() == limit && !is_there && !is_removal);
+                    prop_assert_eq!(rib.bytes(), before);
+                }
+                Ok(_) => prop_assert!(rib.bytes() <= quota.bytes.max(before)),
+            }
+            prop_assert_eq!(rib.bytes(), rib.objects().iter().map(size::size).sum::<usize>());
+            prop_assert!(rib.len() <= quota.objects);
+        }
+        for object in rib.objects() {
+            rib.apply(Change::Remove(object.key()), quota).unwrap();
+        }
+        prop_assert_eq!(rib.bytes(), 0);
+    }
+}
+
+#[test]
+fn what_can_only_shrink_passes_a_full_budget() {
+    let with = |hops| {
+        let Object::Route(it) = route(1) else { unreachable!() };
+        let hop = Hop { gateway: None, oif: None, weight: 1, flags: HopFlags::default(), encap: false };
+        Change::Upsert(Object::Route(Route { target: RouteTarget::Hops(vec![hop; hops]), ..it }))
+    };
+    let mut rib = Rib::default();
+    rib.apply(with(256), Quota::NONE).unwrap();
+    let full = Quota { bytes: rib.bytes(), ..Quota::NONE };
+    let one_more = Change::Upsert(route(2));
+    assert!(matches!(rib.apply(one_more.clone(), full), Err(TooMuch::Bytes { .. })));
+    assert!(rib.apply(with(255), full).unwrap());
+    assert!(rib.apply(with(1), Quota { bytes: 0, ..full }).unwrap(), "it gives back");
+    rib.apply(one_more, full).unwrap();
+}
+
+/// What fits into the daemon's default of 1 GiB.
+#[test]
+fn a_million_plain_routes_fit_with_room_to_spare_and_wide_ones_do_not() {
+    let by = |target| {
+        let Object::Route(it) = route(1) else { unreachable!() };
+        size::route_size(&Route { target, ..it })
+    };
+    let hop = Hop { gateway: None, oif: None, weight: 1, flags: HopFlags::default(), encap: false };
+    let hops = |count| RouteTarget::Hops(vec![hop; count]);
+    for plain in [hops(1), hops(2), RouteTarget::NextHop(1)] {
+        assert!(by(plain.clone()) * 1_500_000 < 1 << 30, "{} bytes by {plain:?}", by(plain.clone()));
+    }
+    assert!(by(hops(256)) * 200_000 > 1 << 30, "{} bytes", by(hops(256)));
+}
+
 fn route(third: u8) -> Object {
     let dst = IpNet::new([10, 9, third, 0].into(), 24).unwrap();
     let key = RouteKey { table: TABLE_MAIN, dst, tos: 0, metric: 0 };
@@ -152,7 +224,7 @@ fn route(third: u8) -> Object {
 
 fn say(rib: &mut Rib, thirds: impl IntoIterator<Item = u8>) {
     for third in thirds {
-        rib.apply(Change::Upsert(route(third)), usize::MAX).unwrap();
+        rib.apply(Change::Upsert(route(third)), Quota::NONE).unwrap();
     }
 }
 
@@ -172,7 +244,7 @@ fn sweep(rib: &mut Rib) -> usize {
     let keys = unconfirmed(rib, 3);
     let swept = keys.len();
     for key in keys {
-        rib.apply(Change::Remove(key), usize::MAX).unwrap();
+        rib.apply(Change::Remove(key), Quota::NONE).unwrap();
     }
     swept
 }
@@ -235,7 +307,7 @@ fn the_routes_and_groups_of_a_next_hop_are_known() {
         Object::NextHop(NextHop { id: 9, kind: NextHopKind::Group(members) })
     };
     for object in [by(1, 1), by(2, 1), by(3, 9), group(&[1, 2])] {
-        rib.apply(Change::Upsert(object), usize::MAX).unwrap();
+        rib.apply(Change::Upsert(object), Quota::NONE).unwrap();
     }
     assert_eq!(rib.users_of(1), [1, 9].into());
     assert_eq!(rib.users_of(2), [9].into());
@@ -243,11 +315,11 @@ fn the_routes_and_groups_of_a_next_hop_are_known() {
     assert_eq!(all.len(), 2);
     assert_eq!(rib.routes_by(1, all.first().copied()).collect::<Vec<_>>(), all[1..]);
     for object in [by(1, 2), group(&[2])] {
-        rib.apply(Change::Upsert(object), usize::MAX).unwrap();
+        rib.apply(Change::Upsert(object), Quota::NONE).unwrap();
     }
     assert_eq!((rib.users_of(1), rib.users_of(2)), ([1].into(), [2, 9].into()));
     for key in [by(2, 1).key(), group(&[]).key()] {
-        rib.apply(Change::Remove(key), usize::MAX).unwrap();
+        rib.apply(Change::Remove(key), Quota::NONE).unwrap();
     }
     assert_eq!((rib.users_of(1), rib.users_of(2)), ([].into(), [2].into()));
 }
@@ -258,7 +330,7 @@ fn neighbors_of_a_prefix_are_found_from_any_of_them_on() {
     let key = |ifindex, last: u8| NeighborKey { ifindex, addr: [10, 0, 0, last].into() };
     for (ifindex, last) in [(1, 3), (1, 4), (1, 5), (1, 9), (2, 4)] {
         let neighbor = Neighbor { key: key(ifindex, last), mac: MacAddr([2, 0, 0, 0, 0, last]) };
-        rib.apply(Change::Upsert(Object::Neighbor(neighbor)), usize::MAX).unwrap();
+        rib.apply(Change::Upsert(Object::Neighbor(neighbor)), Quota::NONE).unwrap();
     }
     let prefix: IpNet = "10.0.0.4/30".parse().unwrap();
     let found = |after| rib.neighbors_in(1, prefix, after).collect::<Vec<_>>();

@@ -68,6 +68,7 @@ impl Router {
         self.next_hops.clear();
         self.covers.clear();
         self.before = None;
+        (self.asks_again, self.has_room_again) = (false, false);
         let policy = topology.policy(self.id);
         self.max_routes = policy.max_routes;
         self.binding = Binding::new(&self.rib, topology, self.id);

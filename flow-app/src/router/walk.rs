@@ -11,8 +11,8 @@ use xenflow_proto::table::{NeighborKey, RouteKey, TABLE_LOCAL};
 
 use super::place::{Place, hosts_of, rewrites_of, route};
 use super::{Due, Router};
-use crate::fib::Binding;
-use crate::limit::Prefix;
+use crate::fib::{Binding, Ruling, Verdict};
+use crate::limit::{Class, Prefix};
 
 /// Places in a step of a walk.
 pub(super) const STRIDE: usize = 8;
@@ -32,6 +32,8 @@ pub(super) enum Walk {
     Users(u32, Option<RouteKey>),
     /// Neighbors that a prefix covers.
     Covered(Prefix, Option<NeighborKey>),
+    /// Prefixes that found no group left. What they hold is no harm, so others go first.
+    Lacking(Option<RouteKey>),
 }
 
 impl Router {
@@ -43,11 +45,25 @@ impl Router {
             Walk::Rewrites(after) => self.step_rewrites(after),
             Walk::Users(id, after) => self.step_users(id, after),
             Walk::Covered(prefix, after) => self.step_covered(prefix, after),
+            Walk::Lacking(after) => self.step_lacking(after),
         }
     }
 
     fn step_routes(&mut self, after: Option<RouteKey>) -> Walk {
         let Some(before) = self.before.take() else { return Walk::Rewrites(None) };
+        let (prefixes, next) = self.prefixes_behind(after);
+        for prefix in prefixes {
+            let is_looked_up = |binding: &Binding| binding.tables().contains(&prefix.table);
+            if prefix.table != TABLE_LOCAL && (is_looked_up(&before) || is_looked_up(&self.binding)) {
+                route(prefix).into_iter().for_each(|place| self.pass(place, &before));
+            }
+        }
+        self.before = Some(before);
+        next.map_or(Walk::Hosts(None), |next| Walk::Routes(Some(next)))
+    }
+
+    /// Prefixes that there are routes of; the last of these routes, if there may be more.
+    fn prefixes_behind(&self, after: Option<RouteKey>) -> (Vec<Prefix>, Option<RouteKey>) {
         let mut prefixes: Vec<Prefix> = Vec::new();
         let mut next = after;
         while prefixes.len() < STRIDE
@@ -59,14 +75,31 @@ impl Router {
             prefixes.push(Prefix { table, dst });
         }
         let is_over = prefixes.len() < STRIDE;
+        (prefixes, next.filter(|_| !is_over))
+    }
+
+    fn step_lacking(&mut self, after: Option<RouteKey>) -> Option<Walk> {
+        let (prefixes, next) = self.prefixes_behind(after);
         for prefix in prefixes {
-            let is_looked_up = |binding: &Binding| binding.tables().contains(&prefix.table);
-            if prefix.table != TABLE_LOCAL && (is_looked_up(&before) || is_looked_up(&self.binding)) {
-                route(prefix).into_iter().for_each(|place| self.pass(place, &before));
+            if self.limit.class(prefix) != Class::Forward || self.groups.has(prefix) {
+                continue;
+            }
+            let Some(Ruling { verdict, .. }) = self.ruling(prefix, &self.binding) else { continue };
+            if let Verdict::OneOf(hops, _) = &verdict
+                && self.refused.by(&verdict).is_none()
+                && self.groups.may_have(hops)
+                && let Some(place) = route(prefix)
+            {
+                self.turn_now(place);
             }
         }
-        self.before = Some(before);
-        if is_over { Walk::Hosts(None) } else { Walk::Routes(next) }
+        if next.is_none() {
+            self.asks_again = false;
+            if std::mem::take(&mut self.has_room_again) {
+                self.ask_again();
+            }
+        }
+        next.map(|next| Walk::Lacking(Some(next)))
     }
 
     fn neighbors_behind(&self, after: Option<NeighborKey>) -> (Vec<NeighborKey>, Option<NeighborKey>) {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use proptest::prelude::*;
 use xenflow_flow_app::fib::{Binding, Fib};
-use xenflow_flow_app::rib::Rib;
+use xenflow_flow_app::rib::{Quota, Rib};
 use xenflow_flow_app::sim::{Packet, Switch};
 use xenflow_flow_app::{
     Answer, App, Attachment, FastPath, FlowKey, Policy, PortNo, Rejection, RouterId, SlowReason, Topology,
@@ -110,7 +110,7 @@ fn limited(world: &World, router: u8, max_routes: usize, lie: bool, counts: &Cou
     }
     let mut rib = Rib::default();
     for object in tables.values() {
-        rib.apply(Change::Upsert(object.clone()), LIMIT).unwrap();
+        rib.apply(Change::Upsert(object.clone()), Quota::NONE).unwrap();
     }
     let binding = Binding::new(&rib, &narrow, id);
     let fib = Fib { rib: &rib, binding: &binding };
@@ -201,7 +201,7 @@ struct Probe {
 fn probes(tables: &Tables, topology: &Topology, id: RouterId, free: &Model) -> Result<Vec<Probe>, String> {
     let mut rib = Rib::default();
     for object in tables.values() {
-        rib.apply(Change::Upsert(object.clone()), LIMIT).unwrap();
+        rib.apply(Change::Upsert(object.clone()), Quota::NONE).unwrap();
     }
     let binding = Binding::new(&rib, topology, id);
     let fib = Fib { rib: &rib, binding: &binding };

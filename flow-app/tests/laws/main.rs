@@ -6,6 +6,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
 
 mod answers;
+mod buckets;
 mod forwarding;
 mod isolation;
 mod model;

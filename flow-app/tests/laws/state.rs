@@ -74,7 +74,7 @@ fn a_violation_is_noticed() {
 
 /// What can happen to an app and its switch.
 #[derive(Debug, Clone)]
-enum Event {
+pub(super) enum Event {
     /// The host's configuration or ports change.
     Topology(Dice),
     /// A router goes, comes back, and says what a sane guest says.
@@ -183,7 +183,7 @@ impl Guest {
 }
 
 /// An app with a model of its switch and of its guests.
-struct Run {
+pub(super) struct Run {
     plan: Plan,
     app: App,
     model: Model,
@@ -196,7 +196,10 @@ struct Run {
 
 impl Run {
     fn new(plan: Plan, model: Model) -> Self {
-        let app = App::new(LIMIT);
+        Self::by(App::new(LIMIT), plan, model)
+    }
+
+    pub(super) fn by(app: App, plan: Plan, model: Model) -> Self {
         let mut run = Self { plan, app, model, guests: BTreeMap::new(), dump: None, token: 0, hastes: false };
         run.set_topology();
         run
@@ -223,7 +226,7 @@ impl Run {
         }
     }
 
-    fn step(&mut self, event: Event) -> Result<(), String> {
+    pub(super) fn step(&mut self, event: Event) -> Result<(), String> {
         let count = self.plan.routers.len() as u8;
         match event {
             Event::Topology(dice) => {
@@ -350,7 +353,7 @@ impl Run {
     }
 
     /// Lets everything that is under way come to its end; a router goes and comes back in the midst of a dump.
-    fn finish(&mut self, (router, at): (u8, u32)) -> Result<(), String> {
+    pub(super) fn finish(&mut self, (router, at): (u8, u32)) -> Result<(), String> {
         self.step(Event::EndDump)?;
         for turn in 0..100_000 {
             self.step(Event::BeginDump)?;
@@ -375,13 +378,24 @@ impl Run {
         Err("it does not settle".to_owned())
     }
 
+    /// The app, the switch, and an app that knows only the end.
+    pub(super) fn end(&self) -> (&App, &Model, App) {
+        let guests = self.guests.iter().filter(|(_, guest)| guest.synced);
+        let tables = guests.map(|(r, guest)| (*r, guest.tables.clone())).collect();
+        (&self.app, &self.model, World { plan: self.plan.clone(), tables }.app())
+    }
+
+    /// What the guests of these routers were told last.
+    pub(super) fn told(&self, router: RouterId) -> Option<&BTreeMap<RouteKey, Rejection>> {
+        let mut guests = self.guests.iter().filter(|(r, guest)| router_id(**r) == router && guest.synced);
+        guests.next().map(|(_, guest)| &guest.rejected)
+    }
+
     /// The end is what the app desires, and what an app desires that knows only the end.
     fn verify(&mut self, flap: (u8, u32)) -> Result<usize, String> {
         self.finish(flap)?;
         let want = Model::desired(&self.app)?;
-        let guests = self.guests.iter().filter(|(_, guest)| guest.synced);
-        let tables = guests.map(|(r, guest)| (*r, guest.tables.clone())).collect();
-        let mut fresh = World { plan: self.plan.clone(), tables }.app();
+        let (_, _, mut fresh) = self.end();
         same("desired, against a fresh app's", &want, &Model::desired(&fresh)?)?;
         Model::default().settle(&mut fresh, 1000, |_| {});
         for (r, guest) in self.guests.iter().filter(|(_, guest)| guest.synced) {
@@ -405,9 +419,9 @@ impl Run {
     }
 }
 
-type History = (Plan, Vec<Event>, (u8, u32));
+pub(super) type History = (Plan, Vec<Event>, (u8, u32));
 
-fn histories() -> impl Strategy<Value = History> {
+pub(super) fn histories() -> impl Strategy<Value = History> {
     (plan(), vec(event(), 0..120), (0..6u8, 0..30u32))
 }
 

@@ -161,6 +161,12 @@ impl Node {
         Ok(())
     }
 
+    /// Adds a line to the daemon's configuration, which it reads when it starts.
+    pub fn configure_daemon(&self, line: &str) -> Result<()> {
+        let config = std::fs::read_to_string(&self.config)?;
+        Ok(std::fs::write(&self.config, format!("{config}{line}\n"))?)
+    }
+
     /// The daemon, to signal it or to read its log.
     pub fn daemon(&mut self) -> Result<&mut Process> {
         self.daemon.as_mut().context("xenflow-dom0 is not running")

@@ -1,5 +1,5 @@
 //! `restart`: the switch and its database end, well or badly, under a probe through a router with many routes, and
-//! all comes back by itself.
+//! all comes back by itself. At last the guest's client ends, and its tables are held for the hold time.
 
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,9 @@ pub(super) const SCENARIO: Scenario = Scenario {
         ("switch-kill.lost", "0"),
         ("both-kill.lost", "0"),
         ("control-disarmed.lost", "more than 0"),
+        ("hold-time.lost", "0"),
+        ("hold-time.transit_while_held", "0"),
+        ("hold-time.transit_after", "more than 0"),
     ],
     run,
 };
@@ -40,6 +43,11 @@ const RATE: u32 = 500;
 const AWAY: Duration = Duration::from_millis(300);
 /// The probe goes on for so long after all is in sync: the switch revalidates within a second.
 const AFTER: Duration = Duration::from_secs(1);
+/// `hold_time_s`, and how long after the session's loss all is looked at that must still be as it was.
+const HOLD: Duration = Duration::from_secs(3);
+const HELD: Duration = Duration::from_secs(1);
+/// What `xenflow show` says of a router after that.
+const OVER: &str = "no session for the hold time: nothing is forwarded for it";
 /// Key of `other_config` that makes a starting switch leave the kernel's flows alone until it is told.
 const RESTORE: &str = "flow-restore-wait";
 
@@ -100,6 +108,8 @@ fn run(lab: &mut Lab) -> Result<Value> {
         "the tables were empty and nothing was lost: {seen}"
     );
     figures.insert("control-disarmed".into(), seen);
+    lab.step(format!("the guest's client ends, with a hold time of {} s", HOLD.as_secs()));
+    figures.insert("hold-time".into(), site.hold(lab).context("in hold-time")?);
     Ok(Value::Object(figures))
 }
 
@@ -191,6 +201,68 @@ impl Site {
         std::thread::sleep(AWAY);
         self.node.start_daemon()?;
         self.observe(probe, start)
+    }
+
+    /// A session is lost: its router's flows forward for the hold time, and are withdrawn then.
+    fn hold(&mut self, lab: &Lab) -> Result<Value> {
+        self.node.kill_daemon()?;
+        self.node.configure_daemon(&format!("hold_time_s = {}", HOLD.as_secs()))?;
+        self.node.start_daemon()?;
+        self.change()?;
+        let probe = self.probe(lab)?;
+        let forwarded = |site: &Self| site.r1.guest().forwarded();
+        let before = forwarded(self)?;
+        let start = Instant::now();
+        self.r1.client()?.stop()?;
+        std::thread::sleep(HELD);
+        let (flows, shown) = (lasting(&self.node)?, self.shown()?);
+        let transit_while_held = forwarded(self)? - before;
+        ensure!(flows == self.flows, "a lost session has changed {} flows", flows.len());
+        ensure!(shown["state"] == "down" && shown["message"] == "", "shown of a lost session: {shown}");
+        wait_for("the routes to be withdrawn", LIMIT, || {
+            Ok((!self.node.flows()?.contains("nw_dst=10.100.")).then_some(()))
+        })?;
+        let withdrawn = start.elapsed();
+        ensure!(withdrawn >= HOLD, "withdrawn after {withdrawn:?}, with a hold time of {HOLD:?}");
+        let shown = wait_for("show to say that nothing is held", LIMIT, || {
+            Ok(Some(self.shown()?).filter(|shown| shown["message"] == OVER))
+        })?;
+        let age_s = shown["age_s"].as_u64().unwrap_or_default();
+        ensure!(
+            age_s >= HOLD.as_secs() - 1 && shown["state"] == "down",
+            "shown after the hold time: {shown}"
+        );
+        let text = self.node.xenflow(&["show", "router", "r1"])?;
+        ensure!(text.contains("session down since ") && text.contains(" s ago)"), "shown: {text}");
+        let transit_before = forwarded(self)?;
+        std::thread::sleep(HELD);
+        let transit_after = forwarded(self)? - transit_before;
+        let report = probe.stop()?;
+        // It comes back as if nothing had been.
+        self.r1.start_client()?;
+        wait_for("the same flows as before", LIMIT, || {
+            Ok((lasting(&self.node)? == self.flows).then_some(()))
+        })?;
+        self.change()?;
+        ensure!(
+            transit_while_held == 0 && transit_after > 0 && report.lost == 0,
+            "the guest forwarded {transit_while_held} packets while held, {transit_after} after; {report:?}"
+        );
+        Ok(json!({
+            "sent": report.sent,
+            "lost": report.lost,
+            "withdrawn_s": (withdrawn.as_secs_f64() * 1000.0).round() / 1000.0,
+            "shown_age_s": age_s,
+            "transit_while_held": transit_while_held,
+            "transit_after": transit_after,
+        }))
+    }
+
+    /// What `xenflow show --json` says of r1's session.
+    fn shown(&self) -> Result<Value> {
+        let shown = self.node.show()?;
+        let rows = shown["status"].as_array().context("no status")?;
+        Ok(rows.iter().find(|row| row["router"] == "r1").context("nothing is shown of r1")?.clone())
     }
 
     fn end(&mut self, part: Part, end: End) -> Result<()> {

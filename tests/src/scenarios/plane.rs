@@ -43,6 +43,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
         ("mtu_tcp_gbit_s", "at least 0.2"),
         ("mtu_tcp_transit", "0"),
         ("police_hellos_lost", "0"),
+        ("police_r2_lost", "0"),
         ("police_over_rate_max", "at most 1.2"),
         ("police_flood_lost_by_others", "0"),
         ("fail_safe_lost", "0"),

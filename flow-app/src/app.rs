@@ -160,7 +160,7 @@ impl App {
         Self { quota: Quota { bytes, ..self.quota }, ..self }
     }
 
-    /// An app whose routers' groups have no more buckets each than that; [`MAX_ROUTER_BUCKETS`] by default.
+    /// An app whose routers' groups have no more buckets each than that; 262,144 by default.
     #[must_use]
     pub fn with_max_buckets(self, max_buckets: usize) -> Self {
         Self { max_buckets, ..self }

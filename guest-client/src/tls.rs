@@ -86,8 +86,8 @@ pub enum TlsError {
         /// Why.
         source: Error,
     },
-    /// There were lists.
-    #[error("the revocation lists in or beside {} are gone", .0.display())]
+    /// There was a list of an authority that is still trusted.
+    #[error("a revocation list that was in or beside {} is gone", .0.display())]
     ListsGone(PathBuf),
     /// Certificate and key do not fit.
     #[error("certificate and key cannot be used")]
@@ -173,7 +173,7 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// Reads the files. Where lists were in force, there must be some: whoever is revoked stays so.
+    /// Reads the files. Where an authority had a list, it must have one while it is trusted: whoever is revoked stays so.
     ///
     /// # Errors
     /// [`TlsError`] names the file.
@@ -184,10 +184,10 @@ impl Trust {
             roots.add(root).map_err(|source| TlsError::Ca { path: ca.into(), source })?;
         }
         let lists = Lists::read(config)?;
-        if lists.is_empty() && before.is_some_and(|before| !before.lists.is_empty()) {
+        let trust = Self { roots: Arc::new(roots), lists };
+        if before.is_some_and(|before| trust.misses_lists_of(before)) {
             return Err(TlsError::ListsGone(ca.into()));
         }
-        let trust = Self { roots: Arc::new(roots), lists };
         // The signature of a list is looked at when it is needed first, which would be a host's handshake.
         if let Ok([own, rest @ ..]) = certificates(&config.cert).as_deref() {
             let (usage, now) = (webpki::KeyUsage::client_auth(), UnixTime::now());
@@ -203,6 +203,23 @@ impl Trust {
             }
         }
         Ok(trust)
+    }
+
+    /// A list was there whose authority is still trusted, and is not any more. Of one below an authority, which only its
+    /// nodes show, that is said if no list is left at all.
+    fn misses_lists_of(&self, before: &Self) -> bool {
+        let stays = before.roots.roots.iter().any(|root| self.has_root(&root.subject));
+        before.lists.issuers().filter(|issuer| !self.lists.issuers().any(|other| other == *issuer)).any(
+            |issuer| match before.has_root(issuer) {
+                true => self.has_root(issuer),
+                false => stays && self.lists.is_empty(),
+            },
+        )
+    }
+
+    /// By its name, as lists have it.
+    fn has_root(&self, subject: &[u8]) -> bool {
+        self.roots.roots.iter().any(|root| &*root.subject == subject)
     }
 
     /// What is revoked.

@@ -103,6 +103,11 @@ impl Lists {
         self.0.iter().filter_map(|list| list.updates.next).min()
     }
 
+    /// Whose they are, as X.501 names.
+    pub(super) fn issuers(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.iter().map(|list| list.parsed.issuer())
+    }
+
     /// In DER.
     pub(crate) fn ders(&self) -> impl Iterator<Item = &[u8]> {
         self.0.iter().map(|list| list.der.as_slice())

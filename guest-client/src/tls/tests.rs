@@ -268,7 +268,14 @@ async fn lists_that_cannot_be_used_are_told_with_their_file() {
     std::fs::remove_file(router.config.lists()).unwrap();
     assert!(router.trust().unwrap().lists().is_empty());
     let error = Trust::read(&router.config, Some(&before)).unwrap_err();
-    assert_eq!(error.to_string(), format!("the revocation lists in or beside {at}/ca.pem are gone"));
+    let gone = format!("a revocation list that was in or beside {at}/ca.pem is gone");
+    assert_eq!(error.to_string(), gone);
+    // That of another authority does not do; with an authority, its list goes.
+    let other = Ca::new("two");
+    router.put("ca.pem", &(router.ca.pem.clone() + &other.pem + &other.list(2026, &[])));
+    assert_eq!(Trust::read(&router.config, Some(&before)).unwrap_err().to_string(), gone);
+    router.put("ca.pem", &other.pem);
+    assert!(Trust::read(&router.config, Some(&before)).unwrap().lists().is_empty());
 }
 
 #[test]

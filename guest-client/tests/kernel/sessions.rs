@@ -158,7 +158,7 @@ fn a_node_that_is_revoked_is_left_and_not_come_back_to() {
         std::fs::write(lab.dir.path().join("crl.pem"), "-----BEGIN X509 CRL-----\n").unwrap();
         until("the broken list", || client.log().matches("what was read before stays in force").count() == 1);
         std::fs::remove_file(lab.dir.path().join("crl.pem")).unwrap();
-        client.wait_log("the revocation lists in or beside");
+        client.wait_log("a revocation list that was in or beside");
         std::thread::sleep(Duration::from_millis(600));
         assert_eq!(host.table().sessions, 1, "no session with who was revoked");
         drop(host);

@@ -38,8 +38,8 @@ pub struct Config {
     /// Most links, addresses, routes, next hops and neighbors kept of one guest.
     #[serde(default = "default_max_objects")]
     pub max_objects_per_router: usize,
-    /// Most bytes that the daemon keeps of one guest's tables, by an estimate from above: a plain route is about 600. At
-    /// least 1 MiB.
+    /// Most bytes that the daemon keeps of one guest's tables, by an estimate from above: a plain route is about 600, so
+    /// that the default (1.5 GiB) has room for as many as `max_objects_per_router` by default. At least 1 MiB.
     #[serde(default = "default_max_bytes")]
     pub max_bytes_per_router: usize,
     /// Most changes a second that a router may send while others have sessions, after a burst of 50 seconds' worth; at
@@ -83,7 +83,7 @@ fn default_max_objects() -> usize {
 }
 
 fn default_max_bytes() -> usize {
-    1 << 30
+    3 << 29
 }
 
 fn default_max_change_rate() -> u32 {
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(config.bridge, "br-xf");
         assert!(config.flow_restore_wait);
         assert_eq!(config.statistics_interval_s, 5);
-        assert_eq!((config.max_objects_per_router, config.max_bytes_per_router), (2_500_000, 1 << 30));
+        assert_eq!((config.max_objects_per_router, config.max_bytes_per_router), (2_500_000, 3 << 29));
         assert_eq!((config.max_change_rate, config.hold_time_s), (20_000, 0));
         assert_eq!(config.xenflow_db(), "unix:/var/run/openvswitch/db.sock");
     }

@@ -1,5 +1,5 @@
-//! `identity`: certificates are renewed and revoked, their authority is rotated and at last given up for somebody
-//! else's, under sessions that live on them and a probe that crosses one of the routers.
+//! `identity`: certificates of routers and of their node are renewed and revoked, their authority is rotated and at last
+//! given up for somebody else's, under sessions that live on them and a probe that crosses one of the routers.
 
 mod external;
 mod keys;
@@ -36,6 +36,10 @@ pub(super) const SCENARIO: Scenario = Scenario {
         ("sessions_after_revoke", "0"),
         ("sessions_after_new_certificate", "1"),
         ("sessions_of_others_ended", "0"),
+        ("revoked_node_left_ms", "at most 3000"),
+        ("sessions_with_revoked_node", "0"),
+        ("sessions_without_that_list_control", "1"),
+        ("sessions_with_node_again", "1"),
         ("keys_seen", "0"),
         ("keys_seen_control", "more than 0"),
         ("keys_open", "0"),
@@ -51,6 +55,8 @@ const SHORT: &str = "3";
 const RENEWAL: Duration = Duration::from_secs(60);
 /// A revoked session ends within: the daemon looks every second.
 const AT_ONCE: Duration = Duration::from_secs(2);
+/// A guest leaves a revoked node within: it looks every second, and is one of several on the lab's processor.
+const NODE_LEFT: Duration = Duration::from_secs(3);
 
 fn run(lab: &mut Lab) -> Result<Value> {
     lab.step("making host a with the authority, r1 between h1 and h2, and r2");
@@ -70,6 +76,8 @@ fn run(lab: &mut Lab) -> Result<Value> {
     finish(&mut site, &mut figures)?;
     lab.step("r1 is revoked");
     revocation(&mut site, &mut figures)?;
+    lab.step("node a is revoked");
+    revoked_node(&mut site, &mut figures)?;
     lab.step("an authority of OpenSSL in place of the built-in one");
     let external = External::create(&mut site, lab.work().join("external"))?;
     other_authority(&mut site, &external, &mut figures)?;
@@ -182,6 +190,50 @@ fn revocation(site: &mut Site, figures: &mut Map<String, Value>) -> Result<()> {
         ("sessions_after_revoke", after.into()),
         ("sessions_after_new_certificate", again.into()),
         ("sessions_of_others_ended", others.into()),
+    ] {
+        figures.insert(name.into(), value);
+    }
+    Ok(())
+}
+
+/// r1 learns that its node was revoked, from a list beside its authorities; r2 has an older one, and knows nothing of it.
+fn revoked_node(site: &mut Site, figures: &mut Map<String, Value>) -> Result<()> {
+    let begin = site.mark()?;
+    site.pki(&["revoke", "node", "a", "--reason", "key-compromise"])?;
+    let heard = site.router(Who::R1).client()?.log().len();
+    let start = Instant::now();
+    site.hand_lists(Who::R1)?;
+    let said = |site: &mut Site, words: &str| -> Result<bool> {
+        Ok(site.router(Who::R1).client()?.log().get(heard..).unwrap_or_default().contains(words))
+    };
+    let left = "the certificate of the host counts no more: it was revoked";
+    wait_for("r1 to leave its node", LIMIT, || Ok(said(site, left)?.then_some(())))?;
+    let ended = start.elapsed();
+    ensure!(ended <= NODE_LEFT, "r1 stayed with a node that was revoked for {ended:?}");
+    let refused = "certificate of the host: it was revoked";
+    wait_for("r1 to refuse its node", LIMIT, || {
+        Ok((said(site, "TLS with ")? && said(site, refused)?).then_some(()))
+    })?;
+    site.wait_logged(begin, 3, &["CertificateRevoked"])?;
+    let after = site.opened(begin, Who::R1)?;
+    ensure!(after == 0, "r1 had {after} sessions with a node that was revoked");
+    ensure!(site.ended(begin, Some(Who::R2))? == 0, "r2's session ended, and its list does not say so");
+
+    // The control: who has not that list takes the same node at the same time.
+    site.router(Who::R2).stop_client()?;
+    let control = site.mark()?;
+    site.start_client(Who::R2)?;
+    let accepted = site.opened(control, Who::R2)?;
+    ensure!(accepted == 1, "r2 had {accepted} sessions");
+
+    site.pki(&["renew", "node", "a"])?;
+    wait_for("r1 to come back", LIMIT, || Ok((site.opened(begin, Who::R1)? > 0).then_some(())))?;
+    let again = site.opened(begin, Who::R1)?;
+    for (name, value) in [
+        ("revoked_node_left_ms", millis(ended)?),
+        ("sessions_with_revoked_node", after.into()),
+        ("sessions_without_that_list_control", accepted.into()),
+        ("sessions_with_node_again", again.into()),
     ] {
         figures.insert(name.into(), value);
     }

@@ -146,6 +146,13 @@ impl Site {
         Ok(())
     }
 
+    /// Gives a router what the authority revoked until today.
+    pub(super) fn hand_lists(&self, who: Who) -> Result<()> {
+        let (new, to) = (self.papers(who).join("new"), self.papers(who).join("crl.pem"));
+        fs::copy(self.authority().join("crl.pem"), &new)?;
+        Ok(fs::rename(new, to)?)
+    }
+
     /// When the certificate in a file ends, in seconds since 1970-01-01 UTC, as OpenSSL reads it.
     pub(super) fn end_of(&mut self, cert: &Path) -> Result<i64> {
         let said = self.run(Command::new("openssl").args(["x509", "-noout", "-enddate", "-in"]).arg(cert))?;

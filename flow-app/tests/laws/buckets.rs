@@ -5,13 +5,16 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use openflow::{Action, Flow, Instruction};
+use proptest::collection::vec;
 use xenflow_flow_app::{App, Rejection, RouterId};
+use xenflow_proto::table::{Hop, HopFlags, Route, RouteKey, RouteKind, RouteTarget, TABLE_MAIN};
+use xenflow_proto::{Change, Key, Object};
 
 use super::answers::rejected;
 use super::law;
 use super::model::{Model, same};
 use super::state::{History, Run, histories};
-use super::world::{LIMIT, router_id};
+use super::world::{Family, LIMIT, chain, chain_of, router_id};
 
 fn group_of(flow: &Flow) -> Option<u32> {
     let actions = flow.instructions.iter().filter_map(|instruction| match instruction {
@@ -30,9 +33,18 @@ fn short((plan, events, flap): History, max: usize) -> Result<usize, String> {
     }
     run.finish(flap)?;
     let (app, model, mut fresh) = run.end();
+    let lacking = compare(app, model, &mut fresh, max)?;
+    for id in (0..6).map(router_id) {
+        answers(&run, id, app, &fresh)?;
+    }
+    Ok(lacking)
+}
+
+/// With an app that has any number of buckets.
+fn compare(app: &App, model: &Model, fresh: &mut App, max: usize) -> Result<usize, String> {
     same("installed", model, &Model::desired(app)?)?;
     let mut free = Model::default();
-    free.settle(&mut fresh, 1000, |_| {});
+    free.settle(fresh, 1000, |_| {});
     let mut used: BTreeMap<u32, usize> = BTreeMap::new();
     for (id, group) in &model.groups {
         *used.entry(id >> 16).or_default() += group.buckets.len();
@@ -61,9 +73,6 @@ fn short((plan, events, flap): History, max: usize) -> Result<usize, String> {
     if let Some((_, surplus)) = model.flows.iter().find(|(key, _)| !free.flows.contains_key(key)) {
         return Err(format!("{surplus:?} is too much"));
     }
-    for id in (0..6).map(router_id) {
-        answers(&run, id, app, &fresh)?;
-    }
     Ok(lacking)
 }
 
@@ -88,4 +97,49 @@ fn who_finds_no_group_left_is_punted_until_there_is_one() {
     });
     println!("{} prefixes without a group", lacking.get());
     assert!(lacking.get() > 300, "{}", lacking.get());
+}
+
+/// Without a dump, which decides everything anew.
+#[test]
+fn what_becomes_free_is_asked_for_again_step_by_step() {
+    let (lacking, asked) = (Cell::new(0), Cell::new(0));
+    let step = (0..12_u8, vec((2..8_u8, 1..4_u32), 0..4));
+    law(400, (vec(step, 1..60), 4..16_usize, 1..6_usize), |(steps, max, pause)| {
+        let mut app = chain_of(App::new(LIMIT).with_max_buckets(max), 1, Family::V4, Family::V4);
+        let mut fresh = chain(1, Family::V4, Family::V4);
+        let (mut model, id) = (Model::default(), router_id(0));
+        model.settle(&mut app, 1000, |_| {});
+        let mut end = BTreeMap::new();
+        for (at, (net, hops)) in steps.into_iter().enumerate() {
+            let change = multipath(net, &hops);
+            app.apply(id, change.clone()).unwrap();
+            end.insert(net, change);
+            if at % pause == 0 {
+                let before = rejected(&app, id).len();
+                model.settle(&mut app, 3, |_| {});
+                asked.set(asked.get() + usize::from(rejected(&app, id).len() < before));
+            }
+        }
+        model.settle(&mut app, 3, |_| {});
+        end.into_values().for_each(|change| fresh.apply(id, change).unwrap());
+        lacking.set(lacking.get() + compare(&app, &model, &mut fresh, max)?);
+        Ok(())
+    });
+    assert!(lacking.get() > 300 && asked.get() > 150, "{} lack, {} asked again", lacking.get(), asked.get());
+}
+
+/// The route of a prefix by these gateways with their weights; by none: it is gone.
+fn multipath(net: u8, hops: &[(u8, u32)]) -> Change {
+    let dst = format!("172.16.{net}.0/24").parse().unwrap();
+    let key = RouteKey { table: TABLE_MAIN, dst, tos: 0, metric: 0 };
+    if hops.is_empty() {
+        return Change::Remove(Key::Route(key));
+    }
+    let hop = |(last, weight): &(u8, u32)| {
+        let gateway = Some([10, 0, 0, *last].into());
+        Hop { gateway, oif: Some(1), weight: *weight, flags: HopFlags(0), encap: false }
+    };
+    let target = RouteTarget::Hops(hops.iter().map(hop).collect());
+    let (kind, mtu) = (RouteKind::Unicast, None);
+    Change::Upsert(Object::Route(Route { key, kind, protocol: 4, scope: 0, target, mtu }))
 }

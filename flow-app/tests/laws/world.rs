@@ -513,6 +513,11 @@ impl World {
 /// Routers in a row on one segment, each with its default route of a family by the next, the last by a host; the
 /// gateways may be of the other family. Ports: 1 is the host's, 100 and up the routers'.
 pub fn chain(count: u8, packets: Family, gateways: Family) -> App {
+    chain_of(App::new(LIMIT), count, packets, gateways)
+}
+
+/// [`chain`] in an app that knows nothing yet.
+pub fn chain_of(mut app: App, count: u8, packets: Family, gateways: Family) -> App {
     let vlan = vlan(0);
     let mut topology =
         Topology { segments: [vlan].into(), access: [(1, vlan)].into(), ..Topology::default() };
@@ -521,7 +526,6 @@ pub fn chain(count: u8, packets: Family, gateways: Family) -> App {
         let vif = Vif { mac: vif_mac(r, 0), attachment, port: Some(100 + PortNo::from(r)) };
         topology.vifs.insert(vif_id(r, 0), vif);
     }
-    let mut app = App::new(LIMIT);
     app.set_topology(topology);
     for r in 0..count {
         let next = if r + 1 < count { vif_mac(r + 1, 0) } else { host_mac(0, 1) };

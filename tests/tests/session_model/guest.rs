@@ -12,6 +12,11 @@ use xenflow_proto::{GuestMessage, HostMessage};
 use crate::kernel::{Kernel, Message, Read};
 use crate::world::Faults;
 
+/// From the end of a dump to the audit, at most.
+pub(crate) const AUDIT_AFTER: Duration = Duration::from_millis(1500);
+/// At least: so often that one runs beside whatever happens.
+pub(crate) const AUDIT_SOON: Duration = Duration::from_millis(100);
+
 /// What a session's end means.
 #[derive(Debug)]
 pub(crate) enum Ended {
@@ -33,6 +38,12 @@ pub(crate) struct Guest {
     dump: Option<u32>,
     dumps: u32,
     dump_due: bool,
+    audit_after: Duration,
+    /// When another one is due by the clock.
+    audit_due: Duration,
+    pub(crate) audits: u64,
+    /// Keys that they repaired.
+    pub(crate) repaired: u64,
     /// The socket said that it dropped events, and was not seen empty since.
     congested: bool,
     survey: Option<Survey>,
@@ -40,7 +51,13 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    pub(crate) fn start(boot: u64, kernel: &mut Kernel, faults: Faults) -> Self {
+    pub(crate) fn start(
+        boot: u64,
+        kernel: &mut Kernel,
+        now: Duration,
+        audit_after: Duration,
+        faults: Faults,
+    ) -> Self {
         kernel.reopen();
         let boot_id = (u128::from(boot) << 64 | 0x1234_5678).to_be_bytes();
         Self {
@@ -51,6 +68,10 @@ impl Guest {
             dump: None,
             dumps: 0,
             dump_due: true,
+            audit_after,
+            audit_due: now + audit_after,
+            audits: 0,
+            repaired: 0,
             congested: false,
             survey: Some(kernel.survey()),
             faults,
@@ -75,6 +96,7 @@ impl Guest {
                 }
                 Read::Again => {
                     self.congested = false;
+                    self.repaired += self.mirror.take_repaired(now).map_or(0, |found| found.keys);
                     return;
                 }
             }
@@ -92,22 +114,35 @@ impl Guest {
             }
             Message::Done(number, whole) if self.dump == Some(number) => {
                 self.dump = None;
+                self.audit_due = now + self.audit_after;
                 let sure = whole && self.mirror.end_dump(now);
                 self.dump_due |= !sure;
+                if self.faults.is_hasty {
+                    let found = self.mirror.take_repaired(Duration::MAX);
+                    self.repaired += found.map_or(0, |found| found.keys);
+                }
             }
             Message::Dumped(..) | Message::Done(..) => {}
         }
     }
 
     /// Starts a dump, if one is due.
-    pub(crate) fn dump(&mut self, kernel: &mut Kernel) {
-        if self.dump_due && self.dump.is_none() && !self.congested {
-            self.dump_due = false;
-            self.dumps += 1;
-            self.dump = Some(self.dumps);
-            self.mirror.begin_dump();
-            kernel.begin_dump(self.dumps);
+    pub(crate) fn dump(&mut self, kernel: &mut Kernel, now: Duration) {
+        let is_needed = std::mem::take(&mut self.dump_due);
+        let by_clock = self.audit_due <= now && !self.faults.trusts_events;
+        if self.dump.is_some() || self.congested || !(is_needed || by_clock) {
+            self.dump_due = is_needed;
+            return;
         }
+        if is_needed {
+            self.mirror.begin_dump();
+        } else {
+            self.audits += 1;
+            self.mirror.begin_audit();
+        }
+        self.dumps += 1;
+        self.dump = Some(self.dumps);
+        kernel.begin_dump(self.dumps);
     }
 
     /// A survey that looked earlier reports, and another looks.

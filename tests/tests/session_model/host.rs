@@ -49,6 +49,12 @@ pub(crate) struct Counts {
     pub(crate) rejected: u64,
     /// Rejections that a host has taken back.
     pub(crate) accepted: u64,
+    /// Things that the kernel did and told nobody.
+    pub(crate) concealed: u64,
+    /// Dumps by the clock.
+    pub(crate) audits: u64,
+    /// Keys that they repaired.
+    pub(crate) repaired: u64,
 }
 
 impl Add for Counts {
@@ -64,6 +70,9 @@ impl Add for Counts {
             watched: self.watched + other.watched,
             rejected: self.rejected + other.rejected,
             accepted: self.accepted + other.accepted,
+            concealed: self.concealed + other.concealed,
+            audits: self.audits + other.audits,
+            repaired: self.repaired + other.repaired,
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Silent are: IPv4 routes, next-hop objects and the state of hops when a link goes down or comes up; routes of a
 //! next-hop object that goes; routes with the source address that goes; and everything that the socket has no room for.
+//! What is worse, it may conceal anything at all, as a kernel with an error would. Dumps may be ahead of events of routes.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -102,6 +103,23 @@ pub(crate) struct Kernel {
     pub(crate) socket: Socket,
     dump: Option<Dump>,
     changes: u64,
+    /// Events that are made and not queued yet.
+    late: Vec<Event>,
+    speech: Speech,
+    /// How often something was concealed, and whether no dump has begun since.
+    pub(crate) concealed: u64,
+    pub(crate) is_concealing: bool,
+}
+
+/// What becomes of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Speech {
+    /// It is queued with the change.
+    Prompt,
+    /// It is queued later: a dump may list the change before. Routes only: their dumps hold no lock (Linux 6.10).
+    Late,
+    /// Nobody hears of it.
+    Silent,
 }
 
 impl Kernel {
@@ -118,12 +136,17 @@ impl Kernel {
             socket: Socket::default(),
             dump: None,
             changes: 0,
+            late: Vec::new(),
+            speech: Speech::Prompt,
+            concealed: 0,
+            is_concealing: false,
         }
     }
 
     /// The reader is another: nothing is queued for it yet.
     pub(crate) fn reopen(&mut self) {
         self.socket = Socket::default();
+        self.late.clear();
         self.dump = None;
     }
 
@@ -153,6 +176,7 @@ impl Kernel {
     }
 
     pub(crate) fn begin_dump(&mut self, number: u32) {
+        self.is_concealing = false;
         self.dump = Some(Dump { number, after: None, changes: self.changes, late: None });
     }
 
@@ -209,12 +233,32 @@ impl Kernel {
     }
 
     fn tell(&mut self, event: Event) {
-        self.socket.push(Message::Event(event));
+        match self.speech {
+            Speech::Prompt => self.socket.push(Message::Event(event)),
+            Speech::Late => self.late.push(event),
+            Speech::Silent => {}
+        }
+    }
+
+    /// Queues the events that are late.
+    pub(crate) fn speak(&mut self) {
+        for event in std::mem::take(&mut self.late) {
+            self.socket.push(Message::Event(event));
+        }
     }
 
     /// One thing that administrators, routing daemons, neighbors or cables do.
-    pub(crate) fn act(&mut self, random: &mut Random) {
+    pub(crate) fn act(&mut self, speech: Speech, random: &mut Random) {
+        self.speak();
+        self.speech = speech;
+        if speech == Speech::Silent {
+            self.concealed += 1;
+            self.is_concealing = true;
+        }
         self.changes += 1;
+        if speech == Speech::Late {
+            return if random.percent(60) { self.ipv4(random) } else { self.ipv6(random) };
+        }
         match random.weighted(&[
             (50, 0),
             (25, 1),

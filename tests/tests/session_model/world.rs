@@ -13,15 +13,19 @@ use xenflow_proto::message::RefusalReason;
 use xenflow_proto::{FrameDecoder, GuestMessage, HostMessage, Key, Object};
 use xenflow_tests::oracle::random::Random;
 
-use crate::guest::{Ended, Guest};
+use crate::guest::{AUDIT_AFTER, AUDIT_SOON, Ended, Guest};
 use crate::host::{Counts, Host, Output};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Speech};
 
 /// What is wrong on purpose.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Faults {
     /// The client does not dump after silent deletions.
     pub(crate) trusts_silence: bool,
+    /// The client does not dump by the clock.
+    pub(crate) trusts_events: bool,
+    /// The client takes whatever an audit changed for repaired.
+    pub(crate) is_hasty: bool,
     /// Hosts withdraw what a lost session told.
     pub(crate) withdraws: bool,
     /// The client starts anew at each move.
@@ -38,7 +42,7 @@ const MAX_ROUTES: u8 = 12;
 /// A step, and how often it is taken.
 #[derive(Debug, Clone, Copy)]
 enum Op {
-    Act,
+    Act(Speech),
     Read,
     List { late: bool },
     Dump,
@@ -67,8 +71,10 @@ enum Op {
     Copy,
 }
 
-const OPS: [(usize, Op); 30] = [
-    (120, Op::Act),
+const OPS: [(usize, Op); 32] = [
+    (110, Op::Act(Speech::Prompt)),
+    (10, Op::Act(Speech::Late)),
+    (2, Op::Act(Speech::Silent)),
     (100, Op::Read),
     (40, Op::List { late: false }),
     (10, Op::List { late: true }),
@@ -123,6 +129,10 @@ pub(crate) struct World {
     now: Duration,
     boots: u64,
     kernel: Kernel,
+    /// This world's kernels may conceal what they do.
+    conceals: bool,
+    /// This world's clients audit so often: rarely, so that audits do not make up for what else is wrong, or often.
+    audit_after: Duration,
     guest: Guest,
     hosts: [Host; 2],
     /// Where the guest is.
@@ -146,15 +156,20 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(random: Random, faults: Faults) -> Self {
+    pub(crate) fn new(mut random: Random, faults: Faults) -> Self {
+        let now = Duration::from_secs(1);
+        let audit_after = *random.pick(&[AUDIT_SOON, AUDIT_AFTER]);
         let mut kernel = Kernel::new();
-        let guest = Guest::start(1, &mut kernel, faults);
+        let guest = Guest::start(1, &mut kernel, now, audit_after, faults);
         let mut hosts = ["a", "b"].map(|node| Host::new(node, faults.withdraws));
         hosts[0].plug(true);
         Self {
+            // The controls see what they are for, and nothing else.
+            conceals: !faults.trusts_silence && (faults.trusts_events || random.percent(50)),
+            audit_after,
             random,
             faults,
-            now: Duration::from_secs(1),
+            now,
             boots: 1,
             kernel,
             guest,
@@ -194,8 +209,12 @@ impl World {
                 if !self.faults.withdraws && self.random.percent(30) {
                     self.return_unchanged()?;
                 }
+                if self.random.percent(50) {
+                    self.begin_audit();
+                }
             }
         }
+        self.count();
         Ok(self.hosts.iter().fold(self.counts, |total, host| total + host.counts))
     }
 
@@ -203,10 +222,11 @@ impl World {
         let some = 1 + self.random.below(6);
         let host = self.random.below(2);
         match op {
-            Op::Act => self.kernel.act(&mut self.random),
+            Op::Act(Speech::Silent) if !self.conceals => {}
+            Op::Act(speech) => self.kernel.act(speech, &mut self.random),
             Op::Read => self.guest.read(&mut self.kernel, 2 * some, self.now),
             Op::List { late } => self.kernel.list(2 * some, late, &mut self.random),
-            Op::Dump => self.guest.dump(&mut self.kernel),
+            Op::Dump => self.guest.dump(&mut self.kernel, self.now),
             Op::Survey => self.guest.survey(&self.kernel, self.now),
             Op::Connect => self.connect(),
             Op::Transmit => self.transmit(some),
@@ -252,7 +272,9 @@ impl World {
             Op::ClientRestarts => self.start_client(),
             Op::Reboot => {
                 self.boots += 1;
+                let concealed = self.kernel.concealed;
                 self.kernel = Kernel::new();
+                self.kernel.concealed = concealed;
                 self.copies.clear();
                 self.start_client();
             }
@@ -467,6 +489,8 @@ impl World {
     }
 
     fn pass(&mut self, time: Duration) {
+        // No event takes that long.
+        self.kernel.speak();
         self.now += time;
         if self.guest.is_over(self.now) {
             self.leave();
@@ -477,7 +501,30 @@ impl World {
         self.cut(false);
         self.leave();
         self.known.clear();
-        self.guest = Guest::start(self.boots, &mut self.kernel, self.faults);
+        self.count();
+        self.guest = Guest::start(self.boots, &mut self.kernel, self.now, self.audit_after, self.faults);
+    }
+
+    /// An audit of tables that are quiet begins. What happens from now on is a race.
+    fn begin_audit(&mut self) {
+        if self.conceals && self.random.percent(50) {
+            self.kernel.act(Speech::Silent, &mut self.random);
+        }
+        self.pass(AUDIT_AFTER);
+        self.guest.dump(&mut self.kernel, self.now);
+        if self.random.percent(50) {
+            self.kernel.act(Speech::Late, &mut self.random);
+            self.kernel.list(usize::MAX, false, &mut self.random);
+            self.kernel.list(usize::MAX, false, &mut self.random);
+            self.guest.read(&mut self.kernel, usize::MAX, self.now);
+        }
+    }
+
+    /// What the client did that ends here, and its kernel.
+    fn count(&mut self) {
+        self.counts.audits += std::mem::take(&mut self.guest.audits);
+        self.counts.repaired += std::mem::take(&mut self.guest.repaired);
+        self.counts.concealed = self.kernel.concealed;
     }
 
     fn restart_daemon(&mut self, host: usize) -> Result<(), String> {

@@ -9,6 +9,7 @@
 
 pub mod attack;
 mod cap;
+mod memory;
 
 use std::io::Write as _;
 use std::net::Ipv4Addr;
@@ -21,8 +22,9 @@ use clap::ValueEnum as _;
 use nix::time::{ClockId, clock_gettime};
 use serde_json::{Map, Value, json};
 
-use self::attack::{GO, Kind, QUIET, READY, Report};
+use self::attack::{Count, GO, Kind, QUIET, READY, Report};
 use self::cap::Cap;
+use self::memory::Peak;
 use super::{Options, percentile, round};
 use crate::cpu::Meter;
 use crate::node::{Node, Pki};
@@ -41,7 +43,11 @@ pub(super) const BENCH: Scenario = Scenario {
     limit: Duration::from_secs(3600),
     needs_product: true,
     in_suite: false,
-    targets: &[("worst_ratio_p50", "at most 2"), ("control_ratio_p50", "more than 2")],
+    targets: &[
+        ("worst_ratio_p50", "at most 2"),
+        ("control_ratio_p50", "more than 2"),
+        ("kinds.memory.grown_mib.xenflow-dom0", "at most budget_mib and 96"),
+    ],
     run,
 };
 
@@ -58,6 +64,10 @@ const PAUSE_MS: (u8, u8) = (5, 35);
 /// Busy for less than this, in percent of the processor, the host is at rest.
 const REST: f64 = 4.0;
 const TARGET: f64 = 2.0;
+/// What the daemon may keep of one router: little enough to be reached here, and enough for `--routes` plain ones.
+const BUDGET_MIB: u32 = 32;
+/// Beside the budget: a message in each stage of its way, what is due, groups on their way to the switch.
+const SLACK_MIB: f64 = 96.0;
 
 struct Site {
     r1: VirtualRouter,
@@ -87,13 +97,15 @@ fn run(lab: &mut Lab) -> Result<Value> {
     };
     ensure!((1..=1_000_000).contains(&routes), "{routes} routes is not 1 to 1000000");
     ensure!((1..=100).contains(&rounds) && changes >= 1, "{rounds} rounds of {changes} changes");
-    let mut site = build(lab)?;
+    // A plain route is less than 1 KiB.
+    let budget_mib = BUDGET_MIB.max(routes.div_ceil(1024));
+    let mut site = build(lab, budget_mib)?;
     lab.ready()?;
 
     let mut figures = Map::new();
     let mut worst = (0.0_f64, 0.0_f64);
     for kind in kinds {
-        let (ratios, of_kind) = measure(lab, &mut site, kind, (routes, rounds, changes), cap)?;
+        let (ratios, of_kind) = measure(lab, &mut site, kind, (routes, rounds, changes), (cap, budget_mib))?;
         worst = (worst.0.max(ratios.0), worst.1.max(ratios.1));
         figures.insert(name_of(kind), of_kind);
     }
@@ -102,6 +114,7 @@ fn run(lab: &mut Lab) -> Result<Value> {
     let figures = json!({
         "attacker_cpu_percent": cap,
         "attacker_routes": routes,
+        "budget_mib": budget_mib,
         "kinds": figures,
         "worst_ratio_p50": round(worst.0),
         "worst_ratio_p99": round(worst.1),
@@ -116,7 +129,7 @@ fn name_of(kind: Kind) -> String {
     kind.to_possible_value().map(|value| value.get_name().replace('-', "_")).unwrap_or_default()
 }
 
-fn build(lab: &Lab) -> Result<Site> {
+fn build(lab: &Lab, budget_mib: u32) -> Result<Site> {
     lab.step("making host a with routers r1 and evil");
     let mut site = OneRouter::create(lab)?;
     site.node.configure("network add blue\nsegment add lan3 --network blue --vlan 13\n")?;
@@ -124,6 +137,7 @@ fn build(lab: &Lab) -> Result<Site> {
     let evil = VirtualRouter::create(lab, &site.node, &site.pki, ("blue", "evil", 2), &links)?;
     site.guest()
         .ip_batch(&format!("neigh add {GATEWAY} lladdr 02:aa:00:00:00:20 dev lan2 nud permanent\n"))?;
+    site.node.configure_daemon(&format!("max_bytes_per_router = {}", u64::from(budget_mib) << 20))?;
     site.start(LIMIT)?;
     let OneRouter { r1, node, pki } = site;
     let writer = Writer::open(r1.guest().netns())?;
@@ -137,11 +151,14 @@ fn measure(
     site: &mut Site,
     kind: Kind,
     (routes, rounds, changes): (u32, u32, u32),
-    cap: u32,
+    (cap, budget_mib): (u32, u32),
 ) -> Result<((f64, f64), Value)> {
     let name = name_of(kind);
     lab.step(format!("{name}: the attacker tells what it has"));
     let group = Cap::create("attacker", cap)?;
+    let processes =
+        [("xenflow-dom0", site.node.daemon()?.id()), ("ovs-vswitchd", site.node.host_mut().vswitchd()?.id())];
+    let peak = Peak::start(&processes)?;
     let mut attack = start(lab, site, kind, routes, &group)?;
     attack.wait_for_log(READY, LONG)?;
     let (mut quiet, mut attacked) = (Vec::new(), Vec::new());
@@ -164,10 +181,11 @@ fn measure(
         attack.check()?;
     }
     let report = stop(attack)?;
+    let memory = peak.mib()?;
     drop(group);
     rest(site)?;
     site.clear()?;
-    ensure!(report.connections > 0, "the attacker did nothing");
+    let during = said(&report, rounds).with_context(|| format!("{name}: {report:?}"))?;
     let [quiet, attacked] = [quiet, attacked].map(|mut all| {
         all.sort_by(f64::total_cmp);
         [50, 99].map(|percent| percentile(&all, percent).unwrap_or_default())
@@ -180,13 +198,32 @@ fn measure(
         "worst_p99_ms": round(attacked[1]),
         "ratio_p50": round(ratios.0),
         "ratio_p99": round(ratios.1),
-        "connections": report.connections,
-        "messages": report.messages,
-        "changes": report.changes,
+        "said": report.total,
+        "said_while_attacking": during,
         "cpu_percent": busy,
+        "peak_mib": memory.peak,
+        "grown_mib": memory.grown,
     });
     lab.step(format!("{name}: {figures}"));
+    if kind == Kind::Memory {
+        let grown = memory.grown.get("xenflow-dom0").copied().unwrap_or(f64::MAX);
+        let most = f64::from(budget_mib) + SLACK_MIB;
+        ensure!(report.total.refusals > 0, "the budget was not reached: {figures}");
+        ensure!(grown <= most, "the daemon grows by {grown} MiB, more than {most}");
+    }
     Ok((ratios, figures))
+}
+
+/// What the attacker said in all attacked phases; in each of them it has to say something.
+fn said(report: &Report, rounds: u32) -> Result<Count> {
+    ensure!(report.attacked.len() == rounds as usize, "not {rounds} attacked phases");
+    let mut all = Count::default();
+    for (number, phase) in (1..).zip(&report.attacked) {
+        let said = phase.connections + phase.messages + phase.bytes;
+        ensure!(said > 0, "the attacker said nothing in attacked phase {number}");
+        all = all + *phase;
+    }
+    Ok(all)
 }
 
 fn start(lab: &Lab, site: &Site, kind: Kind, routes: u32, group: &Cap) -> Result<Process> {
@@ -286,4 +323,20 @@ fn control(site: &mut Site) -> Result<f64> {
     site.made += 1;
     site.await_changes(u64::from(CONTROL) + 1)?;
     Ok(start.elapsed().as_secs_f64() * 1000.0 / quiet)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attack_that_pauses_when_it_matters_counts_for_nothing() {
+        let total = Count { connections: 5, messages: 900, ..Count::default() };
+        let phase = Count { bytes: 1, ..Count::default() };
+        let report = |attacked: &[Count]| Report { total, attacked: attacked.to_vec() };
+        assert_eq!(said(&report(&[phase, phase]), 2).unwrap().bytes, 2);
+        let error = said(&report(&[phase, Count::default()]), 2).unwrap_err().to_string();
+        assert_eq!(error, "the attacker said nothing in attacked phase 2");
+        assert!(said(&report(&[phase]), 2).is_err(), "one was not counted");
+    }
 }

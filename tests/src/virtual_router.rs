@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,8 @@ pub struct VirtualRouter {
     config: PathBuf,
     logs: PathBuf,
     starts: u32,
+    /// In the place of the kernel's.
+    boot_id: Option<PathBuf>,
 }
 
 impl VirtualRouter {
@@ -72,6 +74,7 @@ impl VirtualRouter {
             config,
             logs: lab.results().to_owned(),
             starts: 0,
+            boot_id: None,
         };
         router.plug(node, network, links)?;
         Ok(router)
@@ -151,7 +154,16 @@ impl VirtualRouter {
     pub fn start_client(&mut self) -> Result<()> {
         self.starts += 1;
         let log = self.logs.join(format!("{}-xenflow-guest-{}.log", self.name, self.starts));
-        let mut command = self.guest.netns().command(&self.program);
+        let ns = self.guest.netns();
+        let mut command = match &self.boot_id {
+            None => ns.command(&self.program),
+            Some(file) => {
+                let mut command = ns.command("unshare");
+                let bind = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
+                command.args(["--mount", "sh", "-c", bind]).arg(file).arg(&self.program);
+                command
+            }
+        };
         command.arg("run").arg("--config").arg(&self.config);
         let client = Process::spawn(&format!("xenflow-guest of {}", self.name), &mut command, &log)?;
         self.client = Some(client);
@@ -171,10 +183,15 @@ impl VirtualRouter {
 
     /// What the client says of itself from now on.
     pub fn watch(&self) -> Result<Watch> {
-        let path = self.guest.dir().join("status.sock");
-        let what = format!("the status socket of {}", self.name);
-        let stream = wait_for(&what, START, || Ok(UnixStream::connect(&path).ok()))?;
-        Ok(Watch { lines: BufReader::new(stream) })
+        Watch::connect(&self.guest.dir().join("status.sock"))
+    }
+
+    /// Has clients that start from now on find this boot id: the guest was started anew.
+    pub fn reboot(&mut self, id: &str) -> Result<()> {
+        let file = self.guest.dir().join("boot_id");
+        std::fs::write(&file, format!("{id}\n"))?;
+        self.boot_id = Some(file);
+        Ok(())
     }
 
     /// What the client says of itself now.
@@ -199,6 +216,65 @@ struct Line {
     changes: Option<u64>,
     monotonic_ns: Option<u64>,
     queued_ns: Option<u64>,
+}
+
+/// A line about the session: a state, or an acknowledgement.
+#[derive(Debug, Clone, Deserialize)]
+pub struct SessionLine {
+    /// "up", "connecting" and so on; none: an acknowledgement.
+    pub state: Option<String>,
+    /// The host, while there is a session.
+    pub node: Option<String>,
+    /// The interface that leads to the host, if it is known.
+    pub interface: Option<String>,
+    /// Last message sent.
+    pub seq: Option<u64>,
+    /// Whether the session goes on from what the host held.
+    pub resumed: Option<bool>,
+    /// Changes sent in this session, or acknowledged.
+    pub changes: Option<u64>,
+    /// Last message acknowledged.
+    pub acked: Option<u64>,
+}
+
+impl SessionLine {
+    /// Whether there is a session; none: it says nothing of it.
+    pub fn is_up(&self) -> Option<bool> {
+        self.state.as_ref().map(|state| state == "up")
+    }
+}
+
+/// What a client says of its session, and when it came.
+#[derive(Debug)]
+pub struct Sessions(Receiver<(Instant, SessionLine)>);
+
+impl Sessions {
+    /// Waits for the next line.
+    pub fn next(&self, limit: Duration) -> Result<(Instant, SessionLine)> {
+        self.0.recv_timeout(limit).with_context(|| format!("the client has said nothing for {limit:?}"))
+    }
+
+    /// Waits for a line that is wanted.
+    pub fn wait(
+        &self,
+        what: &str,
+        limit: Duration,
+        is_wanted: impl Fn(&SessionLine) -> bool,
+    ) -> Result<(Instant, SessionLine)> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.next(left).with_context(|| format!("{what} did not come within {limit:?}"))?;
+            if is_wanted(&line.1) {
+                return Ok(line);
+            }
+        }
+    }
+
+    /// Waits until there is a session, or none.
+    pub fn session(&self, is_up: bool, limit: Duration) -> Result<(Instant, SessionLine)> {
+        self.wait(&format!("session {is_up}"), limit, |line| line.is_up() == Some(is_up))
+    }
 }
 
 /// An acknowledgement that the client got. Times are of `CLOCK_MONOTONIC`.
@@ -239,6 +315,13 @@ pub struct ClientState {
 }
 
 impl Watch {
+    /// At a client's status socket, which may come to be.
+    pub fn connect(path: &Path) -> Result<Self> {
+        let what = format!("the status socket {}", path.display());
+        let stream = wait_for(&what, START, || Ok(UnixStream::connect(path).ok()))?;
+        Ok(Self { lines: BufReader::new(stream) })
+    }
+
     /// Waits for the next acknowledgement of at least one change.
     pub fn acked(&mut self, limit: Duration) -> Result<Acked> {
         let deadline = Instant::now() + limit;
@@ -259,6 +342,11 @@ impl Watch {
     /// All acknowledgements from now on of at least one change.
     pub fn into_acks(self) -> Result<Receiver<Acked>> {
         self.follow(acked)
+    }
+
+    /// What it says of its session, the state of now first.
+    pub fn sessions(self) -> Result<Sessions> {
+        self.follow(|text| Ok(Some((Instant::now(), serde_json::from_str(text)?)))).map(Sessions)
     }
 
     /// What `meaning` takes from each line from now on. A thread reads them until nobody takes what they mean, one

@@ -10,13 +10,9 @@
 //! * older: it moves back to host a after routes changed at b: a holds the tables as they were when the guest left;
 //! * snapshot: the daemon of a is killed and started, and knows nothing any more.
 
-mod second;
-
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde::Deserialize;
 use serde_json::{Value, json};
 use xenflow_proto::control;
 
@@ -27,7 +23,8 @@ use crate::one_router::OneRouter;
 use crate::process::wait_for;
 use crate::routes::Writer;
 use crate::scenario::{Lab, Scenario};
-use crate::virtual_router::{CONTROL, VirtualRouter};
+use crate::second;
+use crate::virtual_router::{CONTROL, Sessions, VirtualRouter};
 
 /// The registry's entry.
 pub(super) const BENCH: Scenario = Scenario {
@@ -53,16 +50,6 @@ struct Site {
     second: Node,
     writer: Writer,
     plan: Plan,
-}
-
-/// A line of the status socket: a state, or an acknowledgement.
-#[derive(Debug, Deserialize)]
-struct Line {
-    state: Option<String>,
-    seq: Option<u64>,
-    resumed: Option<bool>,
-    changes: Option<u64>,
-    acked: Option<u64>,
 }
 
 /// What a session cost.
@@ -200,9 +187,9 @@ fn build(lab: &Lab, routes: u32) -> Result<Site> {
 }
 
 /// Starts the client, and reads what it says from then on.
-fn start(site: &mut Site) -> Result<Receiver<(Instant, Line)>> {
+fn start(site: &mut Site) -> Result<Sessions> {
     site.r1.start_client()?;
-    site.r1.watch()?.follow(|text| Ok(Some((Instant::now(), serde_json::from_str(text)?))))
+    site.r1.watch()?.sessions()
 }
 
 /// Half of them come, half of them go.
@@ -221,19 +208,16 @@ fn change(site: &mut Site, changes: u32) -> Result<()> {
 }
 
 /// Until the session is over.
-fn await_loss(lines: &Receiver<(Instant, Line)>) -> Result<()> {
-    loop {
-        let (_, line) = lines.recv_timeout(LIMIT).context("the session does not end")?;
-        if line.state.is_some_and(|state| state != "up" && state != "syncing") {
-            return Ok(());
-        }
-    }
+fn await_loss(lines: &Sessions) -> Result<()> {
+    let is_over = |state: &str| state != "up" && state != "syncing";
+    lines.wait("the session's end", LIMIT, |line| line.state.as_deref().is_some_and(is_over))?;
+    Ok(())
 }
 
 /// Lets the client reach the host, and waits until the host acknowledged end-of-RIB.
 fn await_session(
     site: &mut Site,
-    lines: &Receiver<(Instant, Line)>,
+    lines: &Sessions,
     limit: Duration,
     restore: impl FnOnce(&mut Site) -> Result<()>,
 ) -> Result<Cost> {
@@ -246,7 +230,7 @@ fn await_session(
     let deadline = restored + limit;
     let acked = loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let (at, line) = lines.recv_timeout(left).context("no session, or no end of it")?;
+        let (at, line) = lines.next(left).context("no session, or no end of it")?;
         match line.state.as_deref() {
             Some("connecting") => connecting = at.max(restored),
             Some("up") => {

@@ -15,14 +15,15 @@ use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
 
 use self::impostor::Impostor;
-use self::initramfs::{Initramfs, Running, Watch};
+use self::initramfs::{Initramfs, Running};
 use crate::endhost::EndHost;
+use crate::host::Vif;
 use crate::node::BRIDGE;
 use crate::one_router::{H2, OneRouter};
 use crate::probe::Probe;
 use crate::process::wait_for;
 use crate::scenario::{Lab, Scenario};
-use crate::virtual_router::CONTROL;
+use crate::virtual_router::{CONTROL, Sessions};
 
 /// The registry's entry.
 pub(super) const SCENARIO: Scenario = Scenario {
@@ -136,11 +137,7 @@ fn prepare(site: &OneRouter) -> Result<()> {
 
 fn add_port(site: &OneRouter) -> Result<()> {
     let (port, mac) = (site.r1.port(CONTROL), site.r1.mac(99));
-    let mac = format!("external_ids:attached-mac=\"{mac}\"");
-    let ids = ["external_ids:iface-id=r1-ctl", &mac, "external_ids:iface-status=active"];
-    let add = [&["add-port", BRIDGE, &port, "--", "set", "Interface", &port][..], &ids].concat();
-    site.node.host().vsctl(&add)?;
-    Ok(())
+    site.node.host().declare(BRIDGE, &Vif { port: &port, iface_id: "r1-ctl", mac: &mac, vm_uuid: None })
 }
 
 /// The last step: from now on the vif is up.
@@ -156,12 +153,12 @@ fn found(lab: &Lab, site: &mut Site, client: &mut Running, figures: &mut Map<Str
     let asked = || Ok((site.impostor.asked() > 0).then_some(()));
     wait_for("the impostor to be asked", LIMIT, asked)?;
     client.wait_for_log("no session with the host", LIMIT)?;
-    let mut watch = client.watch()?;
+    let watch = client.watch()?;
     lab.step("the control interface comes");
     prepare(&site.site)?;
     let start = vif_up(&site.site)?;
-    let (state, up) = watch.session(true, LIMIT)?;
-    ensure!(state["interface"] == CONTROL, "the session is at {}", state["interface"]);
+    let (up, state) = watch.session(true, LIMIT)?;
+    ensure!(state.interface.as_deref() == Some(CONTROL), "the session is elsewhere: {state:?}");
     took("found_ms", start, up, figures)?;
     client.wait_for_log("the control interface: a node took the session there", LIMIT)?;
     site.site.node.wait_session("r1", LIMIT)?;
@@ -214,35 +211,34 @@ fn words(lab: &Lab, site: &Site, figures: &mut Map<String, Value>) -> Result<()>
 /// The session ends in several ways, and is there again.
 fn returns(lab: &Lab, site: &mut Site, client: &mut Running, figures: &mut Map<String, Value>) -> Result<()> {
     lab.step("RST: the daemon dies with words of the guest unread, and another one runs in its place");
-    let mut watch = settled(client)?;
+    let watch = settled(client)?;
     site.site.node.daemon()?.signal(Signal::SIGSTOP)?;
     std::thread::sleep(ASKED);
     site.site.node.kill_daemon()?;
     watch.session(false, LIMIT)?;
     site.site.node.start_daemon()?;
     let start = Instant::now();
-    let (_, up) = watch.session(true, LIMIT)?;
+    let (up, _) = watch.session(true, LIMIT)?;
     took("rst_ms", start, up, figures)?;
     client.wait_for_log("Connection reset by peer", LIMIT)?;
 
     lab.step("link event: the vif is unplugged, and comes back as another one");
-    let mut watch = settled(client)?;
+    let watch = settled(client)?;
     unplug(&site.site)?;
     watch.session(false, LIMIT)?;
     prepare(&site.site)?;
     let start = vif_up(&site.site)?;
-    let (state, up) = watch.session(true, LIMIT)?;
-    ensure!(state["resumed"] == true, "the session began anew: {state}");
+    let (up, state) = watch.session(true, LIMIT)?;
+    ensure!(state.resumed == Some(true), "the session began anew: {state:?}");
     took("link_event_ms", start, up, figures)
 }
 
 /// Waits until the session has been up for a while: one that ends at once does not count as a good one. From then on
 /// it is watched.
-fn settled(client: &Running) -> Result<Watch> {
-    let mut watch = client.watch()?;
-    watch.session(true, LIMIT)?;
+fn settled(client: &Running) -> Result<Sessions> {
+    client.watch()?.session(true, LIMIT)?;
     std::thread::sleep(Duration::from_millis(1500));
-    let mut watch = client.watch()?;
+    let watch = client.watch()?;
     watch.session(true, LIMIT)?;
     Ok(watch)
 }
@@ -256,10 +252,10 @@ fn nudges(lab: &Lab, site: &mut Site, figures: &mut Map<String, Value>) -> Resul
         site.site.node.host().detach(BRIDGE, &port)?;
         let mut client = site.initramfs.start(site.site.guest())?;
         client.wait_for_log("no session with the host", LIMIT)?;
-        let mut watch = client.watch()?;
+        let watch = client.watch()?;
         let start = Instant::now();
         add_port(&site.site)?;
-        let (_, up) = watch.session(true, LIMIT)?;
+        let (up, _) = watch.session(true, LIMIT)?;
         client.stop()?;
         Ok(up - start)
     };

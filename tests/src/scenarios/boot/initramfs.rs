@@ -2,7 +2,6 @@
 //! running there as process 1 of its own.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,12 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
 
 use crate::net::Netns;
 use crate::node::Pki;
 use crate::process::{Process, wait_for};
 use crate::scenario::Lab;
+use crate::virtual_router::{Sessions, Watch};
 
 const START: Duration = Duration::from_secs(10);
 const PROGRAM: &str = "/init";
@@ -111,9 +110,9 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// What it says of itself from now on.
-    pub(super) fn watch(&self) -> Result<Watch> {
-        Ok(Watch(BufReader::new(UnixStream::connect(&self.socket)?)))
+    /// What it says of its session, from now on.
+    pub(super) fn watch(&self) -> Result<Sessions> {
+        Watch::connect(&self.socket)?.sessions()
     }
 
     pub(super) fn wait_for_log(&mut self, text: &str, limit: Duration) -> Result<()> {
@@ -149,31 +148,4 @@ fn children(parent: u32) -> Result<Vec<u32>> {
         }
     }
     Ok(found)
-}
-
-/// A connection to the status socket.
-pub(super) struct Watch(BufReader<UnixStream>);
-
-impl Watch {
-    /// Waits until there is a session, or none; gives the line that says so, and when it came.
-    pub(super) fn session(&mut self, is_up: bool, limit: Duration) -> Result<(Value, Instant)> {
-        let deadline = Instant::now() + limit;
-        let mut text = String::new();
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            ensure!(
-                !left.is_zero(),
-                "session {is_up} did not come within {limit:?}; the last line was {text:?}"
-            );
-            self.0.get_ref().set_read_timeout(Some(left))?;
-            text.clear();
-            let read = self.0.read_line(&mut text);
-            let read = read.with_context(|| format!("session {is_up} did not come within {limit:?}"))?;
-            ensure!(read > 0, "the client closed its status socket");
-            let line: Value = serde_json::from_str(&text).with_context(|| format!("status line {text:?}"))?;
-            if line["state"].is_string() && (line["state"] == "up") == is_up {
-                return Ok((line, Instant::now()));
-            }
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! A second host for r1. The control vif moves between the two as in a migration; the other vifs are plugged in on both all
+//! A second host for the router of [`crate::one_router`]. The control vif moves between the two as in a migration; the other vifs are plugged in on both all
 //! the time, as they are when a migration ends, so that the guest's links stay as they are and only the session moves.
 
 use anyhow::Result;
@@ -9,7 +9,7 @@ use crate::scenario::Lab;
 use crate::virtual_router::{CONTROL, VirtualRouter};
 
 /// Makes host b with its own database, which says of r1 what host a's says, and starts it.
-pub(super) fn create(lab: &Lab, pki: &Pki, r1: &VirtualRouter) -> Result<Node> {
+pub fn create(lab: &Lab, pki: &Pki, r1: &VirtualRouter) -> Result<Node> {
     let mut node = Node::create(lab, "b", pki)?;
     let host = node.host();
     host.vsctl(&["add-br", BRIDGE])?;
@@ -44,7 +44,7 @@ pub(super) fn create(lab: &Lab, pki: &Pki, r1: &VirtualRouter) -> Result<Node> {
 }
 
 /// Takes the control vif from one host, and puts it into the other's namespace, down and not plugged in.
-pub(super) fn unplug(r1: &VirtualRouter, from: &Node, to: &Node) -> Result<()> {
+pub fn unplug(r1: &VirtualRouter, from: &Node, to: &Node) -> Result<()> {
     let port = r1.port(CONTROL);
     from.host().detach(BRIDGE, &port)?;
     from.host().netns().ip(&["link", "set", &port, "netns", to.host().netns().name()])?;
@@ -52,7 +52,7 @@ pub(super) fn unplug(r1: &VirtualRouter, from: &Node, to: &Node) -> Result<()> {
 }
 
 /// Plugs the control vif in where [`unplug`] has put it.
-pub(super) fn plug(r1: &VirtualRouter, to: &Node) -> Result<()> {
+pub fn plug(r1: &VirtualRouter, to: &Node) -> Result<()> {
     let (port, mac) = (r1.port(CONTROL), r1.mac(99));
     let iface_id = format!("r1-{CONTROL}");
     to.host().attach(BRIDGE, &Vif { port: &port, iface_id: &iface_id, mac: &mac, vm_uuid: None })

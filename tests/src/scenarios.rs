@@ -13,6 +13,7 @@ mod fpm;
 mod hostile;
 mod identity;
 mod kernel;
+mod moves;
 mod oracle;
 mod plain;
 mod plane;
@@ -33,6 +34,7 @@ pub const ALL: &[Scenario] = &[
     plane::SCENARIO,
     fpm::SCENARIO,
     boot::SCENARIO,
+    moves::SCENARIO,
     restart::SCENARIO,
     broken::SCENARIO,
 ];
@@ -54,6 +56,7 @@ pub fn may_run_beside(name: &str) -> bool {
         churn::SCENARIO,
         identity::SCENARIO,
         boot::SCENARIO,
+        moves::SCENARIO,
     ];
     all.iter().any(|scenario| scenario.name == name)
 }

@@ -113,6 +113,8 @@ fn run(lab: &mut Lab) -> Result<Value> {
     lab.step(format!("{HALF_OPEN} connections that say nothing, while r1's client starts anew"));
     let comeback = half_open(&mut site)?;
     untouched(&mut site, &before)?;
+    lab.step("two with r1's key: the newest has the session");
+    newest_wins(&mut site, &before)?;
     lab.step("r1's own session ends in garbage");
     own_garbage(&mut site, &before)?;
     lab.step("the control network leads to the host alone");
@@ -391,6 +393,55 @@ fn half_open(site: &mut Site) -> Result<Duration> {
     ensure!(of_evil == HALF_OPEN && all.len() == lines + HALF_OPEN + 1, "{of_evil} lines of {HALF_OPEN}");
     site.node.wait_session("r1", LIMIT)?;
     Ok(took)
+}
+
+/// Another client with r1's key, where r1's own is: it takes the session, r1's is told so, and has it back when it comes
+/// again; then the other is told.
+fn newest_wins(site: &mut Site, before: &[String]) -> Result<()> {
+    // Time to look before r1's client comes again: it waits for half of this at least.
+    site.r1.configure("reconnect_min_ms", 4000)?;
+    site.r1.stop_client()?;
+    site.r1.start_client()?;
+    site.r1.client()?.wait_for_log("session is up", LIMIT)?;
+    site.node.wait_session("r1", LIMIT)?;
+    let lines = ended(&mut site.node)?.len();
+    let watch = site.r1.watch()?.sessions()?;
+    watch.session(true, LIMIT)?;
+
+    let pki = site.pki.dir();
+    let pair = Pair::read(pki, "r1")?;
+    let mut other = Client::open(hostile::tcp(site.r1.guest().netns())?, &pki.join("ca.pem"), Some(&pair))?;
+    other.welcome("r1")?;
+    watch.session(false, LIMIT)?;
+    site.r1.client()?.wait_for_log("a newer session came from", LIMIT)?;
+    let line = next_end(&mut site.node, lines)?;
+    ensure!(line.contains("xenflow://router/r1: ") && line.contains("a newer session came from"), "{line}");
+    other.say(&GuestMessage::Ping(77))?;
+    wait_for_pong(&mut other, 77)?;
+
+    let reason = refusal(&mut other)?;
+    ensure!(reason == RefusalReason::Replaced, "the older one is told {reason:?}");
+    watch.session(true, LIMIT)?;
+    let line = next_end(&mut site.node, lines + 1)?;
+    ensure!(line.contains("a newer session came from"), "{line}");
+    site.node.wait_session("r1", LIMIT)?;
+    untouched(site, before)
+}
+
+/// The host answers, so it serves this session; what else it says before is passed over.
+fn wait_for_pong(client: &mut Client, token: u64) -> Result<()> {
+    loop {
+        match client.hear()? {
+            HostMessage::Pong(answer) if answer == token => return Ok(()),
+            HostMessage::Refusal { reason, detail } => bail!("refused: {reason:?}, {detail}"),
+            HostMessage::Welcome(_)
+            | HostMessage::Ack { .. }
+            | HostMessage::InUse(_)
+            | HostMessage::Renewed(_)
+            | HostMessage::Ping(_)
+            | HostMessage::Pong(_) => {}
+        }
+    }
 }
 
 /// The same garbage from r1 itself: what it had said before stays, and a new client takes over.

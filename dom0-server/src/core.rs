@@ -384,10 +384,14 @@ impl Core {
         may_search || !self.turns.is_empty() || !self.sweeps.is_empty()
     }
 
-    /// The guest of that router has a session.
+    /// The session of that router's guest.
     #[must_use]
-    pub fn has_session(&self, router: RouterId) -> bool {
-        self.sessions.values().any(|session| session.router == router)
+    pub fn session_of(&self, router: RouterId) -> Option<SessionId> {
+        self.sessions.iter().find(|(_, session)| session.router == router).map(|(id, _)| *id)
+    }
+
+    fn has_session(&self, router: RouterId) -> bool {
+        self.session_of(router).is_some()
     }
 
     /// Every guest that is plugged in here has told its tables.

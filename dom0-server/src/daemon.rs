@@ -116,7 +116,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
             }
             Ok(()) = listening.changed() => continue,
             () = until(control.and(nudges.next())) => {
-                for guest in nudges.due(Instant::now(), |router| core.has_session(router)) {
+                for guest in nudges.due(Instant::now(), |router| core.session_of(router)) {
                     send_nudge(control, guest);
                 }
                 continue;
@@ -177,7 +177,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
                 Effect::Tell(id, message) => sessions.tell(id, Tell::Message(message)),
                 Effect::Refuse(id, reason, detail) => sessions.tell(id, Tell::Refuse(reason, detail)),
                 Effect::Taken(id) => sessions.taken(id),
-                Effect::Nudge(router, guest) => nudges.ask(router, guest, Instant::now()),
+                Effect::Nudge(router, guest) => {
+                    nudges.ask(router, guest, core.session_of(router), Instant::now());
+                }
             }
         }
         follow(&stage, &core, connection, connected);

@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio::time::Instant;
 use xenflow_flow_app::RouterId;
+
+use crate::core::SessionId;
 use xenflow_proto::control::{HOST_IPV4, HOST_IPV6, HOST_PORT_NAME, NUDGE, NUDGE_PORT};
 
 /// A guest that was just plugged in may miss the first nudge: so long after it, and after the next, comes one more.
@@ -17,6 +19,8 @@ const GAPS: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(8
 struct Asked {
     router: RouterId,
     guest: Vec<IpAddr>,
+    /// The session that it had when it was asked for, which may be over.
+    session: Option<SessionId>,
     at: Instant,
     sent: usize,
 }
@@ -29,9 +33,9 @@ pub struct Nudges {
 
 impl Nudges {
     /// Nudges a router's guest, at these addresses, from now on; in the place of what was asked before.
-    pub fn ask(&mut self, router: RouterId, guest: Vec<IpAddr>, now: Instant) {
+    pub fn ask(&mut self, router: RouterId, guest: Vec<IpAddr>, session: Option<SessionId>, now: Instant) {
         self.asked.retain(|asked| asked.router != router);
-        self.asked.push(Asked { router, guest, at: now, sent: 0 });
+        self.asked.push(Asked { router, guest, session, at: now, sent: 0 });
     }
 
     /// When the next one is due.
@@ -40,9 +44,9 @@ impl Nudges {
         self.asked.iter().map(|asked| asked.at).min()
     }
 
-    /// Where to send one now. A guest that has a session needs no more.
-    pub fn due(&mut self, now: Instant, has_session: impl Fn(RouterId) -> bool) -> Vec<IpAddr> {
-        self.asked.retain(|asked| !has_session(asked.router));
+    /// Where to send one now. A guest that has another session than before needs no more.
+    pub fn due(&mut self, now: Instant, session_of: impl Fn(RouterId) -> Option<SessionId>) -> Vec<IpAddr> {
+        self.asked.retain(|asked| session_of(asked.router).is_none_or(|now| asked.session == Some(now)));
         let mut to = Vec::new();
         self.asked.retain_mut(|asked| {
             if asked.at > now {
@@ -88,22 +92,25 @@ mod tests {
         let guest = |last| vec![IpAddr::from([169, 254, 1, last])];
         let mut nudges = Nudges::default();
         assert_eq!(nudges.next(), None);
-        nudges.ask(one, guest(1), now);
-        nudges.ask(two, guest(2), now);
+        nudges.ask(one, guest(1), None, now);
+        nudges.ask(two, guest(2), Some(SessionId(7)), now);
         assert_eq!(nudges.next(), Some(now));
-        assert_eq!(nudges.due(now, |_| false), [guest(1), guest(2)].concat());
+        assert_eq!(
+            nudges.due(now, |router| (router == two).then_some(SessionId(7))),
+            [guest(1), guest(2)].concat()
+        );
         assert_eq!(nudges.next(), Some(at(200)));
-        assert_eq!(nudges.due(at(199), |_| false), guest(0)[..0]);
-        // The second one has come meanwhile.
-        assert_eq!(nudges.due(at(200), |router| router == two), guest(1));
-        assert_eq!(nudges.due(at(1000), |_| false), guest(1));
+        assert_eq!(nudges.due(at(199), |_| None), guest(0)[..0]);
+        // The second one has come anew meanwhile.
+        assert_eq!(nudges.due(at(200), |router| (router == two).then_some(SessionId(8))), guest(1));
+        assert_eq!(nudges.due(at(1000), |_| None), guest(1));
         assert_eq!(nudges.next(), None);
-        assert_eq!(nudges.due(at(9000), |_| false), guest(0)[..0]);
+        assert_eq!(nudges.due(at(9000), |_| None), guest(0)[..0]);
         // Asked again, it begins anew.
-        nudges.ask(one, guest(1), at(9000));
-        assert_eq!(nudges.due(at(9000), |_| false), guest(1));
-        nudges.ask(one, guest(3), at(9100));
+        nudges.ask(one, guest(1), None, at(9000));
+        assert_eq!(nudges.due(at(9000), |_| None), guest(1));
+        nudges.ask(one, guest(3), None, at(9100));
         assert_eq!(nudges.next(), Some(at(9100)));
-        assert_eq!(nudges.due(at(9100), |_| false), guest(3));
+        assert_eq!(nudges.due(at(9100), |_| None), guest(3));
     }
 }

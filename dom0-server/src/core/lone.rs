@@ -10,7 +10,8 @@ use xenflow_proto::{MacAddr, control};
 use super::{Core, Effect, Lone};
 
 impl Core {
-    /// Nudges the guests whose control vif was plugged in or came up, but those that have found here by themselves.
+    /// Nudges the guests whose control vif was plugged in or came up. One that has a session here may have been elsewhere
+    /// meanwhile, and this session be one that nobody speaks in any more; where it is not, a nudge costs a ping.
     pub(super) fn nudge_plugged(&mut self) {
         let up: BTreeMap<PortNo, bool> =
             self.ports.iter().flat_map(|ports| &ports.ports).map(|port| (port.number, port.is_up)).collect();
@@ -21,7 +22,7 @@ impl Core {
             let is_up = up.get(&port).copied().unwrap_or_default();
             plugged.insert(id.router, (port, is_up));
             let is_old = |(old, was_up): &(PortNo, bool)| *old == port && (*was_up || !is_up);
-            if !self.plugged.get(&id.router).is_some_and(is_old) && !self.has_session(id.router) {
+            if !self.plugged.get(&id.router).is_some_and(is_old) {
                 come.push((id.router, vif.mac));
             }
         }

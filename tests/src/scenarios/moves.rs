@@ -34,10 +34,10 @@ pub(super) const SCENARIO: Scenario = Scenario {
     in_suite: true,
     targets: &[
         ("probe_lost", "0"),
-        ("nudge.ms", "at most 2000"),
-        ("nudge.changes", "more than 6000: a snapshot"),
         ("rst.ms", "at most 2000"),
-        ("rst.changes", "at most 30"),
+        ("rst.changes", "more than 6000: a snapshot"),
+        ("nudge.ms", "at most 2000"),
+        ("nudge.changes", "at most 30"),
         ("link_event.ms", "at most 2000"),
         ("link_event.changes", "at most 30"),
         ("silence.ms", "more than 4000"),
@@ -87,11 +87,11 @@ enum Way {
     Nudge,
 }
 
-/// Where to, the name of it, what tells the guest, and whether that host holds the tables as they were. The nudge comes
-/// first: a host nudges no guest whose last session it does not know to be over.
+/// Where to, the name of it, what tells the guest, and whether that host holds the tables as they were. The second host is
+/// one that does not know yet that the session it has with the guest is over.
 const MOVES: [(usize, &str, Way, bool); 4] = [
-    (1, "nudge", Way::Nudge, false),
-    (0, "rst", Way::Rst, true),
+    (1, "rst", Way::Rst, false),
+    (0, "nudge", Way::Nudge, true),
     (1, "link_event", Way::LinkEvent, true),
     (0, "silence", Way::Silence, true),
 ];

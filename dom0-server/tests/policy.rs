@@ -106,12 +106,21 @@ fn edits_at_the_same_time_keep_each_other() {
     assert!(classes.iter().all(|class| rates[class] == 42), "{rates}");
 }
 
-/// A database of the first schema, with contents, becomes one of this: nothing of it is lost.
 #[test]
-fn init_converts_a_database_of_the_schema_before() {
+fn init_converts_a_database_of_the_first_schema() {
+    converts("0.1.0");
+}
+
+#[test]
+fn init_converts_a_database_of_the_second_schema() {
+    converts("0.2.0");
+}
+
+/// A database of an earlier schema, with contents, becomes one of this: nothing of it is lost.
+fn converts(version: &str) {
     let server = Server::start();
     let file = server.dir.0.join("xenflow.db");
-    let old = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/xenflow-0.1.0.ovsschema");
+    let old = format!("{}/tests/data/xenflow-{version}.ovsschema", env!("CARGO_MANIFEST_DIR"));
     let mut create = Command::new("ovsdb-tool");
     assert!(create.arg("create").arg(&file).arg(old).status().expect("ovsdb-tool is needed").success());
     let mut add = Command::new("ovs-appctl");
@@ -124,13 +133,14 @@ fn init_converts_a_database_of_the_schema_before() {
         {"op": "insert", "table": "XenFlow", "row": {}},
     ]));
     let db = server.db();
-    let message =
-        "database XenFlow has the schema 0.1.0, this xenflow is for 0.2.0: run 'xenflow init' to convert it";
-    server.refused("show", 1, message);
+    let message = format!(
+        "database XenFlow has the schema {version}, this xenflow is for 0.3.0: run 'xenflow init' to convert it"
+    );
+    server.refused("show", 1, &message);
 
     let said = server.ok(&server.init());
-    assert_eq!(said, format!("{db} serves XenFlow already\nconverted the schema from 0.1.0 to 0.2.0\n"));
-    assert_eq!(server.ok(&server.init()), format!("{db} serves XenFlow already\nschema 0.2.0\n"));
+    assert_eq!(said, format!("{db} serves XenFlow already\nconverted the schema from {version} to 0.3.0\n"));
+    assert_eq!(server.ok(&server.init()), format!("{db} serves XenFlow already\nschema 0.3.0\n"));
     let row = r1(&server);
     assert_eq!(
         (&row["id"], &row["fastpath"], &row["max_routes"]),
@@ -142,7 +152,7 @@ fn init_converts_a_database_of_the_schema_before() {
     // The file itself is converted: a server that starts with it serves the new schema.
     let mut version = Command::new("ovsdb-tool");
     let version = version.arg("db-version").arg(&file).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&version.stdout), "0.2.0\n");
+    assert_eq!(String::from_utf8_lossy(&version.stdout), "0.3.0\n");
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub use status::{Counts, SessionState, Status};
 pub const DATABASE: &str = "XenFlow";
 
 /// Version of the schema: databases of the same first two numbers fit.
-pub const VERSION: &str = "0.2.0";
+pub const VERSION: &str = "0.3.0";
 
 /// Names of the tables.
 pub mod table {
@@ -43,7 +43,15 @@ pub mod table {
     pub const VIF: &str = "Vif";
     /// Ports of end hosts.
     pub const ACCESS: &str = "Access";
-    /// What daemons report.
+    /// Parts of a network's packets that are treated alike.
+    pub const TRAFFIC_CLASS: &str = "Traffic_Class";
+    /// Which node a MAC address is behind.
+    pub const LOCATION: &str = "Location";
+    /// Routers on their way from one node to another.
+    pub const MIGRATION: &str = "Migration";
+    /// What daemons report of their nodes.
+    pub const NODE_STATUS: &str = "Node_Status";
+    /// What daemons report of routers.
     pub const STATUS: &str = "Status";
     /// What daemons count.
     pub const STATISTICS: &str = "Statistics";

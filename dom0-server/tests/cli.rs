@@ -32,7 +32,7 @@ fn init_does_only_what_is_not_done() {
         said,
         format!("{file} is there already\nadded XenFlow to the server behind {db}\nschema 0.3.0\n")
     );
-    assert_eq!(server.ok("network list"), "NAME\nred\n");
+    assert_eq!(server.ok("network list"), "NAME  MIN_BPS  MAX_BPS\nred   -        -\n");
     let rows = server
         .transact(&json!([{"op": "select", "table": "XenFlow", "where": [], "columns": ["external_ids"]}]));
     assert_eq!(rows.matches("created-by").count(), 1, "{rows}");
@@ -101,7 +101,7 @@ fn what_is_added_is_listed_and_shown() {
     );
     let page = server.json("show");
     assert_eq!(page["status"][0]["acked_seq"], 7);
-    assert_eq!(page["networks"], json!([{"name": "blue"}, {"name": "red"}]));
+    assert_eq!(page["networks"][1], json!({"name": "red", "min_bps": null, "max_bps": null}));
     assert_eq!(page["invalid"], json!([]));
 }
 

@@ -34,7 +34,8 @@ fn desired(routers: &[u8]) -> Desired {
     let uuid = Uuid::ZERO;
     let vlan = VlanId::try_from(11).unwrap();
     let mut desired = Desired::default();
-    desired.networks.insert(network.clone(), row::Network { uuid, name: network.clone() });
+    let contract = crate::db::Contract::default();
+    desired.networks.insert(network.clone(), row::Network { uuid, name: network.clone(), contract });
     let segment = Segment { uuid, name: name("lan"), network: network.clone(), vlan };
     desired.segments.insert(segment.name.clone(), segment);
     for number in routers {

@@ -19,7 +19,8 @@ fn names() -> (Names, Vec<Flow>) {
     let uuid = ovsdb::Uuid::ZERO;
     let mut desired = Desired::default();
     let red = name("red");
-    desired.networks.insert(red.clone(), row::Network { uuid, name: red.clone() });
+    let contract = crate::db::Contract::default();
+    desired.networks.insert(red.clone(), row::Network { uuid, name: red.clone(), contract });
     let id = row::RouterId::try_from(1).unwrap();
     let policy = RouterPolicy::default();
     desired

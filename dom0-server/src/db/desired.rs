@@ -10,6 +10,7 @@ use std::fmt;
 use ovsdb::{Row, Uuid};
 use xenflow_proto::{MacAddr, Name};
 
+use super::class::TrafficClass;
 use super::row::{Access, Attachment, Kind, Network, Router, RowError, Segment, Vif, port_name};
 use super::{Rows, table};
 
@@ -46,6 +47,8 @@ pub struct Desired {
     pub vifs: BTreeMap<Name, Vif>,
     /// Ports of end hosts, on a segment in `segments`; no name and no MAC of a vif.
     pub access: BTreeMap<Name, Access>,
+    /// Parts of the networks' traffic, by network in `networks` and name; no priority twice in a network.
+    pub classes: BTreeMap<(Name, Name), TrafficClass>,
     /// Names of the OVS ports that are trunks, by node.
     pub uplinks: BTreeMap<Name, BTreeSet<String>>,
 }
@@ -61,6 +64,7 @@ impl Desired {
         build.routers();
         build.vifs();
         build.access();
+        build.classes();
         (build.desired, build.invalid)
     }
 
@@ -267,6 +271,26 @@ impl<'a> Build<'a> {
         };
         self.each(Kind::Access, check, |desired, access| {
             desired.access.insert(access.name.clone(), access);
+        });
+    }
+}
+
+impl Build<'_> {
+    fn classes(&mut self) {
+        let check = |build: &Self, uuid: Uuid, row: &Row| {
+            let class = TrafficClass::parse(build.rows, uuid, row)?;
+            build.network(&class.network, row.uuid("network")?)?;
+            let others = || build.desired.classes.values().filter(|other| other.network == class.network);
+            if others().any(|other| other.name == class.name) {
+                return Err(taken("name", &class.name, Kind::Class, &class.name));
+            }
+            match others().find(|other| other.priority == class.priority) {
+                Some(other) => Err(taken("priority", class.priority, Kind::Class, &other.name)),
+                None => Ok(class),
+            }
+        };
+        self.each(Kind::Class, check, |desired, class| {
+            desired.classes.insert((class.network.clone(), class.name.clone()), class);
         });
     }
 }

@@ -140,7 +140,12 @@ impl Snapshot {
     }
 
     /// The valid thing of that name that `found` holds; a row that was left out says why.
-    fn known<'a, T>(&self, found: Option<&'a T>, kind: Kind, name: &Name) -> Result<&'a T, EditError> {
+    pub(super) fn known<'a, T>(
+        &self,
+        found: Option<&'a T>,
+        kind: Kind,
+        name: &Name,
+    ) -> Result<&'a T, EditError> {
         found.ok_or_else(|| {
             let of_name = |row: &&InvalidRow| row.kind == kind && row.name == name.as_str();
             match self.invalid.iter().find(of_name) {
@@ -361,10 +366,12 @@ impl Snapshot {
     /// Kinds and names of what refers to a row, in order.
     fn users(&self, kind: Kind, uuid: Uuid) -> Vec<String> {
         let columns: &[(Kind, &str)] = match kind {
-            Kind::Network => &[(Kind::Segment, "network"), (Kind::Router, "network")],
+            Kind::Network => {
+                &[(Kind::Segment, "network"), (Kind::Router, "network"), (Kind::Class, "network")]
+            }
             Kind::Segment => &[(Kind::Vif, "segment"), (Kind::Access, "segment")],
             Kind::Router => &[(Kind::Vif, "router")],
-            Kind::Node | Kind::Vif | Kind::Access => &[],
+            Kind::Node | Kind::Vif | Kind::Access | Kind::Class => &[],
         };
         let mut users = Vec::new();
         for (user, column) in columns {

@@ -2,18 +2,25 @@
 //! uplinks) and what daemons report.
 //!
 //! Owns the names of its tables and columns ([`table`]), a copy of its rows ([`Rows`]), parsing each row once
-//! into a type ([`row`]), the desired state of a node ([`Desired`]), the edits of the command line ([`edit`])
+//! into a type ([`row`]), the desired state of a node ([`Desired`]), the edits of the command line ([`edit`], [`apply`])
 //! and the report of a daemon ([`status`]). Pure: connections are the business of the callers.
 //! `schema/README.md` describes every column.
 
+pub mod apply;
+pub mod class;
+pub mod contract;
+pub mod description;
 pub mod desired;
 pub mod edit;
 pub mod policy;
 pub mod row;
 mod rows;
+mod sla;
 pub mod statistics;
 pub mod status;
 
+pub use class::TrafficClass;
+pub use contract::{Contract, Rate};
 pub use desired::{Desired, InvalidRow};
 pub use policy::RouterPolicy;
 pub use row::{Access, Attachment, Kind, RouterId, RowError, Segment, Vif, VifNumber};
@@ -58,14 +65,23 @@ pub mod table {
 }
 
 /// Tables and columns that make the desired state, without `Status`: what a daemon watches.
-const DESIRED_COLUMNS: [(&str, &[&str]); 6] = [
+const DESIRED_COLUMNS: [(&str, &[&str]); 7] = [
     (table::NODE, &["name", "uplinks"]),
-    (table::NETWORK, &["name"]),
+    (table::NETWORK, &["name", "min_bps", "max_bps"]),
     (table::SEGMENT, &["name", "network", "vlan"]),
     (table::ROUTER, &["name", "network", "id", "fastpath", "max_routes", "punt_rate"]),
     (table::VIF, &["name", "router", "number", "kind", "segment", "mac"]),
     (table::ACCESS, &["name", "segment", "macs"]),
+    (
+        table::TRAFFIC_CLASS,
+        &["name", "network", "priority", "dscp", "protocol", "ports", "min_bps", "max_bps"],
+    ),
 ];
+
+/// The columns of a table of the desired state.
+fn columns_of(table: &str) -> &'static [&'static str] {
+    DESIRED_COLUMNS.iter().find(|(known, _)| *known == table).map_or(&[], |(_, columns)| columns)
+}
 
 /// The schema, as `ovsdb-tool create` reads it.
 #[must_use]

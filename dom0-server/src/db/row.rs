@@ -11,6 +11,7 @@ use xenflow_proto::identity::NameError;
 use xenflow_proto::types::{MacParseError, VlanRangeError};
 use xenflow_proto::{MacAddr, Name, VlanId, control};
 
+use super::contract::{Contract, Rate};
 use super::policy::{self, PuntClass, RouterPolicy};
 use super::{Rows, table};
 
@@ -76,6 +77,40 @@ pub enum RowError {
     /// A class twice.
     #[error("punt rate of {} is given twice", .0.as_str())]
     PuntTwice(PuntClass),
+    /// A rate is none, or out of range.
+    #[error("rate \"{0}\" is not a whole number of bit, kbit, mbit, gbit or tbit from 8kbit to 1tbit")]
+    Rate(String),
+    /// More is promised than there is at most.
+    #[error("max {max} is below min {min}")]
+    Contract {
+        /// What is promised.
+        min: Rate,
+        /// The most.
+        max: Rate,
+    },
+    /// A part of what a class takes in is out of its range.
+    #[error("{what} {value} is out of range: {min} to {max}")]
+    Range {
+        /// `priority`, `DSCP`, `protocol` or `port`.
+        what: &'static str,
+        /// What was asked for.
+        value: i64,
+        /// Least.
+        min: i64,
+        /// Greatest.
+        max: i64,
+    },
+    /// The IP protocol is none of those known.
+    #[error(
+        "protocol \"{0}\" is neither a number from 0 to 255 nor one of tcp, udp, sctp, icmp, gre, esp, icmpv6, ospf"
+    )]
+    Protocol(String),
+    /// Ports without a protocol that has any.
+    #[error("a class with ports needs protocol tcp, udp or sctp")]
+    PortsWithoutProtocol,
+    /// More ports than a class takes.
+    #[error("{0} ports are too many: at most 64")]
+    TooManyPorts(usize),
     /// The kind is neither `data` nor `control`.
     #[error("kind \"{0}\" is neither data nor control")]
     VifKind(String),
@@ -162,6 +197,8 @@ pub enum Kind {
     Vif,
     /// A port of an end host.
     Access,
+    /// A part of a network's traffic.
+    Class,
 }
 
 impl Kind {
@@ -175,6 +212,7 @@ impl Kind {
             Self::Router => table::ROUTER,
             Self::Vif => table::VIF,
             Self::Access => table::ACCESS,
+            Self::Class => table::TRAFFIC_CLASS,
         }
     }
 }
@@ -188,6 +226,7 @@ impl fmt::Display for Kind {
             Self::Router => "router",
             Self::Vif => "vif",
             Self::Access => "access port",
+            Self::Class => "class",
         })
     }
 }
@@ -248,6 +287,8 @@ pub struct Network {
     pub uuid: Uuid,
     /// Unique among networks.
     pub name: Name,
+    /// What it is promised of every uplink.
+    pub contract: Contract,
 }
 
 /// A virtual link: one VLAN.
@@ -343,7 +384,7 @@ fn stored_mac(text: &str) -> Result<MacAddr, RowError> {
     if mac.to_string() == text { Ok(mac) } else { Err(RowError::MacCase(text.to_owned())) }
 }
 
-fn name_in(rows: &Rows, kind: Kind, uuid: Uuid) -> Result<Name, RowError> {
+pub(super) fn name_in(rows: &Rows, kind: Kind, uuid: Uuid) -> Result<Name, RowError> {
     let name = rows.name_of(kind.table(), uuid).and_then(|name| name.parse().ok());
     name.ok_or(RowError::Dangling { kind })
 }
@@ -351,7 +392,7 @@ fn name_in(rows: &Rows, kind: Kind, uuid: Uuid) -> Result<Name, RowError> {
 impl Network {
     /// Reads a row of `Network`.
     pub fn parse(uuid: Uuid, row: &Row) -> Result<Self, RowError> {
-        Ok(Self { uuid, name: row.str("name")?.parse()? })
+        Ok(Self { uuid, name: row.str("name")?.parse()?, contract: Contract::parse(row)? })
     }
 }
 

@@ -10,8 +10,16 @@ use ovsdb::{Condition, OpResult, Row, RowChange, Uuid};
 use super::table;
 
 /// Tables of [`super::select_all`], in this order.
-pub(super) const SELECTED: [&str; 7] =
-    [table::NODE, table::NETWORK, table::SEGMENT, table::ROUTER, table::VIF, table::ACCESS, table::STATUS];
+pub(super) const SELECTED: [&str; 8] = [
+    table::NODE,
+    table::NETWORK,
+    table::SEGMENT,
+    table::ROUTER,
+    table::VIF,
+    table::ACCESS,
+    table::TRAFFIC_CLASS,
+    table::STATUS,
+];
 
 /// Rows by table and UUID.
 #[derive(Debug, Clone, Default)]
@@ -43,6 +51,13 @@ impl Rows {
     /// One row more, for tests and tools.
     pub fn insert(&mut self, table: &str, uuid: Uuid, row: Row) {
         self.0.entry(Arc::from(table)).or_default().insert(uuid, Arc::new(row));
+    }
+
+    /// One row less.
+    pub(super) fn remove(&mut self, table: &str, uuid: Uuid) {
+        if let Some(rows) = self.0.get_mut(table) {
+            rows.remove(&uuid);
+        }
     }
 
     /// The rows of a table, by UUID.

@@ -75,6 +75,24 @@ pub(crate) enum DatabaseCommand {
     /// Trunks of nodes
     #[command(subcommand)]
     Uplink(UplinkCommand),
+    /// Contracts of networks: what they get of every uplink whenever they want it, and at most
+    #[command(subcommand)]
+    Sla(SlaCommand),
+    /// Parts of a network's traffic with contracts of their own
+    #[command(subcommand)]
+    Class(ClassCommand),
+    /// Make the database as a description in TOML says; changes and removes only what belongs to that description
+    Apply {
+        /// The description; - for standard input
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+        /// Print the differences, change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Take over what is there by the same name and belongs to nobody, or to another description
+        #[arg(long)]
+        adopt: bool,
+    },
     /// Everything on one page, with what the daemons report; or one kind of things in detail
     Show {
         #[command(subcommand)]
@@ -192,6 +210,73 @@ impl PolicyArgs {
     pub(crate) fn parse(&self) -> Result<PolicyChange, RowError> {
         PolicyChange::parse(self.fastpath.as_deref(), self.max_routes.as_deref(), &self.punt_rates)
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SlaCommand {
+    /// Change a network's contract; what is not given stays as it is
+    Set {
+        /// The network
+        network: String,
+        #[command(flatten)]
+        contract: ContractArgs,
+    },
+    /// List all
+    List,
+}
+
+/// A contract. Rates are whole numbers of bit, kbit, mbit, gbit or tbit a second, as 20mbit.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ContractArgs {
+    /// What is promised; none takes it back
+    #[arg(long, value_name = "RATE|none")]
+    pub(crate) min: Option<String>,
+    /// The most there is; none: no bound
+    #[arg(long, value_name = "RATE|none")]
+    pub(crate) max: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClassCommand {
+    /// Add one: packets that meet all that is given
+    Add {
+        /// The network
+        network: String,
+        /// Its name, unique within the network
+        name: String,
+        /// 1 to 1000: of two classes that a packet is in, the one of the greater priority gets it
+        #[arg(long, allow_negative_numbers = true)]
+        priority: i64,
+        /// A code point, 0 to 63 (RFC 2474)
+        #[arg(long, value_delimiter = ',', allow_negative_numbers = true)]
+        dscp: Vec<i64>,
+        /// IP protocol: a number, or tcp, udp, sctp, icmp, gre, esp, icmpv6, ospf
+        #[arg(long)]
+        protocol: Option<String>,
+        /// A TCP, UDP or SCTP port, as source or destination
+        #[arg(long = "port", value_delimiter = ',', allow_negative_numbers = true)]
+        ports: Vec<i64>,
+        #[command(flatten)]
+        contract: ContractArgs,
+    },
+    /// Change one's contract; what is not given stays as it is
+    Set {
+        /// The network
+        network: String,
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        contract: ContractArgs,
+    },
+    /// List all
+    List,
+    /// Remove one
+    Remove {
+        /// The network
+        network: String,
+        /// Its name
+        name: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

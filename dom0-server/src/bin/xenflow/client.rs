@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use dom0_server::db::edit::{EditError, Snapshot, is_lost_race};
+use dom0_server::db::edit::{Snapshot, is_lost_race};
 use dom0_server::db::{DATABASE, Statistics, VERSION, select_all, statistics};
 use ovsdb::{Connection, Operation, Options, Remote, RequestError};
 
@@ -94,13 +94,13 @@ impl Client {
     }
 
     /// Commits what `build` makes of the database as it is now; again, if it changed in between.
-    pub(crate) async fn edit(
+    pub(crate) async fn edit<E: Into<Failure>>(
         &self,
-        build: impl Fn(&Snapshot) -> Result<Vec<Operation>, EditError>,
+        mut build: impl FnMut(&Snapshot) -> Result<Vec<Operation>, E>,
     ) -> Result<(), Failure> {
         let mut attempt = 1;
         loop {
-            let mut operations = build(&self.snapshot().await?)?;
+            let mut operations = build(&self.snapshot().await?).map_err(Into::into)?;
             if operations.is_empty() {
                 return Ok(());
             }

@@ -4,6 +4,7 @@
 //! Owns the words of the command line and what is printed. The rules of the database are in `dom0_server::db`,
 //! those of the authority in `dom0_server::pki`. Exit codes: 0 done, 1 failed, 2 refused as wrong input.
 
+mod apply;
 mod args;
 mod client;
 mod init;
@@ -16,14 +17,18 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use args::{
-    AccessCommand, Args, Command, DatabaseCommand, NamedCommand, RouterCommand, SegmentCommand,
-    UplinkCommand, VifCommand,
+    AccessCommand, Args, ClassCommand, Command, ContractArgs, DatabaseCommand, NamedCommand, RouterCommand,
+    SegmentCommand, SlaCommand, UplinkCommand, VifCommand,
 };
 use clap::{CommandFactory, Parser};
 use client::Client;
+use dom0_server::db::apply::ApplyError;
+use dom0_server::db::class::Matching;
+use dom0_server::db::contract::ContractChange;
+use dom0_server::db::description::DescriptionError;
 use dom0_server::db::edit::EditError;
 use dom0_server::db::policy::PolicyChange;
-use dom0_server::db::{Attachment, Kind, RouterPolicy, RowError};
+use dom0_server::db::{self, Attachment, Contract, Kind, RouterPolicy, RowError};
 use xenflow_proto::identity::NameError;
 use xenflow_proto::types::{MacParseError, VlanRangeError};
 use xenflow_proto::{Name, VlanId};
@@ -53,7 +58,16 @@ macro_rules! input {
     )*};
 }
 
-input!(EditError, RowError, NameError, VlanRangeError, MacParseError, ovsdb::RemoteParseError);
+input!(
+    EditError,
+    ApplyError,
+    DescriptionError,
+    RowError,
+    NameError,
+    VlanRangeError,
+    MacParseError,
+    ovsdb::RemoteParseError
+);
 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
@@ -176,6 +190,18 @@ async fn database(client: &Client, command: DatabaseCommand, json: bool) -> Resu
             UplinkCommand::List => list(client, Kind::Node, json).await,
             UplinkCommand::Remove { node, port } => client.edit(|now| now.remove_uplink(&node, &port)).await,
         },
+        DatabaseCommand::Sla(command) => match command {
+            SlaCommand::Set { network, contract } => {
+                let network: Name = network.parse()?;
+                let change = change(&contract)?;
+                client.edit(|now| now.set_contract(&network, &change)).await
+            }
+            SlaCommand::List => list(client, Kind::Network, json).await,
+        },
+        DatabaseCommand::Class(command) => class(client, command, json).await,
+        DatabaseCommand::Apply { file, dry_run, adopt } => {
+            apply::run(client, &file, dry_run, adopt, json).await
+        }
         DatabaseCommand::Show { what: Some(what) } => show::run(client, &what, json).await,
         DatabaseCommand::Show { what: None } => {
             let now = client.snapshot().await?;
@@ -187,6 +213,39 @@ async fn database(client: &Client, command: DatabaseCommand, json: bool) -> Resu
             Ok(())
         }
     }
+}
+
+async fn class(client: &Client, command: ClassCommand, json: bool) -> Result<(), Failure> {
+    match command {
+        ClassCommand::Add { network, name, priority, dscp, protocol, ports, contract } => {
+            let (network, name): (Name, Name) = (network.parse()?, name.parse()?);
+            let protocol = protocol.as_deref().map(db::class::protocol).transpose()?;
+            let matching = Matching::new(dscp, protocol, ports)?;
+            let priority = db::class::priority(priority)?;
+            let change = ContractChange::parse(contract.min.as_deref(), contract.max.as_deref())?;
+            let contract = change.applied(&Contract::default())?;
+            client.edit(|now| now.add_class(&network, &name, priority, &matching, &contract)).await
+        }
+        ClassCommand::Set { network, name, contract } => {
+            let (network, name): (Name, Name) = (network.parse()?, name.parse()?);
+            let change = change(&contract)?;
+            client.edit(|now| now.set_class(&network, &name, &change)).await
+        }
+        ClassCommand::List => list(client, Kind::Class, json).await,
+        ClassCommand::Remove { network, name } => {
+            let (network, name): (Name, Name) = (network.parse()?, name.parse()?);
+            client.edit(|now| now.remove_class(&network, &name)).await
+        }
+    }
+}
+
+/// A change of a contract that changes something.
+fn change(contract: &ContractArgs) -> Result<ContractChange, Failure> {
+    let change = ContractChange::parse(contract.min.as_deref(), contract.max.as_deref())?;
+    if change.is_empty() {
+        return Err(Failure::Input(anyhow!("nothing to set: say --min or --max")));
+    }
+    Ok(change)
 }
 
 async fn list(client: &Client, kind: Kind, json: bool) -> Result<(), Failure> {

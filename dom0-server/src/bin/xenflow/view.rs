@@ -3,10 +3,11 @@
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use dom0_server::db::class::{Matching, protocol_name};
 use dom0_server::db::edit::Snapshot;
 use dom0_server::db::policy::{PuntClass, fast_path_str};
-use dom0_server::db::row::Router;
-use dom0_server::db::{Access, Attachment, Desired, Kind, Status, Vif};
+use dom0_server::db::row::{Network, Router};
+use dom0_server::db::{Access, Attachment, Contract, Desired, Kind, Rate, Status, TrafficClass, Vif};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
@@ -18,7 +19,7 @@ pub(crate) fn list(desired: &Desired, kind: Kind) -> Vec<Value> {
             let nodes = desired.uplinks.iter();
             nodes.map(|(node, uplinks)| json!({ "node": name(node), "uplinks": uplinks })).collect()
         }
-        Kind::Network => desired.networks.keys().map(|network| json!({ "name": name(network) })).collect(),
+        Kind::Network => desired.networks.values().map(network).collect(),
         Kind::Segment => {
             let row = |s: &dom0_server::db::Segment| json!({ "name": name(&s.name), "network": name(&s.network), "vlan": s.vlan.get() });
             desired.segments.values().map(row).collect()
@@ -26,7 +27,36 @@ pub(crate) fn list(desired: &Desired, kind: Kind) -> Vec<Value> {
         Kind::Router => desired.routers.values().map(router).collect(),
         Kind::Vif => desired.vifs.values().map(vif).collect(),
         Kind::Access => desired.access.values().map(access).collect(),
+        Kind::Class => desired.classes.values().map(class).collect(),
     }
+}
+
+/// Rates in bit/s.
+fn contract(contract: &Contract) -> [(&'static str, Value); 2] {
+    let rate = |rate: Option<Rate>| rate.map_or(Value::Null, |rate| rate.bps().into());
+    [("min_bps", rate(contract.min())), ("max_bps", rate(contract.max()))]
+}
+
+fn network(network: &Network) -> Value {
+    let name = [("name", Value::from(network.name.as_str()))];
+    object(name.into_iter().chain(contract(&network.contract)))
+}
+
+fn class(class: &TrafficClass) -> Value {
+    let TrafficClass { name, network, priority, matching, .. } = class;
+    let columns = [
+        ("network", network.as_str().into()),
+        ("name", name.as_str().into()),
+        ("priority", (*priority).into()),
+        ("dscp", matching.dscp.iter().copied().collect()),
+        ("protocol", matching.protocol.map_or(Value::Null, |number| protocol_name(number).into())),
+        ("ports", matching.ports.iter().copied().collect()),
+    ];
+    object(columns.into_iter().chain(contract(&class.contract)))
+}
+
+fn object(columns: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
+    Value::Object(columns.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
 /// With the defaults for what its row does not say.
@@ -74,13 +104,17 @@ pub(crate) fn status(status: &Status) -> Value {
 pub(crate) fn columns(rows: &[Value]) -> String {
     let Some(Value::Object(first)) = rows.first() else { return String::new() };
     let mut heads: Vec<&str> = first.keys().map(String::as_str).collect();
-    let order = ["node", "name", "network", "router", "number", "id", "vlan", "kind", "segment", "mac"];
+    let order = [
+        "node", "name", "network", "router", "number", "id", "vlan", "kind", "segment", "mac", "priority",
+        "dscp", "protocol", "ports", "min_bps", "max_bps",
+    ];
     heads.sort_by_key(|head| order.iter().position(|known| known == head).unwrap_or(order.len()));
     let empty = Map::new();
+    let item = |item: &Value| item.as_str().map_or_else(|| item.to_string(), str::to_owned);
     let cell = |row: &Value, head: &str| match row.as_object().unwrap_or(&empty).get(head) {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(items)) if items.is_empty() => "-".to_owned(),
-        Some(Value::Array(items)) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","),
+        Some(Value::Array(items)) => items.iter().map(item).collect::<Vec<_>>().join(","),
         Some(Value::Null) | None => "-".to_owned(),
         Some(Value::Object(pairs)) => {
             pairs.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
@@ -106,7 +140,7 @@ pub(crate) fn page_json(now: &Snapshot) -> Value {
     let invalid: Vec<_> = now.invalid.iter().map(ToString::to_string).collect();
     json!({
         "networks": list(Kind::Network), "segments": list(Kind::Segment), "routers": list(Kind::Router),
-        "vifs": list(Kind::Vif), "access": list(Kind::Access), "nodes": list(Kind::Node),
+        "vifs": list(Kind::Vif), "access": list(Kind::Access), "classes": list(Kind::Class), "nodes": list(Kind::Node),
         "status": now.status().iter().map(status).collect::<Vec<_>>(), "invalid": invalid,
     })
 }
@@ -115,8 +149,16 @@ pub(crate) fn page_json(now: &Snapshot) -> Value {
 pub(crate) fn page(now: &Snapshot) -> String {
     let mut page = String::new();
     let reports = now.status();
-    for network in now.desired.networks.keys() {
-        line(&mut page, 0, format_args!("network {network}"));
+    for (network, row) in &now.desired.networks {
+        line(&mut page, 0, format_args!("network {network}{}", words(&row.contract)));
+        for class in now.desired.classes.values().filter(|class| class.network == *network) {
+            let TrafficClass { name, priority, matching, contract, .. } = class;
+            line(
+                &mut page,
+                1,
+                format_args!("class {name} priority {priority}{}{}", takes(matching), words(contract)),
+            );
+        }
         for segment in now.desired.segments.values().filter(|s| s.network == *network) {
             line(&mut page, 1, format_args!("segment {} vlan {}", segment.name, segment.vlan));
             for port in now.desired.access.values().filter(|a| a.segment == segment.name) {
@@ -154,6 +196,28 @@ pub(crate) fn page(now: &Snapshot) -> String {
         line(&mut page, 0, format_args!("left out: {row}"));
     }
     page
+}
+
+/// A contract, after a blank.
+fn words(contract: &Contract) -> String {
+    let rate = |word, rate: Option<Rate>| rate.map_or(String::new(), |rate| format!(" {word} {rate}"));
+    rate("min", contract.min()) + &rate("max", contract.max())
+}
+
+/// What a class takes in, after a blank.
+fn takes(matching: &Matching) -> String {
+    let list = |numbers: Vec<String>| numbers.join(",");
+    let mut text = String::new();
+    if !matching.dscp.is_empty() {
+        text += &format!(" dscp {}", list(matching.dscp.iter().map(u8::to_string).collect()));
+    }
+    if let Some(number) = matching.protocol {
+        text += &format!(" protocol {}", protocol_name(number));
+    }
+    if !matching.ports.is_empty() {
+        text += &format!(" ports {}", list(matching.ports.iter().map(u16::to_string).collect()));
+    }
+    text
 }
 
 pub(crate) fn line(page: &mut String, depth: usize, text: std::fmt::Arguments<'_>) {

@@ -210,12 +210,9 @@ impl<'a> Work<'a> {
         let mut known = BTreeMap::new();
         for kind in ORDER {
             for (uuid, row) in now.rows.of(kind.table()) {
-                let scope = match kind {
-                    Kind::Class => {
-                        row.uuid("network").ok().and_then(|uuid| now.rows.name_of(table::NETWORK, uuid))
-                    }
-                    _ => None,
-                };
+                let network =
+                    || row.uuid("network").ok().and_then(|uuid| now.rows.name_of(table::NETWORK, uuid));
+                let scope = if kind == Kind::Class { network() } else { None };
                 known.insert((kind, scope, row.str("name").unwrap_or_default()), (uuid, row));
             }
         }
@@ -408,13 +405,11 @@ impl<'a> Work<'a> {
 
     /// With the names of rows to come in the place of their made-up UUIDs.
     fn named(&self, datum: Datum) -> Datum {
-        match datum {
-            Datum::Scalar(Atom::Uuid(uuid)) => match self.made_up.get(&uuid) {
-                Some(label) => Datum::named_uuid(label.clone()),
-                None => uuid.into(),
-            },
-            other => other,
-        }
+        let label = match &datum {
+            Datum::Scalar(Atom::Uuid(uuid)) => self.made_up.get(uuid),
+            Datum::Scalar(_) | Datum::Set(_) | Datum::Map(_) => None,
+        };
+        label.map_or_else(|| datum.clone(), |label| Datum::named_uuid(label.clone()))
     }
 
     fn differ(&mut self, verb: Verb, wanted: &Wanted, columns: Vec<(&'static str, String, String)>) {
@@ -436,7 +431,7 @@ impl<'a> Work<'a> {
             Atom::String(text) => text.to_string(),
             Atom::Integer(number) => number.to_string(),
             Atom::Uuid(uuid) => name_of(uuid),
-            other => format!("{other:?}"),
+            Atom::Real(_) | Atom::Boolean(_) | Atom::NamedUuid(_) => format!("{atom:?}"),
         };
         match datum {
             Datum::Scalar(one) => atom(one),

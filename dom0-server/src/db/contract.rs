@@ -98,7 +98,7 @@ impl Contract {
     }
 
     pub(super) fn parse(row: &Row) -> Result<Self, RowError> {
-        let rate = |column| Ok::<_, RowError>(row.opt_int(column)?.map(Rate::try_from).transpose()?);
+        let rate = |column| row.opt_int(column)?.map(Rate::try_from).transpose();
         Self::new(rate("min_bps")?, rate("max_bps")?)
     }
 

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
+use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -95,10 +96,24 @@ impl Remote {
 /// How to speak TLS with `ssl:` remotes.
 #[derive(Clone, Debug)]
 pub struct Tls {
-    /// Trust anchors and the client's certificate.
-    pub config: Arc<ClientConfig>,
-    /// The name that the server's certificate must carry; by default the remote's IP address.
-    pub server_name: Option<ServerName<'static>>,
+    config: Arc<ClientConfig>,
+    server_name: Option<ServerName<'static>>,
+}
+
+impl Tls {
+    /// With these trust anchors and this certificate of the client. Sessions are not resumed, whatever `config` says:
+    /// `ovsdb-server` checks certificates without a session id context, and OpenSSL then refuses each client that comes
+    /// back with a ticket ("session id context uninitialized").
+    pub fn new(mut config: ClientConfig) -> Self {
+        config.resumption = Resumption::disabled();
+        Self { config: Arc::new(config), server_name: None }
+    }
+
+    /// The name that the server's certificate must carry, in the place of the remote's IP address.
+    #[must_use]
+    pub fn server_name(self, name: ServerName<'static>) -> Self {
+        Self { server_name: Some(name), ..self }
+    }
 }
 
 /// Why no stream to a remote was opened.

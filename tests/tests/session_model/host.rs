@@ -514,7 +514,8 @@ fn desired(max_routes: Option<u32>) -> Desired {
     let uuid = Uuid::ZERO;
     let network = name("red");
     let mut desired = Desired::default();
-    desired.networks.insert(network.clone(), row::Network { uuid, name: network.clone() });
+    let contract = dom0_server::db::Contract::default();
+    desired.networks.insert(network.clone(), row::Network { uuid, name: network.clone(), contract });
     for (vlan, lan) in [(11, "lan1"), (12, "lan2")] {
         let (name, network) = (name(lan), network.clone());
         let segment = Segment { uuid, name: name.clone(), network, vlan: VlanId::try_from(vlan).unwrap() };

@@ -44,6 +44,15 @@ pub(crate) enum Command {
     },
     #[command(flatten)]
     Database(DatabaseCommand),
+    /// Look for what goes wrong in practice, and say what to do; exit code 1 if a check failed
+    Doctor {
+        /// Only this host, not the XenFlow database
+        #[arg(long)]
+        host_only: bool,
+        /// Settings of the host's daemon
+        #[arg(long, value_name = "FILE", default_value = "/etc/xenflow/dom0.toml")]
+        config: PathBuf,
+    },
     /// The private certificate authority
     #[command(subcommand)]
     Pki(PkiCommand),

@@ -7,6 +7,7 @@
 mod apply;
 mod args;
 mod client;
+mod doctor;
 mod init;
 mod output;
 mod pki;
@@ -110,6 +111,7 @@ fn run(args: Args) -> Result<(), Failure> {
             Ok(())
         }
         Command::Pki(command) => pki::run(command, json),
+        Command::Doctor { host_only, config } => doctor::run(&db, timeout, host_only, &config, json),
         Command::Init { db_file, ctl } => client::block_on(timeout, async {
             let report = init::run(&db, timeout, &db_file, ctl.as_deref()).await?;
             output::report(&report, json)

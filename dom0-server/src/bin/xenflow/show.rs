@@ -312,7 +312,7 @@ fn router_block(page: &mut String, now: &Now, router: &Router) {
 }
 
 /// Words of somebody else, so that they cannot write to the terminal what they like.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let odd = |c: char| {
         c.is_control()
             || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

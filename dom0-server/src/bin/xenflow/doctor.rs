@@ -1,0 +1,89 @@
+//! `xenflow doctor`: what goes wrong in practice, each check with what was seen and what to do.
+//!
+//! Owns the order of the checks and how they are printed. What is true of this host and of the database is collected in
+//! `collect`; what it means is judged in `host`, `ports`, `trust` and `fleet`, which are pure.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use serde::Serialize;
+use serde_json::json;
+
+mod collect;
+mod facts;
+mod finding;
+mod fleet;
+mod host;
+mod ports;
+#[cfg(test)]
+mod tests;
+mod trust;
+
+use facts::Facts;
+use finding::{Finding, Level};
+
+use crate::show::printable;
+use crate::{Failure, client, output};
+
+/// Steps of the collecting that each may take as long as `--timeout` says: two databases and the bridge, and the
+/// clock's daemon beside them.
+const STEPS: u32 = 4;
+
+/// Checks, prints, and fails if a check did.
+pub(crate) fn run(
+    db: &str,
+    seconds: u32,
+    host_only: bool,
+    config: &Path,
+    as_json: bool,
+) -> Result<(), Failure> {
+    client::block_on(seconds.saturating_mul(STEPS), async {
+        let step = Duration::from_secs(seconds.into());
+        let remotes = ovsdb::Remote::parse_list(db)?;
+        let facts = collect::facts(db, &remotes, step, host_only, config).await;
+        let findings = judge(&facts);
+        print(&findings, as_json);
+        match findings.iter().filter(|finding| finding.level == Level::Fail).count() {
+            0 => Ok(()),
+            failed => Err(anyhow!("{failed} of {} checks failed", findings.len()).into()),
+        }
+    })
+}
+
+/// Every check, in the order in which one thing stands on the other.
+fn judge(facts: &Facts) -> Vec<Finding> {
+    let mut all = host::check(facts);
+    all.extend(trust::check(&facts.trust, facts.now_s()));
+    if let Ok(switch) = &facts.switch {
+        all.extend(ports::check(switch, facts));
+    }
+    all.extend(fleet::check(facts));
+    all
+}
+
+#[derive(Serialize)]
+struct Sum {
+    ok: usize,
+    warn: usize,
+    fail: usize,
+}
+
+fn print(findings: &[Finding], as_json: bool) {
+    let count = |level| findings.iter().filter(|finding| finding.level == level).count();
+    let sum = Sum { ok: count(Level::Ok), warn: count(Level::Warn), fail: count(Level::Fail) };
+    if as_json {
+        output::json(&json!({ "findings": findings, "sum": sum }));
+        return;
+    }
+    let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for Finding { check, level, seen, todo } in findings {
+        text += &format!("{:4}  {check:width$}  {}\n", level.as_str(), printable(seen));
+        if let Some(todo) = todo {
+            text += &format!("{:4}  {:width$}  -> {}\n", "", "", printable(todo));
+        }
+    }
+    text += &format!("{} ok, {} warnings, {} failed\n", sum.ok, sum.warn, sum.fail);
+    output::text(&text);
+}

@@ -1,0 +1,170 @@
+//! Checks of the bridge's ports against the database: what is missing, dark, too small or without shaping.
+
+use std::collections::BTreeSet;
+
+use dom0_server::db::Desired;
+
+use super::facts::{Bridge, Facts, Port, Switch};
+use super::finding::{Finding, fail, ok, or_ok, some, warn};
+
+/// Bytes of an IEEE 802.1Q tag.
+const TAG: i64 = 4;
+
+pub(super) fn check(switch: &Switch, facts: &Facts) -> Vec<Finding> {
+    let Some(bridge) = switch.bridge(&facts.bridge) else { return Vec::new() };
+    let mut all = errors(bridge);
+    let Some(fleet) = facts.known() else { return all };
+    let node = facts.node.as_ref().and_then(|node| node.as_deref().ok());
+    let uplinks = uplinks(&fleet.desired, node, bridge);
+    all.extend(trunks(bridge, &uplinks));
+    all.extend(dark(bridge, &fleet.desired, &uplinks));
+    all.extend(mtu(bridge, &fleet.desired, &uplinks));
+    all.push(shaping(bridge, &fleet.desired, &uplinks));
+    all
+}
+
+/// Of this node; where its name is not known, whatever here is an uplink of some node.
+fn uplinks(desired: &Desired, node: Option<&str>, bridge: &Bridge) -> BTreeSet<String> {
+    let own = desired.uplinks.iter().find(|(name, _)| Some(name.as_str()) == node);
+    match (own, node) {
+        (Some((_, uplinks)), _) => uplinks.clone(),
+        (None, Some(_)) => BTreeSet::new(),
+        (None, None) => {
+            let all = desired.uplinks.values().flatten();
+            all.filter(|uplink| bridge.ports.iter().any(|port| port.name == **uplink)).cloned().collect()
+        }
+    }
+}
+
+fn find<'a>(bridge: &'a Bridge, name: &str) -> Option<&'a Port> {
+    bridge.ports.iter().find(|port| port.name == name)
+}
+
+/// Ports that Open vSwitch cannot open.
+pub(super) fn errors(bridge: &Bridge) -> Vec<Finding> {
+    let wrong = bridge.ports.iter().filter_map(|port| {
+        let seen = format!("port {}: {}", port.name, port.error.as_ref()?);
+        let todo = format!("bring its device back, or ovs-vsctl del-port {} {}", bridge.name, port.name);
+        Some(warn("ports", seen, todo))
+    });
+    or_ok(wrong.collect(), "ports", format!("{} on {}, all open", bridge.ports.len(), bridge.name))
+}
+
+pub(super) fn trunks(bridge: &Bridge, uplinks: &BTreeSet<String>) -> Vec<Finding> {
+    let wrong = uplinks.iter().filter_map(|name| match find(bridge, name) {
+        None => Some(fail(
+            "uplinks",
+            format!("uplink {name} is not on {}: segments end at this host", bridge.name),
+            format!("ovs-vsctl add-port {} {name}, or xenflow uplink remove", bridge.name),
+        )),
+        Some(port) if !port.has_link => {
+            Some(fail("uplinks", format!("uplink {name} has no link"), "look at the cable and the device"))
+        }
+        Some(_) => None,
+    });
+    let seen = match uplinks.len() {
+        0 => "none: routers of this host reach only each other".to_owned(),
+        n => format!("{n}, with link"),
+    };
+    or_ok(wrong.collect(), "uplinks", seen)
+}
+
+/// Ports of nobody: what comes in by them is dropped.
+pub(super) fn dark(bridge: &Bridge, desired: &Desired, uplinks: &BTreeSet<String>) -> Vec<Finding> {
+    let known = |id: &str| {
+        desired.vifs.keys().chain(desired.access.keys()).any(|name| name.as_str() == id)
+            || uplinks.contains(id)
+    };
+    let is_dark = |port: &&Port| {
+        !port.is_own && !uplinks.contains(&port.name) && !port.iface_id.as_deref().is_some_and(known)
+    };
+    let dark: Vec<_> = bridge.ports.iter().filter(is_dark).collect();
+    let wrong = dark.iter().map(|port| match &port.iface_id {
+        Some(id) => warn(
+            "dark-ports",
+            format!("port {} is {id} (external_ids:iface-id), which the database does not know", port.name),
+            format!("xenflow vif add {id} … or xenflow access add {id} …"),
+        ),
+        None => warn(
+            "dark-ports",
+            format!("port {} has no external_ids:iface-id: its packets are dropped", port.name),
+            format!(
+                "ovs-vsctl set interface {} external_ids:iface-id=NAME, of a vif or access port",
+                port.name
+            ),
+        ),
+    });
+    or_ok(wrong.collect(), "dark-ports", "every port is a vif, an access port or an uplink")
+}
+
+/// The kernel's datapath does not count a tag in the MTU of a device; user space does.
+pub(super) fn mtu(bridge: &Bridge, desired: &Desired, uplinks: &BTreeSet<String>) -> Vec<Finding> {
+    let check = "mtu";
+    let trunks: Vec<_> = uplinks.iter().filter_map(|name| find(bridge, name)).collect();
+    let guests = bridge.ports.iter().filter(|port| {
+        let is_known = |id: &String| {
+            desired.vifs.keys().chain(desired.access.keys()).any(|name| name.as_str() == id.as_str())
+        };
+        port.iface_id.as_ref().is_some_and(is_known)
+    });
+    let Some(largest) = guests.filter_map(|port| Some((port.mtu?, port.name.as_str()))).max() else {
+        return vec![ok(check, "no guest's port to compare with")];
+    };
+    let in_kernel = matches!(bridge.datapath.as_str(), "" | "system");
+    let needed = if in_kernel { largest.0 } else { largest.0 + TAG };
+    let mut wrong: Vec<_> = trunks
+        .iter()
+        .filter_map(|port| {
+            let mtu = port.mtu.filter(|mtu| *mtu < needed)?;
+            Some(fail(
+                check,
+                format!(
+                    "uplink {} has MTU {mtu}, port {} has {}: large packets are lost",
+                    port.name, largest.1, largest.0
+                ),
+                format!(
+                    "ip link set {} mtu {needed} and on every switch of the trunk, or less in the guests",
+                    port.name
+                ),
+            ))
+        })
+        .collect();
+    let sizes: BTreeSet<_> = trunks.iter().filter_map(|port| port.mtu).collect();
+    if sizes.len() > 1 {
+        let each: Vec<_> = trunks
+            .iter()
+            .map(|port| format!("{} {}", port.name, port.mtu.map_or("?".to_owned(), |mtu| mtu.to_string())))
+            .collect();
+        let seen = format!("uplinks differ: {}", some(&each));
+        wrong.push(warn(check, seen, "give all uplinks one MTU, or what fits depends on the way"));
+    }
+    or_ok(wrong, check, format!("guests {}, uplinks at least {needed}", largest.0))
+}
+
+/// Contracts are kept only where packets queue by them.
+pub(super) fn shaping(bridge: &Bridge, desired: &Desired, uplinks: &BTreeSet<String>) -> Finding {
+    let has_contract = |contract: &dom0_server::db::Contract| contract.min().or(contract.max()).is_some();
+    let promised: Vec<_> = desired
+        .networks
+        .values()
+        .filter(|network| has_contract(&network.contract))
+        .map(|network| network.name.as_str())
+        .collect();
+    if promised.is_empty() {
+        return ok("shaping", "no network has a contract");
+    }
+    let trunks = uplinks.iter().filter_map(|name| find(bridge, name));
+    let bare: Vec<_> = trunks.filter(|port| !port.has_qos).map(|port| port.name.as_str()).collect();
+    if bare.is_empty() {
+        return ok("shaping", format!("contracts of {}; every uplink has queues", some(&promised)));
+    }
+    warn(
+        "shaping",
+        format!(
+            "uplinks without queues: {}; the contracts of {} are not kept there",
+            some(&bare),
+            some(&promised)
+        ),
+        "see that xenflow-dom0 shapes (its log), or give the uplink QoS; until then contracts are words",
+    )
+}

@@ -1,0 +1,373 @@
+//! Every check with a good and a bad input.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use dom0_server::counters::Scope;
+use dom0_server::db::{Counts, Desired, Rows, SessionState, Statistics, Status, table};
+use ovsdb::{Atom, Datum, Row, Uuid};
+
+use super::facts::*;
+use super::finding::*;
+use super::{fleet, host, ports, trust};
+
+const DAY: i64 = 86_400;
+
+/// The levels of findings; each that is not well says what to do.
+fn levels(findings: &[Finding]) -> Vec<Level> {
+    for finding in findings {
+        assert_eq!(finding.todo.is_some(), finding.level != Level::Ok, "{finding:?}");
+        assert!(!finding.seen.is_empty() && !finding.seen.contains('\n'), "{finding:?}");
+    }
+    findings.iter().map(|finding| finding.level).collect()
+}
+
+fn level(finding: Finding) -> Level {
+    levels(&[finding])[0]
+}
+
+use Level::{Fail, Ok as Well, Warn};
+
+#[test]
+fn versions_are_compared_by_number() {
+    for (seen, expected) in [
+        (Some("2.17.0"), Well),
+        (Some("3.1.0"), Well),
+        (Some("2.9.8"), Fail),
+        (Some("odd"), Warn),
+        (None, Warn),
+    ] {
+        assert_eq!(level(host::switch_version(seen)), expected, "{seen:?}");
+    }
+    assert_eq!(level(host::kernel(Some("6.1.0-13-amd64"), true, Some(""))), Well);
+    assert_eq!(level(host::kernel(Some("6.1.0"), false, Some("netdev"))), Well);
+    assert_eq!(level(host::kernel(Some("4.19.0"), true, Some("system"))), Warn);
+    assert_eq!(level(host::kernel(Some("6.1.0"), false, Some("system"))), Fail);
+    assert_eq!(level(host::kernel(None, true, None)), Warn);
+    assert_eq!(level(host::switch_keeps_up(0)), Well);
+    assert_eq!(level(host::switch_keeps_up(2)), Warn);
+}
+
+fn bridge() -> Bridge {
+    Bridge { name: "br-xf".into(), fail_mode: Some("secure".into()), ..Bridge::default() }
+}
+
+#[test]
+fn the_bridge_is_there_secure_and_speaks_openflow_15() {
+    assert_eq!(levels(&host::integration_bridge(Some(&bridge()), "br-xf")), [Well, Well]);
+    assert_eq!(levels(&host::integration_bridge(None, "br-xf")), [Fail]);
+    let open = Bridge { fail_mode: None, ..bridge() };
+    assert_eq!(levels(&host::integration_bridge(Some(&open), "br-xf")), [Fail, Well]);
+    let old = Bridge { protocols: vec!["OpenFlow10".into()], ..bridge() };
+    assert_eq!(levels(&host::integration_bridge(Some(&old), "br-xf")), [Fail, Well]);
+    let both = Bridge { protocols: vec!["OpenFlow10".into(), "OpenFlow15".into()], ..bridge() };
+    assert_eq!(levels(&host::integration_bridge(Some(&both), "br-xf")), [Well, Well]);
+    let user = Bridge { datapath: "netdev".into(), ..bridge() };
+    assert_eq!(levels(&host::integration_bridge(Some(&user), "br-xf")), [Well, Warn]);
+}
+
+#[test]
+fn flow_restore_wait_is_for_a_switch_of_one_bridge() {
+    let other = Bridge { name: "br-ex".into(), ..Bridge::default() };
+    let mut switch = Switch { bridges: vec![bridge(), other], ..Switch::default() };
+    assert_eq!(level(host::restore_wait(&switch, "br-xf")), Well);
+    switch.restore_wait = true;
+    let finding = host::restore_wait(&switch, "br-xf");
+    assert!(finding.seen.contains("br-ex") && finding.seen.contains("somebody else"), "{finding:?}");
+    assert_eq!(level(finding), Fail);
+    switch.bridges.pop();
+    assert_eq!(level(host::restore_wait(&switch, "br-xf")), Well);
+}
+
+#[test]
+fn flows_clock_and_disk() {
+    assert_eq!(level(host::flows(&Ok((7, 7)))), Well);
+    let foreign = host::flows(&Ok((9, 7)));
+    assert!(foreign.seen.starts_with("2 of 9 flows"), "{foreign:?}");
+    assert_eq!(level(foreign), Warn);
+    assert_eq!(level(host::flows(&Err("closed".into()))), Fail);
+    for (clock, expected) in [(Some(true), Well), (Some(false), Warn), (None, Warn)] {
+        assert_eq!(level(host::clock(clock)), expected);
+    }
+    for (free, expected) in [(10 << 30, Well), (200 << 20, Warn), (1 << 20, Fail)] {
+        let disk = Disk { dir: PathBuf::from("/d"), free, total: 100 << 30 };
+        assert_eq!(level(host::disk(&disk)), expected, "{free}");
+    }
+}
+
+fn life(of: &str, begin: i64, end: i64) -> Life {
+    Life { of: of.into(), begin, end }
+}
+
+#[test]
+fn certificates_warn_at_a_third_of_their_life() {
+    for (now, expected) in [(-1, Fail), (0, Well), (19, Well), (21, Warn), (29, Warn), (30, Fail)] {
+        assert_eq!(level(trust::own(&life("a", 0, 30 * DAY), now * DAY)), expected, "day {now}");
+    }
+}
+
+#[test]
+fn authorities_are_in_time_and_one() {
+    let (a, b) = (life("CN=a", 0, 1000 * DAY), life("CN=b", 0, 1000 * DAY));
+    let check = |lives: &[Life], issuer, day| levels(&trust::authorities(lives, Some(issuer), day * DAY));
+    assert_eq!(check(&[a.clone()], "CN=a", 1), [Well]);
+    assert_eq!(check(&[a.clone()], "CN=a", 950), [Warn]);
+    assert_eq!(check(&[a.clone()], "CN=a", 1001), [Fail]);
+    assert_eq!(check(&[a.clone(), b], "CN=a", 1), [Warn]);
+    assert_eq!(check(&[a], "CN=c", 1), [Fail]);
+}
+
+#[test]
+fn lists_are_of_an_authority_and_not_overdue() {
+    let trust = Trust { authorities: Some(Ok(vec![life("CN=a", 0, 1000 * DAY)])), ..Trust::default() };
+    let check = |lives: &[Life], day| levels(&trust::lists(lives, &trust, day * DAY));
+    assert_eq!(check(&[life("CN=a", 0, 30 * DAY)], 1), [Well]);
+    assert_eq!(check(&[life("CN=a", 0, 30 * DAY)], 31), [Warn]);
+    assert_eq!(check(&[life("CN=b", 0, 30 * DAY)], 1), [Warn]);
+    assert_eq!(levels(&trust::check(&Trust::default(), 0)), []);
+    let lacking = Trust { own: Some(Ok(life("n", 0, 30 * DAY))), ..Trust::default() };
+    assert_eq!(levels(&trust::check(&lacking, DAY)), [Well, Warn]);
+    let broken =
+        Trust { own: Some(Err("cannot read x".into())), lists: Some(Ok(vec![])), ..Trust::default() };
+    assert_eq!(levels(&trust::check(&broken, DAY))[0], Fail);
+}
+
+/// A network with a router r1 (vif r1-core) and an end host h1, and an uplink of node a.
+fn desired(min_bps: Option<i64>) -> Desired {
+    let mut rows = Rows::default();
+    let id = |n: u128| Uuid(n);
+    let none = || Datum::set(Vec::<Atom>::new());
+    let no_map = || Datum::map(Vec::<(Atom, Atom)>::new());
+    let mut insert = |table: &str, n: u128, columns: Vec<(&str, Datum)>| {
+        rows.insert(table, id(n), columns.into_iter().collect::<Row>());
+    };
+    let text = |text: &str| Datum::from(text);
+    insert(table::NODE, 1, vec![("name", text("a")), ("uplinks", Datum::set(["trunk0", "trunk1"]))]);
+    let min = Datum::set(min_bps.map(Atom::from));
+    insert(table::NETWORK, 2, vec![("name", text("red")), ("min_bps", min), ("max_bps", none())]);
+    insert(
+        table::SEGMENT,
+        3,
+        vec![("name", text("core")), ("network", Datum::from(id(2))), ("vlan", Datum::from(7_i64))],
+    );
+    insert(
+        table::ROUTER,
+        4,
+        vec![
+            ("name", text("r1")),
+            ("network", Datum::from(id(2))),
+            ("id", Datum::from(1_i64)),
+            ("fastpath", none()),
+            ("max_routes", Datum::set([100_i64])),
+            ("punt_rate", no_map()),
+        ],
+    );
+    insert(
+        table::VIF,
+        5,
+        vec![
+            ("name", text("r1-core")),
+            ("router", Datum::from(id(4))),
+            ("number", Datum::from(1_i64)),
+            ("kind", text("data")),
+            ("segment", Datum::from(id(3))),
+            ("mac", text("52:54:00:00:00:01")),
+        ],
+    );
+    insert(table::ACCESS, 6, vec![("name", text("h1")), ("segment", Datum::from(id(3))), ("macs", none())]);
+    let (desired, invalid) = Desired::assemble(&rows);
+    assert_eq!(invalid, []);
+    desired
+}
+
+fn port(name: &str, iface_id: Option<&str>, mtu: i64) -> Port {
+    let iface_id = iface_id.map(str::to_owned);
+    Port { name: name.into(), iface_id, mtu: Some(mtu), has_link: true, ..Port::default() }
+}
+
+fn trunks() -> BTreeSet<String> {
+    ["trunk0".to_owned(), "trunk1".to_owned()].into()
+}
+
+fn plugged() -> Bridge {
+    let own = Port { is_own: true, ..port("br-xf", None, 1500) };
+    let ports = vec![
+        own,
+        port("tap1", Some("r1-core"), 1500),
+        port("tap2", Some("h1"), 1400),
+        port("trunk0", None, 1500),
+        port("trunk1", None, 1500),
+    ];
+    Bridge { ports, ..bridge() }
+}
+
+#[test]
+fn ports_are_somebodys() {
+    let desired = desired(None);
+    let mut bridge = plugged();
+    assert_eq!(levels(&ports::dark(&bridge, &desired, &trunks())), [Well]);
+    assert_eq!(levels(&ports::errors(&bridge)), [Well]);
+    assert_eq!(levels(&ports::trunks(&bridge, &trunks())), [Well]);
+    bridge.ports.push(port("tap3", Some("r9-core"), 1500));
+    bridge.ports.push(port("tap4", None, 1500));
+    let dark = ports::dark(&bridge, &desired, &trunks());
+    assert_eq!(levels(&dark), [Warn, Warn]);
+    assert!(dark[0].seen.contains("tap3") && dark[0].seen.contains("r9-core"), "{dark:?}");
+    bridge.ports[1].error = Some("could not open network device tap1".into());
+    assert_eq!(levels(&ports::errors(&bridge)), [Warn]);
+    bridge.ports.retain(|port| port.name != "trunk1");
+    bridge.ports.iter_mut().for_each(|port| port.has_link = port.name != "trunk0");
+    assert_eq!(levels(&ports::trunks(&bridge, &trunks())), [Fail, Fail]);
+}
+
+#[test]
+fn trunks_carry_what_guests_send() {
+    let desired = desired(None);
+    let check = |bridge: &Bridge| levels(&ports::mtu(bridge, &desired, &trunks()));
+    let mut bridge = plugged();
+    assert_eq!(check(&bridge), [Well]);
+    bridge.ports[1].mtu = Some(9000);
+    assert_eq!(check(&bridge), [Fail, Fail]);
+    bridge.ports[3].mtu = Some(9000);
+    assert_eq!(check(&bridge), [Fail, Warn]);
+    bridge.ports[4].mtu = Some(9000);
+    assert_eq!(check(&bridge), [Well]);
+    // User space counts the tag.
+    bridge.datapath = "netdev".into();
+    assert_eq!(check(&bridge), [Fail, Fail]);
+    bridge.ports[3].mtu = Some(9004);
+    bridge.ports[4].mtu = Some(9004);
+    assert_eq!(check(&bridge), [Well]);
+    bridge.ports.clear();
+    assert_eq!(check(&bridge), [Well]);
+}
+
+#[test]
+fn contracts_need_queues() {
+    let mut bridge = plugged();
+    assert_eq!(level(ports::shaping(&bridge, &desired(None), &trunks())), Well);
+    assert_eq!(level(ports::shaping(&bridge, &desired(Some(20_000_000)), &trunks())), Warn);
+    bridge.ports.iter_mut().for_each(|port| port.has_qos = true);
+    assert_eq!(level(ports::shaping(&bridge, &desired(Some(20_000_000)), &trunks())), Well);
+}
+
+#[test]
+fn a_cluster_needs_most_of_its_members() {
+    let server = |model: &str, connected, leader| Ok(Server { model: model.into(), connected, leader });
+    let check = |servers: Vec<Result<Server, String>>| {
+        let named: Vec<_> = servers.into_iter().map(|server| ("ssl:a".to_owned(), server)).collect();
+        levels(&fleet::servers(&named))
+    };
+    assert_eq!(check(vec![server("standalone", true, true)]), [Well]);
+    assert_eq!(check(vec![server("clustered", true, true), server("clustered", true, false)]), [Well]);
+    assert_eq!(check(vec![server("clustered", false, false)]), [Fail]);
+    assert_eq!(check(vec![server("clustered", true, false), server("clustered", true, false)]), [Warn]);
+    assert_eq!(check(vec![server("clustered", true, true), Err("refused".into())]), [Fail]);
+    assert_eq!(check(vec![]), []);
+}
+
+const NOW: u64 = 1_800_000_000_000;
+
+fn node(name: &str, seen_ms: u64) -> Node {
+    let (version, switch) = ("0.1.0".to_owned(), "3.1.0".to_owned());
+    Node { name: name.into(), seen_ms, version, switch, datapath: "system".into(), problems: vec![] }
+}
+
+#[test]
+fn nodes_are_seen_with_clocks_that_agree() {
+    let check = |nodes: Vec<Node>| {
+        levels(&fleet::nodes(&Fleet { nodes, desired: desired(None), ..Fleet::default() }, NOW))
+    };
+    assert_eq!(check(vec![node("a", NOW - 9_000)]), [Well]);
+    assert_eq!(check(vec![node("a", NOW - 91_000)]), [Fail]);
+    assert_eq!(check(vec![node("a", NOW + 5_000)]), [Warn]);
+    assert_eq!(check(vec![node("b", NOW)]), [Warn]);
+    let troubled = Node { problems: vec!["no bridge".into()], ..node("a", NOW) };
+    assert_eq!(check(vec![troubled]), [Warn]);
+}
+
+#[test]
+fn nodes_run_the_same() {
+    let check = |nodes: &[Node]| levels(&fleet::versions(nodes));
+    assert_eq!(check(&[node("a", 0), node("b", 0)]), [Well]);
+    assert_eq!(check(&[node("a", 0), Node { version: "0.2.0".into(), ..node("b", 0) }]), [Warn]);
+    assert_eq!(check(&[node("a", 0), Node { switch: "2.13.0".into(), ..node("b", 0) }]), [Warn, Fail]);
+    assert_eq!(check(&[Node { datapath: "netdev".into(), ..node("b", 0) }]), [Warn]);
+    assert_eq!(check(&[]), []);
+}
+
+fn report(state: SessionState, age_ms: u64) -> Status {
+    Status {
+        node: "a".parse().unwrap(),
+        router: "r1".parse().unwrap(),
+        state,
+        since_ms: NOW - age_ms,
+        counts: Counts { routes: 10, neighbors: 1, ..Counts::default() },
+        acked_seq: 1,
+        message: String::new(),
+        slow: BTreeSet::new(),
+        ports: [].into(),
+        up: BTreeSet::new(),
+    }
+}
+
+fn fleet_of(status: Vec<Status>) -> Fleet {
+    Fleet { desired: desired(None), status, ..Fleet::default() }
+}
+
+#[test]
+fn sessions_are_not_lost_for_long() {
+    let check = |status| levels(&fleet::sessions(&fleet_of(status), NOW));
+    assert_eq!(check(vec![report(SessionState::Up, 1 << 40)]), [Well]);
+    assert_eq!(check(vec![report(SessionState::Down, 59_000)]), [Well]);
+    assert_eq!(check(vec![report(SessionState::Down, 61_000)]), [Fail]);
+    assert_eq!(check(vec![report(SessionState::Syncing, 61_000)]), [Fail]);
+    assert_eq!(check(vec![report(SessionState::Down, 61_000), report(SessionState::Up, 0)]), [Well]);
+    assert_eq!(check(vec![]), [Warn]);
+}
+
+#[test]
+fn guests_limits_neighbors_and_meters() {
+    let well = report(SessionState::Up, 0);
+    assert_eq!(levels(&fleet::slow(std::slice::from_ref(&well))), [Well]);
+    let mut filtered = well.clone();
+    filtered.slow.insert("r1-core IPv4: rp_filter is 1".into());
+    let findings = fleet::slow(&[filtered]);
+    assert!(findings[0].todo.as_deref().is_some_and(|todo| todo.contains("rp_filter=0")), "{findings:?}");
+    assert_eq!(levels(&findings), [Warn]);
+
+    let limits = |forwarded, punted| {
+        let mut full = well.clone();
+        full.counts.prefixes = [("forwarded".to_owned(), forwarded), ("punted".to_owned(), punted)].into();
+        levels(&fleet::limits(&fleet_of(vec![full])))
+    };
+    assert_eq!((limits(79, 0), limits(80, 0), limits(10, 1)), (vec![Well], vec![Warn], vec![Warn]));
+
+    assert_eq!(levels(&fleet::neighbors(std::slice::from_ref(&well))), [Well]);
+    let mut lonely = well;
+    lonely.counts.neighbors = 0;
+    assert_eq!(levels(&fleet::neighbors(&[lonely])), [Warn]);
+
+    let counted = |dropped| Statistics {
+        node: "a".parse().unwrap(),
+        place: (Scope::Router, "r1".into()),
+        counters: [("policed_host_packets".to_owned(), dropped)].into(),
+        since_ms: 0,
+        updated_ms: 0,
+    };
+    assert_eq!(levels(&fleet::policed(&[counted(0)])), [Well]);
+    assert_eq!(levels(&fleet::policed(&[counted(5)])), [Warn]);
+    assert_eq!(levels(&fleet::rows(&[])), [Well]);
+    assert_eq!(levels(&fleet::rows(&["segment \"x\": vlan 0".into()])), [Warn]);
+}
+
+#[test]
+fn spans_and_lists_are_short() {
+    for (seconds, text) in
+        [(0, "0 s"), (119, "119 s"), (3_600, "60 min"), (86_400, "24 h"), (DAY * 30, "30 d")]
+    {
+        assert_eq!(span(seconds), text);
+    }
+    let many: Vec<_> = (0..10).map(|n| n.to_string()).collect();
+    assert_eq!(some(&many), "0, 1, 2, 3, 4, 5, 6, 7 and 2 more");
+}

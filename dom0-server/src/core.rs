@@ -7,6 +7,7 @@
 mod acks;
 mod lone;
 mod meters;
+mod progress;
 mod refused;
 mod report;
 mod sessions;
@@ -23,12 +24,13 @@ use xenflow_proto::table::{NeighborKey, RouteKey};
 use xenflow_proto::{Change, Identity, Name, Seq};
 
 use crate::core::meters::Lacking;
+use crate::core::progress::{Goal, Progress};
 use crate::core::refused::Retry;
 pub use crate::core::report::Report;
 use crate::counters::{Counters, Names, Poll, Scope, Totals};
 use crate::db::Desired;
 use crate::guest::limits::Hits;
-use crate::ports::{PortProblem, SwitchPorts, bind};
+use crate::ports::{PortProblem, SwitchBuild, SwitchPorts, bind};
 
 /// A guest's connection, numbered as they come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,6 +47,8 @@ pub enum Event {
     Desired(Desired),
     /// The integration bridge has these ports now.
     Ports(SwitchPorts),
+    /// The switch is this.
+    Build(SwitchBuild),
     /// The switch is connected, and can have meters or not.
     SwitchUp {
         /// Its datapath supports them.
@@ -181,6 +185,8 @@ struct InFlight {
     reached: Vec<(RouterId, u64)>,
     /// Whose changes are among them.
     routers: Vec<RouterId>,
+    /// When it is confirmed, all that this asks of the topology is.
+    goal: Option<Goal>,
 }
 
 /// A router without a session.
@@ -202,6 +208,8 @@ pub struct Core {
     app: App,
     desired: Option<Desired>,
     ports: Option<SwitchPorts>,
+    build: SwitchBuild,
+    progress: Progress,
     problems: BTreeSet<PortProblem>,
     switch_up: bool,
     dumping: bool,
@@ -250,6 +258,8 @@ impl Core {
             app: App::new(max_objects_per_router),
             desired: None,
             ports: None,
+            build: SwitchBuild::default(),
+            progress: Progress::default(),
             problems: BTreeSet::new(),
             switch_up: false,
             dumping: false,
@@ -292,13 +302,16 @@ impl Core {
     pub fn handle(&mut self, event: Event) -> Vec<Effect> {
         match event {
             Event::Desired(desired) => {
+                let cfg = desired.cfg;
                 self.desired = Some(desired);
                 self.set_topology();
+                self.progress.want(cfg, self.next_mark);
             }
             Event::Ports(ports) => {
                 self.ports = Some(ports);
                 self.set_topology();
             }
+            Event::Build(build) => self.build = build,
             Event::SwitchUp { has_meters } => {
                 self.forget_switch();
                 self.refused.clear();
@@ -342,6 +355,7 @@ impl Core {
             Event::Limited(hits) => self.count(hits),
             Event::Confirmed(id, took) => {
                 if let Some(batch) = self.in_flight.remove(&id) {
+                    self.progress.topology_confirmed(batch.goal);
                     self.acknowledge(batch.reached);
                     self.rest_after(&batch.routers, took);
                 }
@@ -415,7 +429,9 @@ impl Core {
         let (topology, problems) = bind(&self.node, desired, ports);
         self.problems = problems;
         if topology != *self.app.topology() {
+            let changed = progress::changed_routers(self.app.topology(), &topology);
             self.app.set_topology(topology);
+            self.mark_changed(changed);
         }
         self.nudge_plugged();
         let Some(desired) = &self.desired else { return };

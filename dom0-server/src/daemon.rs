@@ -16,6 +16,7 @@ use crate::ovs::restore::{READY_AT_LAST, READY_WITHOUT_GUESTS, Stage};
 use crate::ovs::{database, switch};
 use crate::ports::{ControlPort, PortProblem};
 use crate::reporter::Reporter;
+use crate::reporter::node::NodeReporter;
 use crate::reporter::statistics::Keeper;
 use crate::{control_port, tls};
 
@@ -95,6 +96,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let mut nudges = Nudges::default();
     let begin = Instant::now();
     let mut statistics = Keeper::new(node.clone(), database.clone());
+    let about_node = NodeReporter::start(node.clone(), database.clone());
+    let mut confirmed = None;
     let mut reporter = Reporter::new(node, database);
     let mut problems = std::collections::BTreeSet::new();
     let mut tick = tokio::time::interval(STATUS_PERIOD);
@@ -112,6 +115,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
             _ = tick.tick() => {
                 follow(&stage, &core, connection, connected);
                 reporter.report(&core).await;
+                about_node.report(&core);
                 Some(Event::Tick(begin.elapsed()))
             }
             Ok(()) = listening.changed() => continue,
@@ -183,6 +187,11 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
             }
         }
         follow(&stage, &core, connection, connected);
+        if core.confirmed_cfg() != confirmed {
+            // Somebody may be waiting for it.
+            confirmed = core.confirmed_cfg();
+            about_node.report(&core);
+        }
         if *core.problems() != problems {
             for problem in core.problems().difference(&problems) {
                 match problem {

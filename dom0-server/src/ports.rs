@@ -34,6 +34,15 @@ pub struct ControlPort {
     pub ifindex: u32,
 }
 
+/// What the switch is, as its own database says; empty where that does not say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SwitchBuild {
+    /// Of Open vSwitch: `3.1.0`.
+    pub version: String,
+    /// The kind of the integration bridge's datapath: `system` or `netdev`.
+    pub datapath: String,
+}
+
 /// What is plugged into the integration bridge.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SwitchPorts {

@@ -1,5 +1,6 @@
 //! Tells the database how the routers stand, and the log why a guest forwards itself.
 
+pub mod node;
 pub mod statistics;
 
 use std::collections::{BTreeMap, BTreeSet};

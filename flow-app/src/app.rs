@@ -583,9 +583,12 @@ impl App {
         let idle = |scoped: &Scoped| {
             !scoped.router.synced || (scoped.sync == Sync::InStep && !scoped.router.is_due())
         };
-        self.sync == Sync::InStep
-            && self.due.is_empty()
-            && self.meters == self.meters_sent
-            && self.routers.values().all(idle)
+        self.is_topology_sent() && self.routers.values().all(idle)
+    }
+
+    /// Nothing is left to send of what depends on no guest: all of it is under way, or the switch has it.
+    #[must_use]
+    pub fn is_topology_sent(&self) -> bool {
+        self.sync == Sync::InStep && self.due.is_empty() && self.meters == self.meters_sent
     }
 }

@@ -13,6 +13,7 @@ impl Core {
     pub(super) fn acknowledge(&mut self, reached: Vec<(RouterId, u64)>) {
         let mut sessions = BTreeSet::new();
         for (router, mark) in reached {
+            self.progress.router_confirmed(mark);
             let Some((id, seq)) = self.marks.remove(&mark) else { continue };
             let answers = self.app.take_answers(router, mark);
             let Some(session) = self.sessions.get_mut(&id) else { continue };

@@ -9,7 +9,7 @@ use xenflow_proto::{Name, Seq};
 
 use super::{Core, Stage};
 use crate::db::status::bounded;
-use crate::ports::SwitchPort;
+use crate::ports::{SwitchBuild, SwitchPort};
 
 /// A router as the operator sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,23 @@ impl Core {
     #[must_use]
     pub fn knows_its_routers(&self) -> bool {
         self.desired.is_some() && self.ports.is_some()
+    }
+
+    /// What the switch is.
+    #[must_use]
+    pub fn build(&self) -> &SwitchBuild {
+        &self.build
+    }
+
+    /// How many flows of the topology the switch refuses.
+    #[must_use]
+    pub fn left_out_flows(&self) -> usize {
+        self.refused.len()
+    }
+
+    /// Rows of the database that break a rule, and which.
+    pub fn left_out_rows(&self) -> impl Iterator<Item = &str> {
+        self.desired.iter().flat_map(|desired| &desired.left_out).map(String::as_str)
     }
 
     /// The routers that are configured and have a vif.

@@ -39,7 +39,9 @@ impl Core {
     /// that is being answered is still waited for: it must not be taken for the end of the next one.
     pub(super) fn start_over(&mut self) {
         self.app.switch_reset();
+        self.progress.start_over();
         for batch in std::mem::take(&mut self.in_flight).into_values() {
+            self.progress.again(batch.goal);
             for (router, mark) in batch.reached {
                 self.app.mark(router, mark);
             }
@@ -81,7 +83,7 @@ impl Core {
             }
             changes.retain(|change| !self.refused.contains(change));
             if !meters.is_empty() || !changes.is_empty() {
-                self.send(meters, InFlight { changes, reached, routers });
+                self.send(meters, InFlight { changes, reached, routers, goal: None });
             } else if let Some(last) = self.in_flight.values_mut().next_back() {
                 // Nothing to wait for but what is under way already.
                 last.reached.extend(reached);
@@ -93,6 +95,7 @@ impl Core {
                 break;
             }
         }
+        self.pursue();
         self.release();
         if self.failures > 0 && self.in_flight.is_empty() && !self.dumping && self.app.is_idle() {
             self.failures = 0;

@@ -4,6 +4,7 @@ mod acks;
 mod in_use;
 mod lone;
 mod model;
+mod progress;
 mod resume;
 mod turns;
 

@@ -36,6 +36,10 @@ impl fmt::Display for InvalidRow {
 /// The desired state. References are names of things that are in it too.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Desired {
+    /// `XenFlow.next_cfg`: the number that nodes report when they are done with this state.
+    pub cfg: i64,
+    /// Rows that were left out, and why, in words.
+    pub left_out: BTreeSet<String>,
     /// Virtual networks.
     pub networks: BTreeMap<Name, Network>,
     /// Virtual links, of a network in `networks`; no VLAN twice.
@@ -58,6 +62,7 @@ impl Desired {
     #[must_use]
     pub fn assemble(rows: &Rows) -> (Self, Vec<InvalidRow>) {
         let mut build = Build { rows, desired: Self::default(), invalid: Vec::new() };
+        build.settings();
         build.nodes();
         build.networks();
         build.segments();
@@ -65,6 +70,7 @@ impl Desired {
         build.vifs();
         build.access();
         build.classes();
+        build.desired.left_out = build.invalid.iter().map(ToString::to_string).collect();
         (build.desired, build.invalid)
     }
 
@@ -124,6 +130,12 @@ impl<'a> Build<'a> {
                 Err(reason) => self.leave_out(kind, uuid, row, reason),
             }
         }
+    }
+
+    /// A database without its one row asks for no number.
+    fn settings(&mut self) {
+        let row = self.rows.of(table::XENFLOW).next();
+        self.desired.cfg = row.and_then(|(_, row)| row.int("next_cfg").ok()).unwrap_or_default();
     }
 
     fn nodes(&mut self) {

@@ -12,6 +12,7 @@ pub mod contract;
 pub mod description;
 pub mod desired;
 pub mod edit;
+pub mod node_status;
 pub mod policy;
 pub mod row;
 mod rows;
@@ -22,6 +23,7 @@ pub mod status;
 pub use class::TrafficClass;
 pub use contract::{Contract, Rate};
 pub use desired::{Desired, InvalidRow};
+pub use node_status::NodeStatus;
 pub use policy::RouterPolicy;
 pub use row::{Access, Attachment, Kind, RouterId, RowError, Segment, Vif, VifNumber};
 pub use rows::Rows;
@@ -65,7 +67,8 @@ pub mod table {
 }
 
 /// Tables and columns that make the desired state, without `Status`: what a daemon watches.
-const DESIRED_COLUMNS: [(&str, &[&str]); 7] = [
+const DESIRED_COLUMNS: [(&str, &[&str]); 8] = [
+    (table::XENFLOW, &["next_cfg"]),
     (table::NODE, &["name", "uplinks"]),
     (table::NETWORK, &["name", "min_bps", "max_bps"]),
     (table::SEGMENT, &["name", "network", "vlan"]),
@@ -96,7 +99,7 @@ pub fn monitor() -> ovsdb::Monitor {
     DESIRED_COLUMNS.iter().fold(empty, |monitor, (table, columns)| monitor.table(*table, columns))
 }
 
-/// Reads every row, `Status` included; [`Rows::from_select`] takes the results.
+/// Reads every row, `Status` and `Node_Status` included; [`Rows::from_select`] takes the results.
 #[must_use]
 pub fn select_all() -> Vec<ovsdb::Operation> {
     rows::SELECTED.iter().map(|table| ovsdb::Operation::select(*table)).collect()

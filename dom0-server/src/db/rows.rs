@@ -10,7 +10,8 @@ use ovsdb::{Condition, OpResult, Row, RowChange, Uuid};
 use super::table;
 
 /// Tables of [`super::select_all`], in this order.
-pub(super) const SELECTED: [&str; 8] = [
+pub(super) const SELECTED: [&str; 10] = [
+    table::XENFLOW,
     table::NODE,
     table::NETWORK,
     table::SEGMENT,
@@ -18,6 +19,7 @@ pub(super) const SELECTED: [&str; 8] = [
     table::VIF,
     table::ACCESS,
     table::TRAFFIC_CLASS,
+    table::NODE_STATUS,
     table::STATUS,
 ];
 

@@ -15,7 +15,7 @@ use xenflow_proto::control::{HOST_MAC, HOST_PORT_NAME};
 use crate::core::Event;
 use crate::db::{self, Desired};
 use crate::ovs::restore::{self, Restore, Stage, Step, View};
-use crate::ports::{ControlPort, SwitchPort, SwitchPorts};
+use crate::ports::{ControlPort, SwitchBuild, SwitchPort, SwitchPorts};
 
 const OPEN_VSWITCH: &str = "Open_vSwitch";
 /// The versions that ovs-ofctl speaks by default, so that operators can look, and ours.
@@ -82,8 +82,8 @@ pub async fn ports(
     events: mpsc::Sender<Event>,
 ) {
     let monitor = Monitor::new(OPEN_VSWITCH)
-        .table("Open_vSwitch", &["bridges", "other_config", "external_ids", "cur_cfg"])
-        .table("Bridge", &["name", "ports", "fail_mode", "protocols", "flow_tables"])
+        .table("Open_vSwitch", &["bridges", "other_config", "external_ids", "cur_cfg", "ovs_version"])
+        .table("Bridge", &["name", "ports", "fail_mode", "protocols", "flow_tables", "datapath_type"])
         .table("Flow_Table", &["prefixes", "external_ids"])
         .table("Port", &["name", "interfaces"])
         .table(
@@ -94,6 +94,7 @@ pub async fn ports(
     let handle = session.handle();
     let mut rows = Tables::default();
     let mut known: Option<SwitchPorts> = None;
+    let mut known_build = SwitchBuild::default();
     let mut restore = Restore::new(restore);
     loop {
         let said = tokio::select! {
@@ -125,6 +126,13 @@ pub async fn ports(
         }
         let now = *stage.borrow();
         rows.restore(&handle, &bridge, &mut restore, now).await;
+        let build = rows.build(&bridge);
+        if known_build != build {
+            known_build.clone_from(&build);
+            if events.send(Event::Build(build)).await.is_err() {
+                return;
+            }
+        }
         let Some(ports) = rows.ports(&bridge) else { continue };
         if known.as_ref() != Some(&ports) {
             known = Some(ports.clone());
@@ -303,6 +311,18 @@ impl Tables {
                 Datum::map([OWNER]),
             ),
         ]
+    }
+
+    /// What the switch is; empty where the database does not say.
+    fn build(&self, bridge: &str) -> SwitchBuild {
+        let version = self.rows("Open_vSwitch").next().and_then(|(_, row)| row.opt_str("ovs_version").ok());
+        let datapath = self.named("Bridge", bridge).and_then(|(_, row)| row.str("datapath_type").ok());
+        // "The empty string is the same as system" (ovs-vswitchd.conf.db(5)).
+        let datapath = datapath.map(|kind| if kind.is_empty() { "system" } else { kind });
+        SwitchBuild {
+            version: version.flatten().unwrap_or_default().to_owned(),
+            datapath: datapath.unwrap_or_default().to_owned(),
+        }
     }
 
     /// What is plugged into the bridge; none while there is no bridge.

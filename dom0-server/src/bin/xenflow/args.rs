@@ -27,6 +27,14 @@ pub(crate) struct Args {
     /// Give up after so many seconds
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub(crate) timeout: u32,
+    /// After a change, wait until every node that reports has it in its switch
+    ///
+    /// The nodes are those of 'show node' that have reported a version. A node that is behind when --timeout is over is
+    /// named, and the exit code is 1; the change stays made. A change of nothing ('apply' of what is there already) waits
+    /// for the state as it is. With no node at all there is nothing to wait for: that is said on standard error, and the
+    /// exit code is 0, as of 'ovn-nbctl --wait=hv' without a chassis. Commands that only read do not wait.
+    #[arg(long, global = true)]
+    pub(crate) wait: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -126,7 +134,7 @@ pub(crate) enum ShowCommand {
         /// Only this one
         name: Option<String>,
     },
-    /// Nodes: their uplinks and counters
+    /// Nodes: versions, when last seen, whether they are behind, problems, uplinks and counters
     Node {
         /// Only this one
         name: Option<String>,

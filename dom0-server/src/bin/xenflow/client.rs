@@ -7,8 +7,10 @@ use anyhow::{Context, anyhow};
 use dom0_server::db::edit::{Snapshot, is_lost_race};
 use dom0_server::db::{DATABASE, Statistics, VERSION, select_all, statistics};
 use ovsdb::{Connection, Operation, Options, Remote, RequestError};
+use tokio::time::Instant;
 
 use crate::Failure;
+use crate::wait::Waiter;
 
 /// How often an edit is built anew when somebody else was faster.
 const ATTEMPTS: u32 = 20;
@@ -56,10 +58,13 @@ pub(crate) fn check_version(found: &str) -> anyhow::Result<Version> {
 /// A connection to a server that serves the XenFlow database.
 pub(crate) struct Client {
     connection: Connection,
+    /// For `--wait`.
+    waiter: Option<Waiter>,
 }
 
 impl Client {
-    pub(crate) async fn open(db: &str, seconds: u32) -> Result<Self, Failure> {
+    /// `wait_until`: changes are waited for until then ([`Client::wait`]).
+    pub(crate) async fn open(db: &str, seconds: u32, wait_until: Option<Instant>) -> Result<Self, Failure> {
         let connection = connect(db, seconds).await?;
         match connection.get_schema(DATABASE).await {
             Ok(schema) => match check_version(&schema.version)? {
@@ -77,7 +82,17 @@ impl Client {
             }
             Err(other) => return Err(anyhow::Error::from(other).into()),
         }
-        Ok(Self { connection })
+        let remotes = Remote::parse_list(db)?;
+        let waiter = wait_until.map(|deadline| Waiter::start(remotes, seconds, deadline));
+        Ok(Self { connection, waiter })
+    }
+
+    /// With `--wait`: ends when the last edit is in every switch. To be called when all else is done and printed.
+    pub(crate) async fn wait(self) -> Result<(), Failure> {
+        match self.waiter {
+            Some(waiter) => waiter.wait().await,
+            None => Ok(()),
+        }
     }
 
     pub(crate) async fn snapshot(&self) -> anyhow::Result<Snapshot> {
@@ -101,12 +116,19 @@ impl Client {
         let mut attempt = 1;
         loop {
             let mut operations = build(&self.snapshot().await?).map_err(Into::into)?;
-            if operations.is_empty() {
-                return Ok(());
+            match &self.waiter {
+                Some(_) => operations.extend(Waiter::operations()),
+                None if operations.is_empty() => return Ok(()),
+                None => {}
             }
             operations.push(Operation::commit(true));
             match self.connection.transact(DATABASE, &operations).await {
-                Ok(_) => return Ok(()),
+                Ok(results) => {
+                    return match &self.waiter {
+                        Some(waiter) => Ok(waiter.numbered(&results)?),
+                        None => Ok(()),
+                    };
+                }
                 Err(error) if is_lost_race(&error) && attempt < ATTEMPTS => attempt += 1,
                 Err(error) => return Err(anyhow::Error::from(error).into()),
             }

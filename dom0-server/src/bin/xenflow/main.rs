@@ -13,8 +13,10 @@ mod output;
 mod pki;
 mod show;
 mod view;
+mod wait;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use args::{
@@ -104,7 +106,8 @@ fn usage(error: &clap::Error) -> String {
 }
 
 fn run(args: Args) -> Result<(), Failure> {
-    let Args { db, json, timeout, command } = args;
+    let Args { db, json, timeout, wait, command } = args;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(timeout.into());
     match command {
         Command::Completions { shell } => {
             output::completions(shell, &mut Args::command());
@@ -117,8 +120,9 @@ fn run(args: Args) -> Result<(), Failure> {
             output::report(&report, json)
         }),
         Command::Database(command) => client::block_on(timeout, async {
-            let client = Client::open(&db, timeout).await?;
-            database(&client, command, json).await
+            let client = Client::open(&db, timeout, wait.then_some(deadline)).await?;
+            database(&client, command, json).await?;
+            client.wait().await
         }),
     }
 }

@@ -6,7 +6,7 @@ use dom0_server::counters::Scope;
 use dom0_server::db::edit::{EditError, Snapshot};
 use dom0_server::db::policy::fast_path_str;
 use dom0_server::db::row::{Network, Router};
-use dom0_server::db::{Attachment, Kind, Segment, Statistics, Status, Vif};
+use dom0_server::db::{Attachment, Kind, NodeStatus, Segment, Statistics, Status, Vif, table};
 use serde_json::{Value, json};
 use xenflow_proto::Name;
 
@@ -120,10 +120,11 @@ fn counters(all: &BTreeMap<String, u64>) -> String {
     if words.is_empty() { "nothing".to_owned() } else { printable(&words.join(", ")) }
 }
 
-/// A node and its uplinks.
+/// A node, its uplinks, and what it reports of itself.
 struct Node {
     name: Name,
     uplinks: BTreeSet<String>,
+    status: Option<NodeStatus>,
 }
 
 impl Now {
@@ -132,9 +133,14 @@ impl Now {
         let desired = &self.snapshot.desired;
         let reporting =
             self.statistics.iter().map(|row| &row.node).chain(self.status.iter().map(|row| &row.node));
-        let names = desired.uplinks.keys().chain(reporting);
+        let rows = self.snapshot.rows.of(table::NODE_STATUS);
+        let reports: Vec<NodeStatus> = rows.filter_map(|(_, row)| NodeStatus::parse(row).ok()).collect();
+        let names = desired.uplinks.keys().chain(reporting).chain(reports.iter().map(|row| &row.node));
         names
-            .map(|name| (name.clone(), Node { name: name.clone(), uplinks: desired.uplinks_of(name) }))
+            .map(|name| {
+                let status = reports.iter().find(|row| row.node == *name).cloned();
+                (name.clone(), Node { name: name.clone(), uplinks: desired.uplinks_of(name), status })
+            })
             .collect()
     }
 
@@ -149,11 +155,42 @@ fn node_json(now: &Now, node: &Node) -> Value {
     let uplinks =
         node.uplinks.iter().map(|port| json!({ "port": port, "counters": of(Scope::Uplink, port) }));
     let name = node.name.as_str();
-    json!({ "name": name, "uplinks": uplinks.collect::<Vec<_>>(), "counters": of(Scope::Node, name) })
+    let asked = now.snapshot.desired.cfg;
+    let status = node.status.as_ref().map(|status| {
+        let NodeStatus { node: _, version, ovs_version, datapath, started_ms, seen_ms, cfg, problems } =
+            status;
+        json!({
+            "version": version, "ovs_version": ovs_version, "datapath": datapath, "started_ms": started_ms,
+            "seen_ms": seen_ms, "cfg": cfg, "is_behind": *cfg < Some(asked), "problems": problems,
+        })
+    });
+    json!({
+        "name": name, "uplinks": uplinks.collect::<Vec<_>>(), "counters": of(Scope::Node, name), "status": status,
+    })
+}
+
+/// What a node reports of itself.
+fn node_lines(page: &mut String, status: &NodeStatus, asked: i64) {
+    let known = |text: &str| if text.is_empty() { "unknown".to_owned() } else { printable(text) };
+    let NodeStatus { version, ovs_version, datapath, started_ms, seen_ms, cfg, .. } = status;
+    let (version, ovs_version, datapath) = (known(version), known(ovs_version), known(datapath));
+    line(page, 1, format_args!("xenflow {version}, Open vSwitch {ovs_version}, datapath {datapath}"));
+    line(page, 1, format_args!("seen {}, runs since {}", ago(*seen_ms), instant(*started_ms)));
+    match cfg.unwrap_or_default() {
+        cfg if cfg < asked => line(page, 1, format_args!("behind: its switch has {cfg} of {asked}")),
+        cfg => line(page, 1, format_args!("not behind: its switch has {cfg}")),
+    }
+    for problem in &status.problems {
+        line(page, 1, format_args!("problem: {}", printable(problem)));
+    }
 }
 
 fn node_block(page: &mut String, now: &Now, node: &Node) {
     line(page, 0, format_args!("node {}", node.name));
+    match &node.status {
+        Some(status) => node_lines(page, status, now.snapshot.desired.cfg),
+        None => line(page, 1, format_args!("its daemon has reported nothing")),
+    }
     let counted = |page: &mut String, depth, scope, name| {
         if let Some(row) = now.own(node, scope, name) {
             line(

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use support::{Dir, ok, run};
 
@@ -215,4 +215,45 @@ fn what_is_armed_is_released_and_what_is_counted_never_shrinks_whoever_dies() {
     assert!(daemon.wait().unwrap().success(), "{}", host.log());
     assert_eq!(host.key(), "\"false\"");
     assert!(!host.log().contains("ERROR"), "{}", host.log());
+}
+
+#[test]
+fn what_was_waited_for_is_in_the_switch_and_a_node_without_one_is_behind() {
+    let mut host = Host::start();
+    let shown = |host: &Host| -> Value {
+        let all: Value = serde_json::from_str(&host.xenflow("show node a --json")).unwrap();
+        all[0]["status"].clone()
+    };
+    host.vsctl(&["add-port", "br-xf", "p3", "--", "set", "Interface", "p3", "type=dummy"]);
+    host.vsctl(&["set", "Interface", "p3", "external_ids:iface-id=h3"]);
+    let dark = json!(["port p3 belongs to no vif, access port or uplink: it stays dark"]);
+    host.until("dark port", |host| shown(host)["problems"] == dark);
+    assert_eq!(shown(&host)["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(shown(&host)["datapath"], "system");
+
+    let port = host.vsctl(&["get", "Interface", "p3", "ofport"]);
+    let bridge = format!("unix:{}", host.path("br-xf.mgmt").display());
+    let flows = |host: &Host| {
+        host.tool("ovs-ofctl", &["-OOpenFlow15", "dump-flows", &bridge, &format!("in_port={port}")])
+    };
+    for round in 0..3 {
+        host.xenflow(&format!("access add h3 --segment lan --mac 02:00:00:00:01:0{} --wait", 3 + round));
+        assert!(flows(&host).contains("table="), "round {round}: {}", flows(&host));
+        host.xenflow("access remove h3 --wait");
+        assert!(!flows(&host).contains("table="), "round {round}: {}", flows(&host));
+    }
+    // Nothing to send.
+    host.xenflow("network add blue --wait");
+    assert_eq!(shown(&host)["is_behind"], false);
+
+    host.kill_switch();
+    let late =
+        run(&format!("unix:{}", host.path("db.sock").display()), "network add green --wait --timeout 2");
+    let said = String::from_utf8_lossy(&late.stderr).into_owned();
+    assert_eq!(late.status.code(), Some(1), "{said}");
+    assert!(said.contains("not in every switch within 2 s: a (has 7 of 8, last seen "), "{said}");
+    assert_eq!(shown(&host)["is_behind"], true);
+    host.start_switch();
+    host.until("state in the new switch", |host| shown(host)["is_behind"] == false);
+    host.xenflow("network remove green --wait --timeout 30");
 }

@@ -87,8 +87,8 @@ fn counters_stand_with_what_they_count() {
     assert_eq!(
         server.ok("show node a"),
         format!(
-            "node a\n  counted {since}: dropped_unknown_port 1 packets 60 bytes\n  uplink trunk0\n    \
-             counted {since}: dropped_no_tag 2 packets 120 bytes\n"
+            "node a\n  its daemon has reported nothing\n  counted {since}: dropped_unknown_port 1 packets 60 bytes\n  \
+             uplink trunk0\n    counted {since}: dropped_no_tag 2 packets 120 bytes\n"
         )
     );
     let json = &server.json("show node a")[0];

@@ -12,6 +12,7 @@ mod init;
 mod output;
 mod pki;
 mod show;
+mod top;
 mod view;
 mod wait;
 
@@ -115,6 +116,9 @@ fn run(args: Args) -> Result<(), Failure> {
         }
         Command::Pki(command) => pki::run(command, json),
         Command::Doctor { host_only, config } => doctor::run(&db, timeout, host_only, &config, json),
+        Command::Top { interval, once } => {
+            top::run(&db, &top::Options { interval_s: interval, once, json, timeout_s: timeout })
+        }
         Command::Init { db_file, ctl } => client::block_on(timeout, async {
             let report = init::run(&db, timeout, &db_file, ctl.as_deref()).await?;
             output::report(&report, json)

@@ -88,7 +88,7 @@ async fn within<T>(step: Duration, work: impl Future<Output = anyhow::Result<T>>
 fn rundir(remotes: &[Remote]) -> PathBuf {
     let dir = remotes.iter().find_map(|remote| match remote {
         Remote::Unix(path) => path.parent(),
-        _ => None,
+        Remote::Tcp(_) | Remote::Ssl(_) => None,
     });
     dir.unwrap_or(Path::new("/var/run/openvswitch")).to_owned()
 }
@@ -106,6 +106,7 @@ async fn switch(db: &str, step: Duration) -> anyhow::Result<Switch> {
 }
 
 /// How many flows there are, and how many of XenFlow.
+#[allow(clippy::wildcard_enum_match_arm, reason = "what else the switch says is for others")]
 async fn flows(socket: &Path) -> anyhow::Result<(u64, u64)> {
     let path = socket.display();
     let mut stream =

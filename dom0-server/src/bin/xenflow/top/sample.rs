@@ -1,0 +1,159 @@
+//! What the database says at one look: counters, reports, contracts. Reads rows into types; what they come to is
+//! `model`'s business.
+
+use std::collections::BTreeMap;
+
+use dom0_server::counters::Scope;
+use dom0_server::db::edit::Snapshot;
+use dom0_server::db::{Rows, SessionState, Statistics, monitor, table};
+use ovsdb::{ColumnError, Monitor, Row};
+use serde::Serialize;
+
+/// What is watched: all that [`Sample::of`] reads.
+pub(super) fn watched() -> Monitor {
+    monitor()
+        .table(table::STATISTICS, &["node", "scope", "name", "counters", "since_ms", "updated_ms"])
+        .table(
+            table::STATUS,
+            &[
+                "node",
+                "router",
+                "state",
+                "since_ms",
+                "routes",
+                "acked_seq",
+                "message",
+                "neighbors",
+                "next_hops",
+                "prefixes",
+                "slow",
+                "ports",
+                "up",
+            ],
+        )
+        .table(table::MIGRATION, &["router", "from", "to", "phase", "generation", "error"])
+        .table(table::NODE_STATUS, &["node", "version", "ovs_version", "seen_ms", "problems"])
+}
+
+/// Who counts what.
+pub(super) type Key = (String, Scope, String);
+
+/// Counters of one thing on one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Counted {
+    pub(super) since_ms: u64,
+    pub(super) updated_ms: u64,
+    pub(super) counters: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Network {
+    /// Bit/s.
+    pub(super) min_bps: Option<u64>,
+    /// Bit/s.
+    pub(super) max_bps: Option<u64>,
+}
+
+/// A router's session: the best of what nodes report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Report {
+    pub(super) node: String,
+    pub(super) state: SessionState,
+    pub(super) since_ms: u64,
+    pub(super) routes: u64,
+}
+
+/// A row of `Migration`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Migration {
+    pub(super) router: String,
+    pub(super) from: String,
+    pub(super) to: String,
+    pub(super) phase: String,
+    pub(super) generation: i64,
+    pub(super) error: String,
+}
+
+/// What a daemon says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Node {
+    pub(super) version: String,
+    pub(super) switch: String,
+    /// `None`: it has never reported.
+    pub(super) seen_ms: Option<u64>,
+    pub(super) problems: usize,
+}
+
+/// One look.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Sample {
+    /// When, by this host's clock: milliseconds since the Unix epoch.
+    pub(super) at_ms: u64,
+    pub(super) counted: BTreeMap<Key, Counted>,
+    pub(super) networks: BTreeMap<String, Network>,
+    /// Routers and their networks.
+    pub(super) routers: BTreeMap<String, String>,
+    pub(super) reports: BTreeMap<String, Report>,
+    pub(super) migrations: Vec<Migration>,
+    pub(super) nodes: BTreeMap<String, Node>,
+}
+
+impl Sample {
+    /// Rows that do not parse are left out, as daemons do.
+    pub(super) fn of(rows: &Rows, at_ms: u64) -> Self {
+        let now = Snapshot::from(rows.clone());
+        let mut sample = Self { at_ms, ..Self::default() };
+        for (name, network) in &now.desired.networks {
+            let rate = |rate: Option<dom0_server::db::Rate>| rate.map(dom0_server::db::Rate::bps);
+            let (min_bps, max_bps) = (rate(network.contract.min()), rate(network.contract.max()));
+            sample.networks.insert(name.to_string(), Network { min_bps, max_bps });
+        }
+        for (name, router) in &now.desired.routers {
+            sample.routers.insert(name.to_string(), router.network.to_string());
+        }
+        for report in now.status() {
+            let new = Report {
+                node: report.node.to_string(),
+                state: report.state,
+                since_ms: report.since_ms,
+                routes: report.counts.routes,
+            };
+            let known = sample.reports.get(report.router.as_str());
+            if known.is_none_or(|known| (known.state, known.since_ms) < (new.state, new.since_ms)) {
+                sample.reports.insert(report.router.to_string(), new);
+            }
+        }
+        for statistics in rows.of(table::STATISTICS).filter_map(|(_, row)| Statistics::parse(row).ok()) {
+            let Statistics { node, place: (scope, name), counters, since_ms, updated_ms } = statistics;
+            let counted = Counted { since_ms, updated_ms, counters };
+            sample.counted.insert((node.to_string(), scope, name), counted);
+        }
+        sample.migrations = rows.of(table::MIGRATION).filter_map(|(_, row)| migration(row).ok()).collect();
+        sample.migrations.sort_by(|a, b| (&a.router, a.generation).cmp(&(&b.router, b.generation)));
+        sample.nodes = now.desired.uplinks.keys().map(|name| (name.to_string(), Node::default())).collect();
+        sample.nodes.extend(rows.of(table::NODE_STATUS).filter_map(|(_, row)| node(row).ok()));
+        sample
+    }
+}
+
+fn migration(row: &Row) -> Result<Migration, ColumnError> {
+    let text = |column: &str| row.str(column).map(str::to_owned);
+    Ok(Migration {
+        router: text("router")?,
+        from: text("from")?,
+        to: text("to")?,
+        phase: text("phase")?,
+        generation: row.int("generation")?,
+        error: text("error")?,
+    })
+}
+
+fn node(row: &Row) -> Result<(String, Node), ColumnError> {
+    let node = Node {
+        version: row.str("version")?.to_owned(),
+        switch: row.str("ovs_version")?.to_owned(),
+        seen_ms: Some(u64::try_from(row.int("seen_ms")?).unwrap_or_default()),
+        problems: row.set_str("problems")?.len(),
+    };
+    Ok((row.str("node")?.to_owned(), node))
+}

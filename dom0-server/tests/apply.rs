@@ -88,6 +88,16 @@ fn a_description_becomes_the_database_and_a_second_time_nothing() {
 }
 
 #[test]
+fn the_description_in_the_readme_is_one() {
+    let server = Server::ready();
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+    let from = readme.find("# topology.toml").unwrap();
+    let text = &readme[from..from + readme[from..].find("```").unwrap()];
+    let said = apply(&server, text, "");
+    assert!(said.ends_with("\n10 added, 0 set, 0 replaced, 0 removed\n"), "{said}");
+}
+
+#[test]
 fn only_what_differs_is_changed_and_only_what_it_owns_is_removed() {
     let server = Server::ready();
     server.ok("network add green");

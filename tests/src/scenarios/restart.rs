@@ -10,7 +10,7 @@ use crate::endhost::EndHost;
 use crate::node::Node;
 use crate::one_router::{H1, H2, OneRouter};
 use crate::probe::Probe;
-use crate::process::{self, wait_for};
+use crate::process::{self, retry, wait_for};
 use crate::scenario::{Lab, Scenario};
 use crate::virtual_router::VirtualRouter;
 
@@ -290,8 +290,10 @@ impl Site {
 
     /// Waits until all is as before, and a change of the guest arrives; then stops the probe.
     fn observe(&mut self, probe: Probe, start: Instant) -> Result<Value> {
-        wait_for("the same flows as before", LIMIT, || {
-            Ok((lasting(&self.node)? == self.flows).then_some(()))
+        // A switch that has just been started does not listen at once.
+        retry("the same flows as before", LIMIT, || {
+            ensure!(lasting(&self.node)? == self.flows, "the flows are other ones");
+            Ok(())
         })?;
         let in_sync = start.elapsed();
         self.node.daemon()?.check()?;

@@ -69,12 +69,20 @@ pub struct Node {
     dom0: PathBuf,
     config: PathBuf,
     logs: PathBuf,
+    /// The socket of the server with its XenFlow database.
+    database: PathBuf,
     starts: u32,
 }
 
 impl Node {
     /// Makes the host, its XenFlow database and the daemon's configuration. Neither switch nor daemon runs yet.
     pub fn create(lab: &Lab, name: &str, pki: &Pki) -> Result<Self> {
+        let node = Self::bare(lab, name, pki)?;
+        node.init()?;
+        Ok(node)
+    }
+
+    fn bare(lab: &Lab, name: &str, pki: &Pki) -> Result<Self> {
         let host = Host::create(lab, name)?;
         let product = lab.product()?;
         let config = host.rundir().join("dom0.toml");
@@ -85,16 +93,23 @@ impl Node {
             host.rundir().display()
         );
         std::fs::write(&config, text)?;
-        let node = Self {
+        Ok(Self {
             daemon: None,
             xenflow: product.xenflow.clone(),
             dom0: product.dom0.clone(),
             config,
             logs: lab.results().to_owned(),
+            database: host.db_socket(),
             host,
             starts: 0,
-        };
-        node.init()?;
+        })
+    }
+
+    /// Makes a host whose daemon follows the XenFlow database of another one.
+    pub fn create_with(lab: &Lab, name: &str, pki: &Pki, database: &Self) -> Result<Self> {
+        let mut node = Self::bare(lab, name, pki)?;
+        node.database = database.host.db_socket();
+        node.configure_daemon(&format!("xenflow_db = \"unix:{}\"", node.database.display()))?;
         Ok(node)
     }
 
@@ -120,7 +135,7 @@ impl Node {
     pub fn xenflow_command(&self) -> Command {
         // Only the socket matters, so it may run outside the namespace: cheaper.
         let mut command = Command::new(&self.xenflow);
-        command.arg(format!("--db=unix:{}", self.host.db_socket().display()));
+        command.arg(format!("--db=unix:{}", self.database.display()));
         command
     }
 

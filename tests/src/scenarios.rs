@@ -18,6 +18,7 @@ mod oracle;
 mod plain;
 mod plane;
 mod restart;
+mod topology;
 mod twin;
 
 /// Every scenario, in the order `lab test` runs them.
@@ -36,6 +37,7 @@ pub const ALL: &[Scenario] = &[
     boot::SCENARIO,
     moves::SCENARIO,
     restart::SCENARIO,
+    topology::SCENARIO,
     broken::SCENARIO,
 ];
 
@@ -57,6 +59,7 @@ pub fn may_run_beside(name: &str) -> bool {
         identity::SCENARIO,
         boot::SCENARIO,
         moves::SCENARIO,
+        topology::SCENARIO,
     ];
     all.iter().any(|scenario| scenario.name == name)
 }

@@ -57,6 +57,14 @@ impl VirtualRouter {
         (network, name, number): (&str, &str, u8),
         links: &[Link<'_>],
     ) -> Result<Self> {
+        let router = Self::described(lab, pki, (name, number))?;
+        router.declare(node, network, links)?;
+        router.plug(node, links)?;
+        Ok(router)
+    }
+
+    /// Makes the guest of a router that something else configures; its vifs are to have the addresses of [`Self::mac`].
+    pub fn described(lab: &Lab, pki: &Pki, (name, number): (&str, u8)) -> Result<Self> {
         let guest = Guest::create(lab, name)?;
         let config = guest.dir().join("guest.toml");
         let text = format!(
@@ -65,7 +73,7 @@ impl VirtualRouter {
             guest.dir().join("status.sock").display()
         );
         std::fs::write(&config, text)?;
-        let router = Self {
+        Ok(Self {
             client: None,
             guest,
             name: name.to_owned(),
@@ -75,9 +83,7 @@ impl VirtualRouter {
             logs: lab.results().to_owned(),
             starts: 0,
             boot_id: None,
-        };
-        router.plug(node, network, links)?;
-        Ok(router)
+        })
     }
 
     /// The MAC address of its vif with this index; 99 is the control vif.
@@ -85,25 +91,31 @@ impl VirtualRouter {
         format!("02:52:00:00:{:02x}:{index:02x}", self.number)
     }
 
-    /// Configures the router with its vifs, and plugs all of them in at once: processes are slow in a lab.
-    fn plug(&self, node: &Node, network: &str, links: &[Link<'_>]) -> Result<()> {
+    /// Configures the router with its vifs.
+    fn declare(&self, node: &Node, network: &str, links: &[Link<'_>]) -> Result<()> {
         let name = &self.name;
         let mut configuration = format!("router add {name} --network {network}\n");
-        let mut addresses = String::new();
-        let mut plugs = Vec::new();
-        for (index, Link { name: interface, segment, address }) in links.iter().enumerate() {
+        for (index, Link { name: interface, segment, .. }) in links.iter().enumerate() {
             let mac = self.mac(index);
             configuration.push_str(&format!(
                 "vif add {name}-{interface} --router {name} --segment {segment} --mac {mac}\n"
             ));
-            addresses.push_str(&format!("address add {address} dev {interface}\n"));
-            plugs.push((*interface, mac));
         }
         let mac = self.mac(99);
         configuration.push_str(&format!("vif add {name}-{CONTROL} --router {name} --control --mac {mac}\n"));
-        plugs.push((CONTROL, mac));
-        node.configure(&configuration)?;
+        node.configure(&configuration)
+    }
 
+    /// Plugs all of its vifs in at once: processes are slow in a lab.
+    pub fn plug(&self, node: &Node, links: &[Link<'_>]) -> Result<()> {
+        let name = &self.name;
+        let mut addresses = String::new();
+        let mut plugs = Vec::new();
+        for (index, Link { name: interface, address, .. }) in links.iter().enumerate() {
+            addresses.push_str(&format!("address add {address} dev {interface}\n"));
+            plugs.push((*interface, self.mac(index)));
+        }
+        plugs.push((CONTROL, self.mac(99)));
         let names: Vec<(String, String)> = plugs
             .iter()
             .map(|(interface, _)| (self.port(interface), format!("{name}-{interface}")))

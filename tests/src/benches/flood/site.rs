@@ -46,8 +46,8 @@ enum Routers {
 
 #[derive(Debug)]
 enum Switch {
-    XenFlow(Node),
-    Plain(Host),
+    XenFlow(Box<Node>),
+    Plain(Box<Host>),
 }
 
 /// See the module.
@@ -106,7 +106,7 @@ impl Site {
         for router in &routers {
             node.wait_session(router.name(), LIMIT)?;
         }
-        let (routers, switch) = (Routers::XenFlow(routers), Switch::XenFlow(node));
+        let (routers, switch) = (Routers::XenFlow(routers), Switch::XenFlow(Box::new(node)));
         Self { victims, attacker, sink, routers, switch }.converged()
     }
 
@@ -142,7 +142,7 @@ impl Site {
             host.command("ovs-ofctl").args(["--bundle", "add-flows", PLAIN_BRIDGE, "-"]),
             &flows,
         )?;
-        let (routers, switch) = (Routers::Plain(routers), Switch::Plain(host));
+        let (routers, switch) = (Routers::Plain(routers), Switch::Plain(Box::new(host)));
         Self { victims, attacker, sink, routers, switch }.converged()
     }
 

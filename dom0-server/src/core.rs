@@ -26,7 +26,7 @@ use xenflow_proto::{Change, Identity, Name, Seq};
 use crate::core::meters::Lacking;
 use crate::core::progress::{Goal, Progress};
 use crate::core::refused::Retry;
-pub use crate::core::report::Report;
+pub use crate::core::report::{Report, Standing};
 use crate::counters::{Counters, Names, Poll, Scope, Totals};
 use crate::db::Desired;
 use crate::guest::limits::Hits;

@@ -11,6 +11,7 @@ use crate::config::{Config, ConfigError, parse_remotes};
 use crate::core::{Core, Effect, Event};
 use crate::guest::limits::Hits;
 use crate::guest::{self, Sessions, Tell};
+use crate::notify::Notifier;
 use crate::nudge::{self, Nudges};
 use crate::ovs::restore::{READY_AT_LAST, READY_WITHOUT_GUESTS, Stage};
 use crate::ovs::{database, switch};
@@ -94,6 +95,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         core = core.with_hold_time(Duration::from_secs(config.hold_time_s.into()));
     }
     let mut nudges = Nudges::default();
+    let mut notifier = Notifier::from_env();
     let begin = Instant::now();
     let mut statistics = Keeper::new(node.clone(), database.clone());
     let about_node = NodeReporter::start(node.clone(), database.clone());
@@ -116,6 +118,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
                 follow(&stage, &core, connection, connected);
                 reporter.report(&core).await;
                 about_node.report(&core);
+                notifier.turn(begin.elapsed(), &core.standing());
                 Some(Event::Tick(begin.elapsed()))
             }
             Ok(()) = listening.changed() => continue,
@@ -202,6 +205,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
             problems.clone_from(core.problems());
         }
     }
+    notifier.stopping();
     // Nobody will fill a switch that starts from now on: it must not wait for that.
     stage.send_replace(Stage::Stopping);
     let _ = tokio::time::timeout(LAST_WORDS, keeper).await;

@@ -188,15 +188,16 @@ pub(crate) async fn serve_all(
             Ok(handshake) => handshake,
             Err(limit) => {
                 let end = if limit == Limit::Hasty { End::Hasty } else { End::Crowded };
-                end.log(peer, &sessions.limits);
+                end.log(peer, None, &sessions.limits);
                 continue;
             }
         };
         let (server, sessions, events) = (server.clone(), sessions.clone(), events.clone());
         tokio::spawn(async move {
-            let (end, stream) = session(stream, peer, server, handshake, &sessions, &events).await;
+            let mut id = None;
+            let (end, stream) = session(stream, peer, server, handshake, &sessions, &events, &mut id).await;
             end.count(&sessions.limits);
-            end.log(peer, &sessions.limits);
+            end.log(peer, id, &sessions.limits);
             if let (Some(mut stream), Some((_, reason, detail))) = (stream, end.refusal()) {
                 say_why(&mut stream, reason, detail).await;
             }
@@ -263,16 +264,35 @@ enum End {
 impl End {
     /// The one line that a connection leaves, unless its address leaves too many. That a guest leaves is nothing to
     /// look after.
-    fn log(&self, peer: SocketAddr, limits: &Limits) {
+    fn log(&self, peer: SocketAddr, id: Option<SessionId>, limits: &Limits) {
         let Some(unlogged) = limits.line(peer.ip(), Instant::now()) else { return };
         if unlogged > 0 {
             tracing::warn!(%peer, unlogged, "more connections ended than lines were written");
         }
         let reason = Chain(self);
+        let (session, router) = (id.map(|id| id.0), self.router().map(tracing::field::display));
         if matches!(self, Self::Closed { .. } | Self::Stopped) {
-            tracing::info!(%peer, %reason, "session ended");
+            tracing::info!(session, router, %peer, %reason, "session ended");
         } else {
-            tracing::warn!(%peer, %reason, "session ended");
+            tracing::warn!(session, router, %peer, %reason, "session ended");
+        }
+    }
+
+    /// Whose session it was, if that was known.
+    fn router(&self) -> Option<&Identity> {
+        match self {
+            Self::NoHello { router }
+            | Self::Io { router, .. }
+            | Self::Closed { router }
+            | Self::Truncated { router }
+            | Self::Frame { router, .. }
+            | Self::Message { router, .. }
+            | Self::NotHello { router }
+            | Self::Silent { router }
+            | Self::Slow { router }
+            | Self::Refused { router, .. } => Some(router),
+            Self::Distrusted(gone) => Some(&gone.identity),
+            Self::Tls(_) | Self::Crowded | Self::Hasty | Self::Stopped => None,
         }
     }
 
@@ -315,7 +335,7 @@ impl End {
     }
 }
 
-/// A connection, from the first byte to its end. The stream comes back if the guest may still be told something.
+/// A connection, from the first byte to its end; `opened` is the session that came of it. The stream comes back if the guest may still be told something.
 async fn session(
     stream: TcpStream,
     peer: SocketAddr,
@@ -323,6 +343,7 @@ async fn session(
     handshake: Handshake,
     sessions: &Sessions,
     events: &mpsc::Sender<Event>,
+    opened: &mut Option<SessionId>,
 ) -> (End, Option<TlsStream<TcpStream>>) {
     let _ = stream.set_nodelay(true);
     let current = server.now();
@@ -340,7 +361,7 @@ async fn session(
         Ok(Ok(GuestMessage::Hello(hello))) => {
             decoder.set_limit(MAX_FRAME);
             let guest = Guest { identity, peer: peer.ip(), hello, trust };
-            serve(&mut stream, decoder, guest, sessions, events).await
+            serve(&mut stream, decoder, guest, sessions, events, opened).await
         }
         Ok(Ok(_)) => End::NotHello { router: identity },
         Ok(Err(end)) => end,
@@ -394,10 +415,12 @@ async fn serve(
     guest: Guest,
     sessions: &Sessions,
     events: &mpsc::Sender<Event>,
+    number: &mut Option<SessionId>,
 ) -> End {
     let Guest { identity, peer, hello, trust } = guest;
     let mut opened = sessions.open();
     let id = opened.id;
+    *number = Some(id);
     tracing::info!(session = id.0, router = %identity, %peer, agent = %hello.agent, "session opened");
     let end = match events.send(Event::Opened(id, identity.clone(), peer, hello)).await {
         Ok(()) => converse(stream, decoder, &mut opened, &identity, trust, sessions, events).await,

@@ -10,6 +10,8 @@ pub mod counters;
 pub mod daemon;
 pub mod db;
 pub mod guest;
+pub mod journal;
+pub mod notify;
 pub mod nudge;
 pub mod ovs;
 pub mod pki;

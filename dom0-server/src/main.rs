@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use dom0_server::chain::Chain;
 use dom0_server::config::Config;
 use dom0_server::daemon;
+use dom0_server::journal::Journal;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
@@ -21,7 +22,8 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run in the foreground until SIGTERM or SIGINT; flows stay when it ends. Logs go to stderr.
+    /// Run in the foreground until SIGTERM or SIGINT; flows stay when it ends. Logs go to stderr, or with
+    /// fields to systemd's journal where that is what stderr is.
     Run {
         /// Settings.
         #[arg(long, default_value = "/etc/xenflow/dom0.toml")]
@@ -54,8 +56,14 @@ fn main() -> ExitCode {
 fn run(config: Config) -> ExitCode {
     // Checked when the settings were read.
     let filter = config.log.parse::<Targets>().unwrap_or_default();
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
-    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
+    let registry = tracing_subscriber::registry();
+    match Journal::behind_stderr() {
+        Some(journal) => registry.with(journal.with_filter(filter)).init(),
+        None => {
+            let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+            registry.with(lines.with_filter(filter)).init();
+        }
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,

@@ -1,10 +1,11 @@
 //! The whole daemon between a real `ovsdb-server` and a real `ovs-vswitchd` on its dummy datapath: what it configures,
-//! counts and arms, and what is left of that when one of them dies.
+//! counts and arms, what is left of that when one of them dies, and what it tells systemd.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -21,6 +22,8 @@ struct Host {
     ovsdb: Child,
     switch: Option<Child>,
     daemon: Option<Child>,
+    /// What the daemon takes for systemd.
+    systemd: UnixDatagram,
 }
 
 impl Host {
@@ -34,7 +37,9 @@ impl Host {
             "ovsdb-server",
             &["conf.db", "--remote=punix:db.sock", "--unixctl=db.ctl", "--log-file=db.log"],
         );
-        let mut host = Self { dir, ovsdb, switch: None, daemon: None };
+        let systemd = UnixDatagram::bind(dir.0.join("notify")).unwrap();
+        systemd.set_nonblocking(true).unwrap();
+        let mut host = Self { dir, ovsdb, switch: None, daemon: None, systemd };
         host.until("ovsdb-server", |host| host.path("db.sock").exists() && host.path("db.ctl").exists());
         host.tool("ovs-vsctl", &["--db=unix:db.sock", "--no-wait", "init"]);
         host.start_switch();
@@ -81,6 +86,8 @@ impl Host {
         let log = fs::File::options().create(true).append(true).open(self.path("daemon.log")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_xenflow-dom0"));
         command.arg("run").arg("--config").arg(self.path("dom0.toml")).stderr(log);
+        // A watchdog of 4 s is fed every second.
+        command.env("NOTIFY_SOCKET", self.path("notify")).env("WATCHDOG_USEC", "4000000");
         self.daemon = Some(command.spawn().unwrap());
     }
 
@@ -89,6 +96,20 @@ impl Host {
         switch.kill().unwrap();
         switch.wait().unwrap();
         let _ = fs::remove_file(self.path("sw.ctl"));
+    }
+
+    /// All that systemd was told since it was asked last.
+    fn told(&self) -> String {
+        let (mut told, mut buffer) = (String::new(), [0; 4096]);
+        while let Ok(len) = self.systemd.recv(&mut buffer) {
+            told.push_str(std::str::from_utf8(&buffer[..len]).unwrap());
+            told.push('\n');
+        }
+        told
+    }
+
+    fn signal(&self, signal: &str) {
+        self.tool("kill", &[signal, &self.daemon.as_ref().unwrap().id().to_string()]);
     }
 
     fn log(&self) -> String {
@@ -209,11 +230,26 @@ fn what_is_armed_is_released_and_what_is_counted_never_shrinks_whoever_dies() {
     assert!(third > second, "the counters of the former life are not lost: {second}, then {third}");
     host.until("flow-restore-wait after a restart of both", armed);
 
+    // Each life of the daemon was ready once, and said why.
+    let told = host.told();
+    assert_eq!(told.matches("READY=1\nSTATUS=0 routers, 0 sessions, the switch ").count(), 2, "{told}");
+    assert!(told.contains("WATCHDOG=1"), "{told}");
+
+    // A daemon that hangs feeds no watchdog.
+    host.signal("-STOP");
+    std::thread::sleep(Duration::from_millis(100));
+    host.told();
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(host.told(), "", "it hangs");
+    host.signal("-CONT");
+    host.until("food for the watchdog", |host| host.told().contains("WATCHDOG=1"));
+
     // The daemon ends well: nobody will fill a switch that starts now, so it must not wait.
+    host.signal("-TERM");
     let mut daemon = host.daemon.take().unwrap();
-    host.tool("kill", &["-TERM", &daemon.id().to_string()]);
     assert!(daemon.wait().unwrap().success(), "{}", host.log());
     assert_eq!(host.key(), "\"false\"");
+    assert!(host.told().ends_with("STOPPING=1\nSTATUS=stopping: the flows stay\n"));
     assert!(!host.log().contains("ERROR"), "{}", host.log());
 }
 

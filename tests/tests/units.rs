@@ -7,6 +7,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use dom0_server::notify::READY_AT_LAST;
 
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../xen-scripts");
 /// The two that stay, and may be attacked.
@@ -84,6 +87,25 @@ fn systemd_loads_every_unit_without_a_warning() {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     assert!(DAEMONS.iter().all(|daemon| names.contains(daemon)), "{names:?}");
     assert_eq!(root.complaints(&names), "");
+}
+
+#[test]
+fn systemd_waits_for_the_host_daemon_and_watches_it() {
+    let unit = fs::read_to_string(Path::new(SCRIPTS).join("xenflow-dom0.service")).unwrap();
+    let value = |key: &str| {
+        let mut values = unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        values.next().unwrap_or_else(|| panic!("no {key}"))
+    };
+    assert_eq!((value("Type"), value("NotifyAccess")), ("notify", "main"));
+    assert_eq!((value("Restart"), value("StartLimitIntervalSec")), ("always", "0"), "it is never given up");
+    // A host without a switch is ready before systemd loses patience, which is its default's 90 s.
+    assert!(!unit.contains("TimeoutStartSec") && READY_AT_LAST < Duration::from_secs(60));
+    // The loop turns every second, and a busy host may be slow: the watchdog is patient with that, but no more.
+    let watchdog: u64 = value("WatchdogSec").strip_suffix('s').unwrap().parse().unwrap();
+    assert!((10..=60).contains(&watchdog), "{watchdog}");
+    for before in ["ovsdb-server.service", "ovs-vswitchd.service"] {
+        assert!(value("After").split(' ').any(|unit| unit == before), "{before}");
+    }
 }
 
 #[test]

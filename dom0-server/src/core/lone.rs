@@ -46,7 +46,7 @@ impl Core {
             if !it.is_over && now.saturating_sub(it.since) >= hold {
                 it.is_over = true;
                 tracing::warn!(
-                    router = id.0,
+                    router = self.router_name(id),
                     hold_time_s = hold.as_secs(),
                     "no session for the hold time: the router is swept"
                 );

@@ -1,6 +1,7 @@
 //! What the operator is shown of the routers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use xenflow_flow_app::fast_path::{Slow, SlowReason};
 use xenflow_flow_app::{PortNo, RouterId, RouterStatus, VifId};
@@ -29,7 +30,57 @@ pub struct Report {
     pub up: BTreeSet<Name>,
 }
 
+/// How the daemon stands, in a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// What has not spoken yet, or the switch, if it is gone.
+    pub missing: Vec<&'static str>,
+    /// Routers that are configured.
+    pub routers: usize,
+    /// Sessions of guests.
+    pub sessions: usize,
+    /// The switch has confirmed all that is wanted of it.
+    pub is_in_step: bool,
+    /// Ports that are not used.
+    pub dark: usize,
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.missing.is_empty() {
+            return write!(f, "waiting for {}", self.missing.join(", "));
+        }
+        let count = |number: usize, what| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
+        write!(f, "{}, {}", count(self.routers, "router"), count(self.sessions, "session"))?;
+        f.write_str(if self.is_in_step { ", the switch in step" } else { ", the switch being filled" })?;
+        if self.dark > 0 { write!(f, ", {} dark", count(self.dark, "port")) } else { Ok(()) }
+    }
+}
+
 impl Core {
+    /// How everything stands now.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let sources = [
+            (self.is_connected(), "the switch"),
+            (self.ports.is_some(), "the Open_vSwitch database"),
+            (self.desired.is_some(), "the XenFlow database"),
+        ];
+        Standing {
+            missing: sources.into_iter().filter(|(is_there, _)| !is_there).map(|(_, what)| what).collect(),
+            routers: self.desired.as_ref().map_or(0, |desired| desired.routers.len()),
+            sessions: self.sessions.len(),
+            is_in_step: self.is_in_step(),
+            dark: self.problems.len(),
+        }
+    }
+
+    /// A router's name, for the log; nothing if it is configured no more.
+    pub(super) fn router_name(&self, id: RouterId) -> &str {
+        let mut routers = self.desired.iter().flat_map(|desired| desired.routers.values());
+        routers.find(|router| RouterId(router.id.get()) == id).map_or("", |router| router.name.as_str())
+    }
+
     /// Whether both databases have spoken: until then it is not known which routers are here.
     #[must_use]
     pub fn knows_its_routers(&self) -> bool {
@@ -119,6 +170,15 @@ mod tests {
     use xenflow_proto::table::ObstacleKind;
 
     use super::*;
+
+    #[test]
+    fn a_standing_says_what_is_missing_before_anything_else() {
+        let well = Standing { missing: vec![], routers: 1, sessions: 2, is_in_step: false, dark: 1 };
+        assert_eq!(well.to_string(), "1 router, 2 sessions, the switch being filled, 1 port dark");
+        let new = Core::new("a".parse().unwrap(), 1).standing();
+        let said = "waiting for the switch, the Open_vSwitch database, the XenFlow database";
+        assert_eq!(new.to_string(), said);
+    }
 
     #[test]
     fn words_say_which_packets_and_why() {

@@ -82,7 +82,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let bridge = config.bridge.clone();
     let keeper = database::ports(remotes, bridge, config.flow_restore_wait, watched, events.clone());
     let keeper = tokio::spawn(keeper);
-    let database = database::desired(parse_remotes(config.xenflow_db())?, events.clone());
+    let remotes = parse_remotes(config.xenflow_db())?;
+    let is_tls = remotes.iter().any(|remote| matches!(remote, ovsdb::Remote::Ssl(_)));
+    let tls = is_tls.then(|| tls::database(&credentials)).transpose()?;
+    let database = database::desired(remotes, tls, events.clone());
 
     let credentials = tls::follow(credentials, server, config.issuer_dir.clone());
     let access = tls::Access::new(credentials, config.issuer_dir.clone());

@@ -7,6 +7,7 @@
 //! vif that the connection came from.
 
 mod credentials;
+mod database;
 pub mod fuzz;
 mod own;
 mod reload;
@@ -29,6 +30,7 @@ use xenflow_proto::Identity;
 use xenflow_proto::identity::IdentityError;
 
 pub use credentials::{ConfigError, Files, Lists, Server, Trust, server_config};
+pub use database::database;
 pub use reload::{Access, Current, Distrusted, Handshaking, Peer, follow};
 pub use renewal::Renewals;
 pub use shown::Shown;

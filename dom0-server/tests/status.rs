@@ -31,7 +31,7 @@ impl Daemon {
     /// One that has heard nothing of the switch's ports yet.
     async fn start(server: &Server) -> Self {
         let (sender, mut events) = mpsc::channel(16);
-        let database = database::desired(Remote::parse_list(&server.db()).unwrap(), sender);
+        let database = database::desired(Remote::parse_list(&server.db()).unwrap(), None, sender);
         let mut core = Core::new("a".parse().unwrap(), 1000);
         core.handle(tokio::time::timeout(LIMIT, events.recv()).await.unwrap().unwrap());
         let reporter = Reporter::new("a".parse().unwrap(), database);

@@ -14,6 +14,7 @@ pub mod desired;
 pub mod edit;
 pub mod node_status;
 pub mod policy;
+pub mod rbac;
 pub mod row;
 mod rows;
 mod sla;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ovsdb::{
     Condition, Datum, Event as Said, Monitor, Mutator, Operation, Remote, Row, RowChange, Session,
-    SessionConfig, SessionHandle, Uuid,
+    SessionConfig, SessionHandle, Tls, Uuid,
 };
 use tokio::sync::{mpsc, watch};
 use xenflow_flow_app::pipeline;
@@ -33,9 +33,11 @@ const TRIES: [(u8, &[&str]); 3] = [
 /// In the `external_ids` of rows that are XenFlow's.
 const OWNER: (&str, &str) = ("created-by", "xenflow");
 
-/// Watches the XenFlow database until the core is gone. The handle is for writing status.
-pub fn desired(remotes: Vec<Remote>, events: mpsc::Sender<Event>) -> SessionHandle {
-    let mut session = Session::start(SessionConfig::new(remotes).monitor(db::monitor()));
+/// Watches the XenFlow database until the core is gone; `tls` is for `ssl:` remotes. The handle is for writing status.
+pub fn desired(remotes: Vec<Remote>, tls: Option<Tls>, events: mpsc::Sender<Event>) -> SessionHandle {
+    let mut config = SessionConfig::new(remotes).monitor(db::monitor());
+    config.options.tls = tls;
+    let mut session = Session::start(config);
     let handle = session.handle();
     tokio::spawn(async move {
         let mut rows = db::Rows::default();

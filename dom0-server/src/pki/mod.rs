@@ -210,7 +210,7 @@ fn random<const N: usize>() -> Result<[u8; N], PkiError> {
     Ok(bytes)
 }
 
-fn params(common_name: &str, validity: Validity) -> Result<CertificateParams, PkiError> {
+fn params((kind, name): (DnType, &str), validity: Validity) -> Result<CertificateParams, PkiError> {
     let mut serial: [u8; 16] = random()?;
     // RFC 5280 4.1.2.2: positive, and at most 20 bytes.
     if let Some(first) = serial.first_mut() {
@@ -219,7 +219,7 @@ fn params(common_name: &str, validity: Validity) -> Result<CertificateParams, Pk
     let mut params = CertificateParams::default();
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     params.distinguished_name.remove(DnType::CommonName);
-    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.distinguished_name.push(kind, name);
     params.not_before = validity.not_before;
     params.not_after = validity.not_after;
     Ok(params)
@@ -231,7 +231,7 @@ impl Authority {
         // No two authorities have one name: a certificate of another one is then refused as such, and not as
         // one of this authority with a bad signature.
         let name = format!("XenFlow CA {:08x}", u32::from_be_bytes(random()?));
-        let mut params = params(&name, validity)?;
+        let mut params = params((DnType::CommonName, &name), validity)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
@@ -282,7 +282,8 @@ impl Authority {
         key: &impl PublicKeyData,
         validity: Validity,
     ) -> Result<Certificate, PkiError> {
-        let mut params = params(&common_name(identity), validity)?;
+        let (kind, name) = subject(identity);
+        let mut params = params((kind, &name), validity)?;
         params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -323,16 +324,17 @@ impl Authority {
     }
 }
 
-/// OVSDB's RBAC compares this with the names of nodes, so nobody else's may be one: no name has a blank. It holds 64
-/// characters (RFC 5280, A.1), so a long name is cut; the identity is elsewhere, and whole.
-fn common_name(identity: &Identity) -> String {
-    let mut text = match identity {
-        Identity::Node(name) => name.to_string(),
-        Identity::Router(name) => format!("router {name}"),
-        Identity::Operator(name) => format!("operator {name}"),
+/// Only a node has a common name: OVSDB's RBAC compares it with columns that hold any text, so whoever has one could
+/// write rows of that text. The others' unit holds 64 characters (RFC 5280, A.1), so a long name is cut; the identity is
+/// elsewhere, and whole.
+fn subject(identity: &Identity) -> (DnType, String) {
+    let (kind, mut text) = match identity {
+        Identity::Node(name) => (DnType::CommonName, name.to_string()),
+        Identity::Router(name) => (DnType::OrganizationalUnitName, format!("router {name}")),
+        Identity::Operator(name) => (DnType::OrganizationalUnitName, format!("operator {name}")),
     };
     text.truncate(64);
-    text
+    (kind, text)
 }
 
 /// The name within an identity.

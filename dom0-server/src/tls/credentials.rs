@@ -115,6 +115,16 @@ impl Files {
         })
     }
 
+    /// The lists; none if no file is named, `wanted` is false and there is none.
+    pub(super) fn read_lists(&self, wanted: bool) -> Result<Lists, ConfigError> {
+        let path = self.lists();
+        if wanted || self.crl.is_some() || fs::symlink_metadata(&path).is_ok() {
+            Lists::read(&path)
+        } else {
+            Ok(Lists::default())
+        }
+    }
+
     /// Reads them.
     pub fn load(&self) -> Result<Server, ConfigError> {
         self.load_after(None)
@@ -124,15 +134,9 @@ impl Files {
     pub(super) fn load_after(&self, before: Option<&Server>) -> Result<Server, ConfigError> {
         let anchors = certificates(&self.ca)?;
         let chain = certificates(&self.cert)?;
-        let key = PrivateKeyDer::from_pem_slice(&pki::read_bytes(&self.key)?)
-            .map_err(|_| ConfigError::NoKey { path: self.key.clone() })?;
+        let key = private_key(&self.key)?;
         let path = self.lists();
-        let wanted = self.crl.is_some() || before.is_some_and(|server| !server.trust.lists.0.is_empty());
-        let lists = if wanted || fs::symlink_metadata(&path).is_ok() {
-            Lists::read(&path)?
-        } else {
-            Lists::default()
-        };
+        let lists = self.read_lists(before.is_some_and(|server| !server.trust.lists.0.is_empty()))?;
         let trust = Trust::new(anchors, lists).map_err(|error| {
             if let ConfigError::Verifier(VerifierBuilderError::InvalidCrl(reason)) = error {
                 ConfigError::List { path: path.clone(), source: reason.into() }
@@ -162,7 +166,12 @@ impl Files {
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, ConfigError> {
+    PrivateKeyDer::from_pem_slice(&pki::read_bytes(path)?)
+        .map_err(|_| ConfigError::NoKey { path: path.to_owned() })
+}
+
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pki::read_bytes(path)?).collect();
     let all = all.ok().filter(|all| !all.is_empty());
     all.ok_or_else(|| ConfigError::NoCertificate { path: path.to_owned() })
@@ -282,11 +291,31 @@ impl Trust {
 
     /// Whether whoever trusts the same authorities takes this chain for a host's at that time.
     pub fn check_host(&self, chain: &[CertificateDer<'_>], at: UnixTime) -> Result<(), Refusal> {
-        let (first, rest) = chain.split_first().ok_or(Refusal::NoCertificate)?;
+        self.chain_of_host(chain, at).map_err(Refusal::from_tls)
+    }
+
+    fn chain_of_host(&self, chain: &[CertificateDer<'_>], at: UnixTime) -> Result<(), rustls::Error> {
+        let (first, rest) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
         let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms.all;
-        let parsed = ParsedCertificate::try_from(first).map_err(Refusal::from_tls)?;
+        let parsed = ParsedCertificate::try_from(first)?;
         verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, rest, at, algorithms)
-            .map_err(Refusal::from_tls)
+    }
+
+    /// Whether this chain is a host's that was not revoked.
+    pub(super) fn verify_host(
+        &self,
+        chain: &[CertificateDer<'_>],
+        at: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        self.chain_of_host(chain, at)?;
+        match self.verify(chain, at) {
+            Err(
+                error @ (rustls::Error::InvalidCertificate(rustls::CertificateError::Revoked)
+                | rustls::Error::InvalidCertRevocationList(_)),
+            ) => Err(error),
+            // An authority need not let hosts be clients.
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 }
 

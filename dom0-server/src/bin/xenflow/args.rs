@@ -12,15 +12,8 @@ use dom0_server::db::policy::PolicyChange;
 #[derive(Debug, Parser)]
 #[command(name = "xenflow", version, arg_required_else_help = true)]
 pub(crate) struct Args {
-    /// OVSDB server with the XenFlow database: unix:PATH or tcp:IP[:PORT]; several with commas
-    #[arg(
-        long,
-        global = true,
-        env = "XENFLOW_DB",
-        value_name = "REMOTE",
-        default_value = "unix:/var/run/openvswitch/db.sock"
-    )]
-    pub(crate) db: String,
+    #[command(flatten)]
+    pub(crate) db: Target,
     /// Print data as JSON
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -39,6 +32,29 @@ pub(crate) struct Args {
     pub(crate) command: Command,
 }
 
+/// Where the database is, and how to speak with it.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Target {
+    /// OVSDB server with the XenFlow database: unix:PATH, tcp:IP[:PORT] or ssl:IP[:PORT]; several with commas
+    #[arg(
+        long = "db",
+        global = true,
+        env = "XENFLOW_DB",
+        value_name = "REMOTE",
+        default_value_t = crate::cluster::default_remote()
+    )]
+    pub(crate) remotes: String,
+    /// Key of --certificate, for ssl: (PEM)
+    #[arg(long, global = true, env = "XENFLOW_KEY", value_name = "FILE")]
+    pub(crate) private_key: Option<PathBuf>,
+    /// Who this is, for ssl: a node's or an operator's certificate (PEM)
+    #[arg(long, global = true, env = "XENFLOW_CERT", value_name = "FILE")]
+    pub(crate) certificate: Option<PathBuf>,
+    /// The authority whose nodes are believed, for ssl: (PEM)
+    #[arg(long, global = true, env = "XENFLOW_CA", value_name = "FILE")]
+    pub(crate) ca_cert: Option<PathBuf>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Create the XenFlow database in the running local ovsdb-server; does only what is not done yet
@@ -49,7 +65,22 @@ pub(crate) enum Command {
         /// Control socket of ovsdb-server; by default ovsdb-server.PID.ctl beside the socket of --db
         #[arg(long, value_name = "SOCKET")]
         ctl: Option<PathBuf>,
+        /// Do nothing if these settings of the daemon name another database than this host's
+        #[arg(long, value_name = "FILE")]
+        unless: Option<PathBuf>,
+        /// Have Open vSwitch open the database whenever it starts: --extra-dbs in its settings
+        #[arg(long)]
+        persist: bool,
+        /// Take that back, and do nothing else
+        #[arg(long, conflicts_with = "persist")]
+        forget: bool,
+        /// Settings of Open vSwitch, for --persist and --forget
+        #[arg(long, value_name = "FILE", default_value = "/etc/default/openvswitch-switch")]
+        defaults: PathBuf,
     },
+    /// A database that several hosts keep together
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     #[command(flatten)]
     Database(DatabaseCommand),
     /// Look for what goes wrong in practice, and say what to do; exit code 1 if a check failed
@@ -124,6 +155,80 @@ pub(crate) enum DatabaseCommand {
         #[command(subcommand)]
         what: Option<ShowCommand>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Make this host the first member: with the contents of the embedded database, if there is one
+    Init {
+        #[command(flatten)]
+        member: MemberArgs,
+        /// File of the embedded database
+        #[arg(long, value_name = "FILE", default_value = EMBEDDED)]
+        from: PathBuf,
+        /// TCP port for clients, on every member
+        #[arg(long, value_name = "PORT", default_value_t = 6660, value_parser = clap::value_parser!(u16).range(1..))]
+        client_port: u16,
+    },
+    /// Make this host one more member
+    Join {
+        #[command(flatten)]
+        member: MemberArgs,
+        /// A member: IP or ssl:IP:PORT; several with commas
+        #[arg(long = "peer", value_name = "MEMBER", required = true, value_delimiter = ',')]
+        peers: Vec<String>,
+    },
+    /// Show the members, the leader, and whether this host is in contact with them
+    Status {
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
+    /// End this host's membership, and remove its copy of the database
+    Leave {
+        #[command(flatten)]
+        place: PlaceArgs,
+        /// This is the last member: end the cluster, and keep the database as the embedded one
+        #[arg(long)]
+        last: bool,
+        /// Where to keep it; 'xenflow init' serves it from there
+        #[arg(long, value_name = "FILE", default_value = EMBEDDED)]
+        to: PathBuf,
+    },
+}
+
+const EMBEDDED: &str = "/etc/openvswitch/xenflow.db";
+
+/// Of which member.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PlaceArgs {
+    /// Settings of xenflow-ovsdb.service
+    #[arg(long, value_name = "FILE", default_value = crate::cluster::SETTINGS)]
+    pub(crate) settings: PathBuf,
+    /// Leave systemd alone: say what to start or stop
+    #[arg(long)]
+    pub(crate) no_systemd: bool,
+}
+
+/// A member to make. Its certificate is that of --certificate, --private-key and --ca-cert, or else of the daemon.
+#[derive(Debug, clap::Args)]
+pub(crate) struct MemberArgs {
+    /// Address of this host by which the other members reach it
+    #[arg(long, value_name = "IP")]
+    pub(crate) address: String,
+    /// TCP port for the other members
+    #[arg(long, default_value_t = crate::cluster::PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: u16,
+    /// This member's copy of the database
+    #[arg(long, value_name = "FILE", default_value = "/var/lib/xenflow/cluster.db")]
+    pub(crate) db_file: PathBuf,
+    /// Directory of its sockets
+    #[arg(long, value_name = "DIR", default_value = "/run/xenflow")]
+    pub(crate) rundir: PathBuf,
+    /// Settings of the daemon, for its certificate
+    #[arg(long, value_name = "FILE", default_value = "/etc/xenflow/dom0.toml")]
+    pub(crate) config: PathBuf,
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,15 +1,18 @@
 //! The database's client: reads it whole, and commits edits that lose no race.
 
+use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use dom0_server::db::edit::{Snapshot, is_lost_race};
 use dom0_server::db::{DATABASE, Statistics, VERSION, select_all, statistics};
-use ovsdb::{Connection, Operation, Options, Remote, RequestError};
+use dom0_server::tls;
+use ovsdb::{Condition, Connection, Operation, Options, Remote, RequestError, Tls};
 use tokio::time::Instant;
 
 use crate::Failure;
+use crate::args::Target;
 use crate::wait::Waiter;
 
 /// How often an edit is built anew when somebody else was faster.
@@ -24,14 +27,56 @@ pub(crate) fn block_on(seconds: u32, work: impl Future<Output = Result<(), Failu
     })
 }
 
-/// Connects to the first of the remotes that answers.
-pub(crate) async fn connect(db: &str, seconds: u32) -> Result<Connection, Failure> {
-    let remotes = Remote::parse_list(db)?;
-    let connect_timeout = Duration::from_secs(seconds.into());
-    let options = Options { connect_timeout, ..Options::default() };
-    let opened = Connection::open_any(&remotes, &options).await.map_err(anyhow::Error::from)?;
-    // `None` comes of an empty list only, which does not parse.
-    Ok(opened.map(|(connection, _)| connection).ok_or_else(|| anyhow!("no remote"))?)
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.remotes)
+    }
+}
+
+impl Target {
+    /// The same client, for another server.
+    pub(crate) fn at(&self, remotes: String) -> Self {
+        Self { remotes, ..self.clone() }
+    }
+
+    fn tls(&self, remotes: &[Remote]) -> Result<Option<Tls>, Failure> {
+        let Some(ssl) = remotes.iter().find(|remote| matches!(remote, Remote::Ssl(_))) else {
+            return Ok(None);
+        };
+        let (Some(ca), Some(cert), Some(key)) =
+            (self.ca_cert.clone(), self.certificate.clone(), self.private_key.clone())
+        else {
+            let rule = "an ssl: remote needs --certificate, --private-key and --ca-cert";
+            return Err(Failure::Input(anyhow!("remote {ssl}: {rule}")));
+        };
+        Ok(Some(tls::database(&tls::Files { ca, cert, key, crl: None })?))
+    }
+}
+
+/// Connects to the first of the remotes that answers and, if it is of a cluster, is in contact with it.
+pub(crate) async fn connect(db: &Target, seconds: u32) -> Result<Connection, Failure> {
+    let remotes = Remote::parse_list(&db.remotes)?;
+    // One that does not answer leaves time for the others.
+    let tries = u32::try_from(remotes.len()).unwrap_or(u32::MAX).max(1);
+    let connect_timeout = Duration::from_secs(seconds.into()) / tries;
+    let options = Options { connect_timeout, tls: db.tls(&remotes)?, ..Options::default() };
+    let mut last = anyhow!("no remote");
+    for remote in &remotes {
+        last = match Connection::open(remote, &options).await {
+            Ok((connection, _)) if is_in_contact(&connection).await? => return Ok(connection),
+            Ok(_) => anyhow!("{remote} has no contact with the cluster of database {DATABASE}"),
+            Err(error) => error.into(),
+        };
+    }
+    Err(last.into())
+}
+
+/// Whether a server can write: false for a member of a cluster that is cut off from the majority, or not admitted yet.
+pub(crate) async fn is_in_contact(connection: &Connection) -> anyhow::Result<bool> {
+    let select = Operation::select("Database").filter(Condition::eq("name", DATABASE));
+    let found = connection.transact("_Server", &[select]).await?;
+    let rows = found.first().map(|result| result.rows()).unwrap_or_default();
+    Ok(rows.iter().all(|row| row.bool("connected").unwrap_or(true)))
 }
 
 /// How the schema of a database stands to this program's: the first two numbers of its version decide.
@@ -64,7 +109,11 @@ pub(crate) struct Client {
 
 impl Client {
     /// `wait_until`: changes are waited for until then ([`Client::wait`]).
-    pub(crate) async fn open(db: &str, seconds: u32, wait_until: Option<Instant>) -> Result<Self, Failure> {
+    pub(crate) async fn open(
+        db: &Target,
+        seconds: u32,
+        wait_until: Option<Instant>,
+    ) -> Result<Self, Failure> {
         let connection = connect(db, seconds).await?;
         match connection.get_schema(DATABASE).await {
             Ok(schema) => match check_version(&schema.version)? {

@@ -9,11 +9,12 @@ use dom0_server::db::{DATABASE, VERSION, edit, schema};
 use ovsdb::{Connection, Operation, Options, Remote, RequestError};
 
 use crate::Failure;
+use crate::args::Target;
 use crate::client::{Version, check_version, connect};
 
 /// What was done, one line each.
 pub(crate) async fn run(
-    db: &str,
+    db: &Target,
     seconds: u32,
     file: &Path,
     ctl: Option<&Path>,
@@ -26,7 +27,7 @@ pub(crate) async fn run(
     } else {
         let ctl = match ctl {
             Some(ctl) => ctl.to_owned(),
-            None => find_ctl(db)?,
+            None => find_ctl(&db.remotes)?,
         };
         let file = std::path::absolute(file).context("no working directory")?;
         if file.exists() {
@@ -56,7 +57,7 @@ pub(crate) async fn run(
 
 /// The control socket of the server that listens on a unix socket: `ovsdb-server.PID.ctl` in its directory,
 /// with the PID of `ovsdb-server.pid` there.
-fn find_ctl(db: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn find_ctl(db: &str) -> anyhow::Result<PathBuf> {
     let remotes = Remote::parse_list(db)?;
     let Some(Remote::Unix(socket)) = remotes.first() else {
         bail!("{db} is not a unix: socket of this host: say --ctl SOCKET");
@@ -70,7 +71,7 @@ fn find_ctl(db: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// `ovsdb-tool create`: the format of the file is that program's business.
-fn create(file: &Path) -> anyhow::Result<()> {
+pub(crate) fn create(file: &Path) -> anyhow::Result<()> {
     let mut source = file.as_os_str().to_owned();
     source.push(".schema");
     let source = PathBuf::from(source);
@@ -84,21 +85,24 @@ fn create(file: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `ovs-appctl ovsdb-server/add-db`: the control socket speaks JSON-RPC as well (unixctl).
-async fn add(ctl: &Path, file: &Path) -> anyhow::Result<()> {
+/// `ovs-appctl -t CTL METHOD ARGUMENTS`: the control socket speaks JSON-RPC as well (unixctl).
+pub(crate) async fn control(ctl: &Path, method: &str, arguments: &[&str]) -> anyhow::Result<String> {
     let remote = Remote::Unix(ctl.to_owned());
     let options = Options { probe_interval: None, ..Options::default() };
     let (connection, _) = Connection::open(&remote, &options).await.context("no control socket")?;
+    let answer = connection.request(method, &arguments).await?;
+    Ok(answer.and_then(|text| serde_json::from_str(text.get()).ok()).unwrap_or_default())
+}
+
+/// `ovsdb-server/add-db`.
+pub(crate) async fn add(ctl: &Path, file: &Path) -> anyhow::Result<()> {
     let path = file.to_str().ok_or_else(|| anyhow!("{} is not UTF-8", file.display()))?;
-    connection
-        .request("ovsdb-server/add-db", &[path])
-        .await
-        .with_context(|| format!("the server does not add {}", file.display()))?;
-    Ok(())
+    let added = control(ctl, "ovsdb-server/add-db", &[path]).await;
+    added.with_context(|| format!("the server does not add {}", file.display())).map(drop)
 }
 
 /// `ovsdb-client convert`: rows stay, and new columns get their defaults.
-async fn convert(connection: &Connection) -> anyhow::Result<()> {
+pub(crate) async fn convert(connection: &Connection) -> anyhow::Result<()> {
     let schema: serde_json::Value = serde_json::from_str(schema()).context("the schema is no JSON")?;
     match connection.request("convert", &(DATABASE, schema)).await {
         // The connection may go before the answer comes; what became of it is asked for then.

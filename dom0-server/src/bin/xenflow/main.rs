@@ -7,9 +7,11 @@
 mod apply;
 mod args;
 mod client;
+mod cluster;
 mod doctor;
 mod init;
 mod output;
+mod persist;
 mod pki;
 mod show;
 mod top;
@@ -70,7 +72,9 @@ input!(
     NameError,
     VlanRangeError,
     MacParseError,
-    ovsdb::RemoteParseError
+    ovsdb::RemoteParseError,
+    dom0_server::config::ConfigError,
+    dom0_server::tls::ConfigError
 );
 
 fn main() -> ExitCode {
@@ -115,14 +119,30 @@ fn run(args: Args) -> Result<(), Failure> {
             Ok(())
         }
         Command::Pki(command) => pki::run(command, json),
-        Command::Doctor { host_only, config } => doctor::run(&db, timeout, host_only, &config, json),
-        Command::Top { interval, once } => {
-            top::run(&db, &top::Options { interval_s: interval, once, json, timeout_s: timeout })
+        Command::Doctor { host_only, config } => {
+            doctor::run(&db.remotes, timeout, host_only, &config, json)
         }
-        Command::Init { db_file, ctl } => client::block_on(timeout, async {
-            let report = init::run(&db, timeout, &db_file, ctl.as_deref()).await?;
-            output::report(&report, json)
-        }),
+        Command::Top { interval, once } => {
+            top::run(&db.remotes, &top::Options { interval_s: interval, once, json, timeout_s: timeout })
+        }
+        Command::Init { db_file, forget: true, defaults, .. } => {
+            output::report(&[persist::run(&defaults, &db_file, true)?], json)
+        }
+        Command::Init { db_file, ctl, unless, persist, forget: _, defaults } => {
+            client::block_on(timeout, async {
+                if let Some(elsewhere) = cluster::elsewhere(unless.as_deref())? {
+                    return output::report(&[elsewhere], json);
+                }
+                let mut report = init::run(&db, timeout, &db_file, ctl.as_deref()).await?;
+                if persist {
+                    report.push(persist::run(&defaults, &db_file, false)?);
+                }
+                output::report(&report, json)
+            })
+        }
+        Command::Cluster(command) => {
+            client::block_on(timeout, async { cluster::run(command, &db, timeout, json).await })
+        }
         Command::Database(command) => client::block_on(timeout, async {
             let client = Client::open(&db, timeout, wait.then_some(deadline)).await?;
             database(&client, command, json).await?;

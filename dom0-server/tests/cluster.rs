@@ -1,0 +1,412 @@
+//! A cluster of real `ovsdb-server`s that the built `xenflow` makes, grows and ends, over TLS; and who may write what
+//! there. A missing program fails the test that needs it.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use support::{Dir, Server, populate};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Hosts that are directories of their own, with loopback addresses of their own. Their members listen for clients at
+/// all addresses, so that on this one host only one of them gets the port; another one takes it when that one ends.
+struct Hosts {
+    dir: Dir,
+    port: u16,
+    number: u16,
+    running: Vec<(usize, Child)>,
+}
+
+impl Hosts {
+    fn new() -> Self {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        // Below the ports that systems give out by themselves.
+        let port = u16::try_from(10_000 + (std::process::id() * 8) % 20_000).unwrap() + number;
+        let hosts = Self { dir: Dir::new(), port, number, running: Vec::new() };
+        let pki = hosts.path("pki");
+        hosts.ok(&["pki", "init", &pki]);
+        for (kind, name) in
+            [("node", "a"), ("node", "b"), ("node", "c"), ("router", "r1"), ("operator", "ann")]
+        {
+            hosts.ok(&["pki", "issue", kind, name, "--ca", &pki]);
+        }
+        for host in 0..3 {
+            fs::create_dir(hosts.path(&host.to_string())).unwrap();
+        }
+        hosts
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.0.join(name).to_str().unwrap().to_owned()
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_xenflow")).args(args).args(["--timeout", "30"]).output().unwrap()
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        support::ok(&args.join(" "), self.run(args))
+    }
+
+    fn ip(&self, host: usize) -> String {
+        let [.., high, low] = std::process::id().to_be_bytes();
+        format!("127.{}.{low}.{}", high.max(1), usize::from(self.number) * 16 + host + 1)
+    }
+
+    /// How to be somebody.
+    fn identity(&self, name: &str) -> [String; 3] {
+        let pki = self.path("pki");
+        [
+            format!("--private-key={pki}/{name}.key"),
+            format!("--certificate={pki}/{name}.pem"),
+            format!("--ca-cert={pki}/ca.pem"),
+        ]
+    }
+
+    /// `cluster init` or `join` on a host.
+    fn member(&self, host: usize, command: &str, more: &[&str]) -> Output {
+        let dir = self.path(&host.to_string());
+        let (file, settings) = (format!("{dir}/cluster.db"), format!("{dir}/cluster.env"));
+        let (ip, identity) = (self.ip(host), self.identity(["a", "b", "c"][host]));
+        let mut args = vec!["cluster", command, "--no-systemd", "--address", &ip, "--rundir", &dir];
+        args.extend(["--db-file", &file, "--settings", &settings]);
+        args.extend(identity.iter().map(String::as_str));
+        args.extend(more);
+        self.run(&args)
+    }
+
+    fn made(&self, host: usize, command: &str, more: &[&str]) -> String {
+        support::ok(command, self.member(host, command, more))
+    }
+
+    fn init(&self, more: &[&str]) -> String {
+        let (port, none) = (self.port.to_string(), self.path("none.db"));
+        let mut args = vec!["--client-port", &port];
+        args.extend(if more.is_empty() {
+            vec!["--from", &none, "--db", "unix:/nonexistent"]
+        } else {
+            more.to_vec()
+        });
+        self.made(0, "init", &args)
+    }
+
+    /// As the unit does it: with the arguments in the settings.
+    fn up(&mut self, host: usize) {
+        let settings = fs::read_to_string(self.path(&format!("{host}/cluster.env"))).unwrap();
+        let arguments = settings.lines().last().unwrap().strip_prefix("XENFLOW_OVSDB_ARGS=").unwrap();
+        let child = Command::new("ovsdb-server")
+            .args(["-vconsole:off", "-vsyslog:off", "-vfile:off"])
+            .args(arguments.trim_matches('"').split(' '))
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("ovsdb-server is needed");
+        self.running.push((host, child));
+        let ctl = PathBuf::from(self.path(&format!("{host}/ovsdb.ctl")));
+        eventually("the server runs", || std::os::unix::net::UnixStream::connect(&ctl).ok());
+    }
+
+    fn kill(&mut self, host: usize) {
+        let place = self.running.iter().position(|(running, _)| *running == host).unwrap();
+        let (_, mut child) = self.running.remove(place);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Three members.
+    fn cluster() -> Self {
+        let mut hosts = Self::new();
+        let said = hosts.init(&[]);
+        assert!(said.contains("start the server, then say this again: ovsdb-server --remote="), "{said}");
+        hosts.up(0);
+        hosts.init(&[]);
+        for host in 1..3 {
+            let peer = hosts.ip(0);
+            hosts.made(host, "join", &["--peer", &peer]);
+            hosts.up(host);
+            let said = hosts.made(host, "join", &["--peer", &peer]);
+            assert!(
+                said.ends_with(&format!("ssl:{}:6661 is a member of the cluster\n", hosts.ip(host))),
+                "{said}"
+            );
+        }
+        hosts
+    }
+
+    fn local(&self, host: usize) -> String {
+        format!("unix:{}", self.path(&format!("{host}/db.sock")))
+    }
+
+    fn status(&self, host: usize) -> Value {
+        let settings = self.path(&format!("{host}/cluster.env"));
+        let said = self.ok(&["cluster", "status", "--json", "--settings", &settings]);
+        serde_json::from_str(&said).unwrap()
+    }
+
+    /// What a transaction by TLS ends with: `None`, or the server's error.
+    fn write(&self, who: &str, operation: &Value) -> Option<String> {
+        let ran = Command::new("ovsdb-client")
+            .args(["--timeout=20", "transact", &format!("ssl:127.0.0.1:{}", self.port)])
+            .arg(json!(["XenFlow", operation]).to_string())
+            .args(self.identity(who))
+            .output()
+            .expect("ovsdb-client is needed");
+        let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        let results: Value = serde_json::from_str(&said).unwrap();
+        let errors = results.as_array().unwrap().iter().filter_map(|result| result["error"].as_str());
+        errors.map(str::to_owned).next()
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for (_, child) in &mut self.running {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn eventually<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        if let Some(found) = poll() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not within {LIMIT:?}: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn insert(table: &str, row: &Value) -> Value {
+    json!({"op": "insert", "table": table, "row": row})
+}
+
+fn location(node: &str) -> Value {
+    insert("Location", &json!({"segment": "s", "mac": "52:54:00:00:00:01", "node": node, "generation": 1}))
+}
+
+#[test]
+fn a_node_writes_only_what_it_reports() {
+    let hosts = Hosts::cluster();
+    let local = hosts.local(1);
+    hosts.ok(&["--db", &local, "network", "add", "red"]);
+    let of = |table: &str, node: &str| insert(table, &json!({"node": node}));
+    let migration = |from: &str, to: &str| {
+        insert(
+            "Migration",
+            &json!({"router": format!("{from}-{to}"), "from": from, "to": to, "phase": "staging", "generation": 1}),
+        )
+    };
+    let status = |node: &str| insert("Status", &json!({"node": node, "router": "r1", "state": "up"}));
+    for allowed in
+        [of("Node_Status", "a"), status("a"), location("a"), migration("a", "b"), migration("b", "a")]
+    {
+        assert_eq!(hosts.write("a", &allowed), None, "{allowed}");
+    }
+    assert_eq!(hosts.write("b", &location("b")), None);
+    let change = |table: &str, column: &str, node: &str, row: Value| json!({"op": "update", "table": table, "where": [[column, "==", node]], "row": row});
+    for allowed in [
+        change("Location", "node", "a", json!({"generation": 2})),
+        change("Migration", "from", "a", json!({"phase": "staged"})),
+        change("Migration", "to", "a", json!({"error": "no room"})),
+    ] {
+        assert_eq!(hosts.write("a", &allowed), None, "{allowed}");
+    }
+    let delete = |table: &str| json!({"op": "delete", "table": table, "where": []});
+    for refused in [
+        of("Node_Status", "b"),
+        status("b"),
+        location("c"),
+        migration("b", "c"),
+        change("Location", "node", "b", json!({"generation": 9})),
+        // Nobody gives a row away, or takes another migration over.
+        change("Location", "node", "a", json!({"node": "b"})),
+        change("Migration", "from", "a", json!({"to": "c"})),
+        delete("Location"),
+        insert("Network", &json!({"name": "blue"})),
+        delete("Network"),
+        insert("Node", &json!({"name": "a", "uplinks": "eth0"})),
+        change("XenFlow", "next_cfg", "0", json!({})),
+        delete("Connection"),
+        delete("RBAC_Role"),
+        delete("RBAC_Permission"),
+        json!({"op": "update", "table": "RBAC_Permission", "where": [], "row": {"authorization": ""}}),
+        json!({"op": "mutate", "table": "XenFlow", "where": [], "mutations": [["next_cfg", "+=", 1]]}),
+    ] {
+        // A condition of another type is an error of its own.
+        let said = hosts.write("a", &refused);
+        assert!(said.is_some(), "{refused}");
+        if refused["table"] != "XenFlow" {
+            assert_eq!(said.as_deref(), Some("permission error"), "{refused}");
+        }
+    }
+    // Who is no node writes nothing, by whatever name.
+    for who in ["r1", "ann"] {
+        let names = if who == "r1" { ["r1", "router r1"] } else { ["ann", "operator ann"] };
+        for node in names {
+            let said = hosts.write(
+                who,
+                &insert(
+                    "Location",
+                    &json!({"segment": "s", "mac": "52:54:00:00:00:02", "node": node, "generation": 1}),
+                ),
+            );
+            assert_eq!(said.as_deref(), Some("permission error"), "{who} as \"{node}\"");
+        }
+        assert_eq!(hosts.write(who, &delete("Status")).as_deref(), Some("permission error"));
+        assert_eq!(
+            hosts.write(who, &insert("Network", &json!({"name": "x"}))).as_deref(),
+            Some("permission error")
+        );
+    }
+    // What was refused was not done; the operator's own socket has no role.
+    assert_eq!(hosts.ok(&["--db", &local, "network", "list"]), "NAME  MIN_BPS  MAX_BPS\nred   -        -\n");
+    hosts.ok(&["--db", &hosts.local(2), "network", "remove", "red"]);
+}
+
+#[test]
+fn a_cluster_goes_on_without_a_member_and_lets_one_leave() {
+    let mut hosts = Hosts::cluster();
+    let tls = format!("ssl:127.0.0.1:{}", hosts.port);
+    let all: Vec<String> = (0..3).map(|host| hosts.local(host)).collect();
+    let all = all.join(",");
+    hosts.ok(&["--db", &all, "network", "add", "red"]);
+    let listing = |hosts: &Hosts, who: &str| {
+        let identity = hosts.identity(who);
+        let mut args = vec!["--db", &tls, "network", "list"];
+        args.extend(identity.iter().map(String::as_str));
+        hosts.run(&args)
+    };
+    assert!(support::ok("list", listing(&hosts, "ann")).contains("red"));
+    let before = hosts.status(0);
+    assert_eq!((before["role"].as_str(), before["in_contact"].as_bool()), (Some("leader"), Some(true)));
+    assert_eq!(before["members"].as_array().unwrap().len(), 3);
+
+    // The leader, at whose socket everybody was.
+    hosts.kill(0);
+    hosts.ok(&["--db", &all, "network", "add", "blue"]);
+    let (leader, follower) = eventually("another one leads", || {
+        let led = |host: usize| hosts.status(host)["role"] == "leader";
+        if led(1) { Some((1, 2)) } else { led(2).then_some((2, 1)) }
+    });
+    let now = hosts.status(leader);
+    let gone = now["members"].as_array().unwrap().iter().find(|m| m["server"] == before["server"]).unwrap();
+    assert_eq!(gone["connected"], false, "{now}");
+    eventually("another one has the port", || listing(&hosts, "ann").status.success().then_some(()));
+    assert!(support::ok("list", listing(&hosts, "b")).contains("blue"));
+
+    // It comes back, with what it missed.
+    hosts.up(0);
+    let local = hosts.local(0);
+    eventually("it is back", || {
+        let listed = hosts.run(&["--db", &local, "network", "list"]);
+        String::from_utf8_lossy(&listed.stdout).contains("blue").then_some(())
+    });
+
+    let settings = hosts.path(&format!("{follower}/cluster.env"));
+    let leave = ["cluster", "leave", "--no-systemd", "--settings", &settings];
+    let file = hosts.path(&format!("{follower}/cluster.db"));
+    let said = hosts.ok(&leave);
+    let address = format!("ssl:{}:6661", hosts.ip(follower));
+    assert_eq!(said, format!("{address} has left the cluster\nremoved {file}\nremoved {settings}\n"));
+    assert!(!PathBuf::from(&file).exists() && !PathBuf::from(&settings).exists());
+    let none = format!(
+        "this host is no member of a cluster: there is no {settings}; 'xenflow cluster init' or 'join'"
+    );
+    support::refused("leave", &hosts.run(&leave), 1, &none);
+    assert_eq!(hosts.status(leader)["members"].as_array().unwrap().len(), 2);
+    hosts.ok(&["--db", &all, "network", "remove", "blue"]);
+}
+
+/// What an operator had made on one host is there on many, and on one again.
+#[test]
+fn the_embedded_database_becomes_a_cluster_and_comes_back() {
+    let mut hosts = Hosts::new();
+    let server = Server::ready();
+    populate(&server);
+    let (db, from) = (server.db(), server.dir.0.join("xenflow.db").display().to_string());
+    let said = hosts.init(&["--db", &db, "--from", &from]);
+    assert!(said.contains(&format!("took its contents from {from}, now {from}.before-cluster\n")), "{said}");
+    server.refused("network list", 1, &format!("{db} serves no database XenFlow: run 'xenflow init' first"));
+    hosts.up(0);
+    let again = hosts.init(&["--db", &db, "--from", &from]);
+    let file = hosts.path("0/cluster.db");
+    let end = format!("this member serves clients at ssl:{}:{}: see xenflow_db\n", hosts.ip(0), hosts.port);
+    assert_eq!(again, format!("{file} is there already\nclients have the role xenflow-node\n{end}"));
+    let local = hosts.local(0);
+    assert!(hosts.ok(&["--db", &local, "show"]).contains("vif 1 r1-core 52:54:00:00:00:01 segment red-core"));
+
+    // What somebody took away comes back.
+    let role = json!(["XenFlow", {"op": "delete", "table": "RBAC_Role", "where": []}]).to_string();
+    let ran = Command::new("ovsdb-client").args(["transact", &local, &role]).output().unwrap();
+    assert!(ran.status.success());
+    assert_eq!(hosts.write("a", &location("a")).as_deref(), Some("permission error"));
+    let again = hosts.init(&["--db", &db, "--from", &from]);
+    assert!(again.contains("clients have the role xenflow-node from now on\n"), "{again}");
+    assert_eq!(hosts.write("a", &location("a")), None);
+
+    let settings = hosts.path("0/cluster.env");
+    let leave = ["cluster", "leave", "--no-systemd", "--settings", &settings];
+    let address = format!("ssl:{}:6661", hosts.ip(0));
+    let refused = format!(
+        "{address} is the last member, and holds the database: 'xenflow cluster leave --last' keeps it as the embedded one"
+    );
+    support::refused("leave", &hosts.run(&leave), 2, &refused);
+    hosts.ok(&["cluster", "leave", "--no-systemd", "--settings", &settings, "--last", "--to", &from]);
+    assert!(!PathBuf::from(&file).exists());
+    let ctl = server.ctl().display().to_string();
+    server.ok(&format!("init --db-file {from} --ctl {ctl}"));
+    assert!(server.ok("show").contains("vif 1 r1-core 52:54:00:00:00:01 segment red-core"));
+}
+
+#[test]
+fn wrong_input_is_refused_in_these_words() {
+    let hosts = Hosts::new();
+    let rule = "the address of a member is an IP address of this host that the other members reach";
+    let ip = hosts.ip(0);
+    let pem = hosts.path("pki/r1.pem");
+    for (more, message) in [
+        (&["--address", "host"][..], format!("\"host\": {rule}")),
+        (&["--address", "0.0.0.0"], format!("0.0.0.0: {rule}")),
+        (&["--address", "192.0.2.1"], format!("192.0.2.1: {rule}; this host has no such address")),
+        (&["--peer", "b"], "\"b\": a member is IP, IP:PORT or ssl:IP:PORT".into()),
+        (&["--peer", &ip], format!("ssl:{ip}:6661 is this member itself: --peer is another one")),
+        (
+            &["--db-file", "x.db"],
+            "\"x.db\": paths of a cluster are absolute, of letters, digits and / . _ - + @ :; use another path".into(),
+        ),
+        (
+            &["--certificate", &pem],
+            format!("{pem} is of xenflow://router/r1, not of a node: 'xenflow pki issue node' makes one that is"),
+        ),
+    ] {
+        let (dir, identity) = (hosts.path("0"), hosts.identity("a"));
+        let (file, settings) = (format!("{dir}/cluster.db"), format!("{dir}/cluster.env"));
+        let given = |name: &str| more.first().is_some_and(|option| *option == name);
+        let mut args = vec!["cluster", "join", "--no-systemd", "--rundir", &dir, "--settings", &settings];
+        for (name, value) in [("--address", ip.as_str()), ("--db-file", &file), ("--peer", "192.0.2.9")] {
+            if !given(name) {
+                args.extend([name, value]);
+            }
+        }
+        args.extend(more);
+        let whole = identity.iter().filter(|text| !text.starts_with("--certificate") || !given("--certificate"));
+        args.extend(whole.map(String::as_str));
+        support::refused(&args.join(" "), &hosts.run(&args), 2, &message);
+        assert!(!PathBuf::from(&settings).exists());
+    }
+    let list = ["--db", "ssl:192.0.2.1:6660", "network", "list"];
+    let message =
+        "remote ssl:192.0.2.1:6660: an ssl: remote needs --certificate, --private-key and --ca-cert";
+    support::refused("list", &hosts.run(&list), 2, message);
+}

@@ -416,7 +416,7 @@ fn the_authority_issues_and_never_overwrites() {
     no(&format!("pki issue router r2 --ca {at}"), 1, &format!("{at}/ca.key is not the key of {at}/ca.pem"));
 }
 
-/// An operator is a client, of no name that a node could have; with `revoke` it is one no more.
+/// An operator is a client without a common name, which only nodes have; with `revoke` it is one no more.
 #[test]
 fn the_authority_issues_to_operators() {
     let dir = Dir::new();
@@ -436,7 +436,7 @@ fn the_authority_issues_to_operators() {
     let text = show.arg(ca.join("ann.pem")).output().expect("openssl is needed").stdout;
     let text = String::from_utf8(text).unwrap();
     for part in
-        ["subject=CN = operator ann\n", "URI:xenflow://operator/ann\n", "TLS Web Client Authentication\n"]
+        ["subject=OU = operator ann\n", "URI:xenflow://operator/ann\n", "TLS Web Client Authentication\n"]
     {
         assert!(text.contains(part), "{part}: {text}");
     }

@@ -131,7 +131,7 @@ impl Client {
             }
             Err(other) => return Err(anyhow::Error::from(other).into()),
         }
-        let remotes = Remote::parse_list(db)?;
+        let remotes = Remote::parse_list(&db.remotes)?;
         let waiter = wait_until.map(|deadline| Waiter::start(remotes, seconds, deadline));
         Ok(Self { connection, waiter })
     }

@@ -132,7 +132,8 @@ impl Client {
             Err(other) => return Err(anyhow::Error::from(other).into()),
         }
         let remotes = Remote::parse_list(&db.remotes)?;
-        let waiter = wait_until.map(|deadline| Waiter::start(remotes, seconds, deadline));
+        let tls = db.tls(&remotes)?;
+        let waiter = wait_until.map(|deadline| Waiter::start(remotes, tls, seconds, deadline));
         Ok(Self { connection, waiter })
     }
 

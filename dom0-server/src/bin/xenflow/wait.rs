@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context, anyhow};
 use dom0_server::db::{DATABASE, NodeStatus, table};
 use ovsdb::{
-    Datum, Event, Monitor, Mutator, OpResult, Operation, Remote, Row, RowChange, Session, SessionConfig, Uuid,
+    Datum, Event, Monitor, Mutator, OpResult, Operation, Remote, Row, RowChange, Session, SessionConfig, Tls,
+    Uuid,
 };
 use tokio::time::Instant;
 
@@ -24,9 +25,11 @@ pub(crate) struct Waiter {
 
 impl Waiter {
     /// Begins to watch what nodes report, until `deadline`, which is `seconds` from when the command began.
-    pub(crate) fn start(remotes: Vec<Remote>, seconds: u32, deadline: Instant) -> Self {
+    pub(crate) fn start(remotes: Vec<Remote>, tls: Option<Tls>, seconds: u32, deadline: Instant) -> Self {
         let monitor = Monitor::new(DATABASE).table(table::NODE_STATUS, &NodeStatus::WAITED_FOR);
-        let session = Session::start(SessionConfig::new(remotes).monitor(monitor));
+        let mut config = SessionConfig::new(remotes).monitor(monitor);
+        config.options.tls = tls;
+        let session = Session::start(config);
         Self { session, deadline, seconds, number: Cell::new(None) }
     }
 

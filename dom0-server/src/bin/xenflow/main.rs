@@ -119,9 +119,7 @@ fn run(args: Args) -> Result<(), Failure> {
             Ok(())
         }
         Command::Pki(command) => pki::run(command, json),
-        Command::Doctor { host_only, config } => {
-            doctor::run(&db.remotes, timeout, host_only, &config, json)
-        }
+        Command::Doctor { host_only, config } => doctor::run(&db.remotes, timeout, host_only, &config, json),
         Command::Top { interval, once } => {
             top::run(&db.remotes, &top::Options { interval_s: interval, once, json, timeout_s: timeout })
         }

@@ -101,6 +101,8 @@ pub struct Topology {
     pub access: BTreeMap<PortNo, VlanId>,
     /// The only source addresses that an access port may use, where it is not free to use any.
     pub access_macs: BTreeMap<PortNo, BTreeSet<MacAddr>>,
+    /// Addresses that another node has, by segment: of vifs, also of one that is plugged in here, and of end hosts.
+    pub elsewhere: BTreeSet<(VlanId, MacAddr)>,
     /// Vifs of the routers that are configured, plugged in here or not.
     pub vifs: BTreeMap<VifId, Vif>,
     /// By router; the default for one that is missing.
@@ -141,6 +143,29 @@ impl Topology {
             .values()
             .filter(|vif| vif.attachment == Attachment::Control)
             .filter_map(|v| Some((v, v.port?)))
+    }
+
+    /// Another node has this address of the segment, whatever is plugged in here.
+    #[must_use]
+    pub fn is_elsewhere(&self, segment: VlanId, mac: MacAddr) -> bool {
+        self.elsewhere.contains(&(segment, mac))
+    }
+
+    /// Addresses of end hosts that one access port of a segment may use, and no other node has: segment, address, port.
+    #[must_use]
+    pub fn placed_hosts(&self) -> BTreeMap<(VlanId, MacAddr), PortNo> {
+        let mut ports: BTreeMap<(VlanId, MacAddr), BTreeSet<PortNo>> = BTreeMap::new();
+        for (port, macs) in &self.access_macs {
+            let Some(vlan) = self.access.get(port) else { continue };
+            for mac in macs.iter().filter(|mac| !self.is_elsewhere(*vlan, **mac)) {
+                ports.entry((*vlan, *mac)).or_default().insert(*port);
+            }
+        }
+        let one = |(place, ports): (_, BTreeSet<PortNo>)| match ports.first() {
+            Some(port) if ports.len() == 1 => Some((place, *port)),
+            _ => None,
+        };
+        ports.into_iter().filter_map(one).collect()
     }
 
     /// Ports of a segment on this host, uplinks included.

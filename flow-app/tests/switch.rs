@@ -224,6 +224,7 @@ fn host() -> World {
     let all = || (true, vec![(0, true), (1, true), (2, true)]);
     let access = vec![0, 0, 1, 2, 3, 6];
     let plan = Plan {
+        elsewhere: Vec::new(),
         routers: vec![all(), all(), all()],
         access,
         uplinks: [true; 2],

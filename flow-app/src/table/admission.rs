@@ -23,6 +23,9 @@ pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
             macs.entry(vlan).or_default().insert(vif.mac);
         }
     }
+    for &(vlan, mac) in &topology.elsewhere {
+        macs.entry(vlan).or_default().insert(mac);
+    }
     for (_, vif, vlan, port) in topology.bound_vifs() {
         let matching = Match::builder().in_port(port).untagged().eth_src(vif.mac.0);
         flows.push(admit(matching.build(), tag(vlan), port, 0, None));
@@ -31,7 +34,8 @@ pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
         never(port, Refusal::ForgedAnnouncement, flows);
     }
     for (&port, &vlan) in &topology.access {
-        match topology.access_macs.get(&port) {
+        let allowed = topology.access_macs.get(&port);
+        match allowed {
             None => flows.push(admit(of(port).untagged().build(), tag(vlan), port, 0, Some(vlan))),
             Some(allowed) => {
                 let allow = |mac: &MacAddr| of(port).untagged().eth_src(mac.0).build();
@@ -39,7 +43,9 @@ pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
                 flows.push(refuse(priority::FALLBACK, Refusal::ForeignSource, port, of(port).untagged()));
             }
         }
-        for mac in macs.get(&vlan).into_iter().flatten() {
+        // Its own address may be on its way here, as that of a vif's port.
+        let is_own = |mac: &MacAddr| allowed.is_some_and(|allowed| allowed.contains(mac));
+        for mac in macs.get(&vlan).into_iter().flatten().filter(|mac| !is_own(mac)) {
             let spoofed = of(port).untagged().eth_src(mac.0);
             flows.push(refuse(priority::REFUSE, Refusal::ForeignSource, port, spoofed));
         }

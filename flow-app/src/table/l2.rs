@@ -1,9 +1,13 @@
 //! L2 and flood: switching within a segment. A routed packet for a vif of this host enters that router; a known
 //! MAC has one port; all else goes to every port of the segment. A guest gets its frames by class.
+//!
+//! What another node has is known to be behind the uplink, if there is one uplink; of several the one is learned. That
+//! holds for a vif that is plugged in here too: its port stays open, but its frames go where it counts.
 
 use std::collections::BTreeSet;
 
 use openflow::{Action, Field, Flow, Match};
+use xenflow_proto::{MacAddr, VlanId};
 
 use super::GROUP;
 use crate::pipeline::{
@@ -14,7 +18,8 @@ use crate::punt::PuntClass;
 use crate::topology::{PortNo, Topology};
 
 pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
-    for (_, vif, vlan, port) in topology.bound_vifs() {
+    let served = topology.bound_vifs().filter(|(_, vif, vlan, _)| !topology.is_elsewhere(*vlan, vif.mac));
+    for (_, vif, vlan, port) in served {
         let to = || Match::builder().vlan(vlan.get()).eth_dst(vif.mac.0);
         for eth_type in ETH_IP {
             let routed = to().eth_type(eth_type).reg_masked(FLAGS, ROUTED, ROUTED).build();
@@ -22,6 +27,18 @@ pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
         }
         let deliver = Flow::new(L2, priority::NORMAL, cookie::TOPOLOGY, to().build());
         flows.push(deliver.apply([set_reg(OUT_PORT, port), Action::resubmit(CLASSIFY)]).goto(EGRESS));
+    }
+    let mut known = |vlan: VlanId, mac: MacAddr, port: PortNo| {
+        let matching = Match::builder().vlan(vlan.get()).eth_dst(mac.0).build();
+        let flow = Flow::new(L2, priority::NORMAL, cookie::TOPOLOGY, matching);
+        flows.push(flow.apply([set_reg(OUT_PORT, port)]).goto(EGRESS));
+    };
+    if let (Some(&uplink), 1) = (topology.uplinks.first(), topology.uplinks.len()) {
+        let there = topology.elsewhere.iter().filter(|(vlan, _)| topology.segments.contains(vlan));
+        there.for_each(|&(vlan, mac)| known(vlan, mac, uplink));
+    }
+    for ((vlan, mac), port) in topology.placed_hosts() {
+        known(vlan, mac, port);
     }
     let ask = [set_reg(OUT_PORT, 0), Action::resubmit(LEARNED)];
     flows.push(Flow::new(L2, priority::FALLBACK, cookie::TOPOLOGY, Match::any()).apply(ask).goto(FLOOD));
@@ -67,4 +84,112 @@ fn enter_router() -> Vec<Action> {
         Action::set_field(Field::Xxreg(NEXT_HOP_IPV6), 0),
         Action::resubmit(ROUTER),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::{Packet, Switch, Tag};
+    use crate::topology::{Attachment, RouterId, Vif, VifId};
+
+    const UPLINK: PortNo = 1;
+    const OTHER_UPLINK: PortNo = 2;
+    const HOST: PortNo = 10;
+    const OWNER: PortNo = 11;
+    const VIF: PortNo = 100;
+    const HOST_MAC: [u8; 6] = [6, 0, 0, 0, 0, 1];
+    const OWN_MAC: [u8; 6] = [6, 0, 0, 0, 0, 2];
+    const VIF_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const FAR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+
+    /// A free access port, one with an address of its own, a vif, and what another node has.
+    fn topology(uplinks: &[PortNo], elsewhere: &[[u8; 6]]) -> Topology {
+        let vlan = VlanId::MIN;
+        let vif = Vif { mac: MacAddr(VIF_MAC), attachment: Attachment::Segment(vlan), port: Some(VIF) };
+        Topology {
+            segments: [vlan].into(),
+            uplinks: uplinks.iter().copied().collect(),
+            access: [(HOST, vlan), (OWNER, vlan)].into(),
+            access_macs: [(OWNER, [MacAddr(OWN_MAC)].into())].into(),
+            elsewhere: elsewhere.iter().map(|mac| (vlan, MacAddr(*mac))).collect(),
+            vifs: [(VifId { router: RouterId(1), number: 1 }, vif)].into(),
+            ..Topology::default()
+        }
+    }
+
+    /// The ports that a frame leaves by; with `learn`, after this port has sent one from the same destination.
+    fn ports(
+        topology: &Topology,
+        port: PortNo,
+        src: [u8; 6],
+        dst: [u8; 6],
+        learn: Option<PortNo>,
+    ) -> Vec<PortNo> {
+        let mut switch: Switch = super::super::topology_flows(topology).into_iter().collect();
+        let frame = |port: PortNo, src, dst| {
+            let packet = Packet::default()
+                .with(Field::EthSrc, openflow::mac_bits(src))
+                .with(Field::EthDst, openflow::mac_bits(dst));
+            let is_trunk = topology.uplinks.contains(&port);
+            if is_trunk { packet.tagged(Tag::new(VlanId::MIN.get())) } else { packet }
+        };
+        if let Some(port) = learn {
+            for flow in switch.send(port, &frame(port, dst, [0xff; 6])).unwrap().learned {
+                switch.insert(flow);
+            }
+        }
+        let mut ports: Vec<PortNo> = switch
+            .send(port, &frame(port, src, dst))
+            .unwrap()
+            .sent
+            .into_iter()
+            .map(|(port, _)| port)
+            .collect();
+        ports.sort_unstable();
+        ports
+    }
+
+    #[test]
+    fn what_another_node_has_is_behind_the_uplink() {
+        let plain = topology(&[UPLINK], &[]);
+        assert_eq!(ports(&plain, HOST, HOST_MAC, FAR_MAC, None), [UPLINK, OWNER, VIF], "nobody knows");
+        assert_eq!(ports(&plain, HOST, HOST_MAC, VIF_MAC, None), [VIF]);
+        let located = topology(&[UPLINK], &[FAR_MAC, VIF_MAC]);
+        assert_eq!(ports(&located, HOST, HOST_MAC, FAR_MAC, None), [UPLINK]);
+        assert_eq!(
+            ports(&located, HOST, HOST_MAC, VIF_MAC, None),
+            [UPLINK],
+            "plugged in here, but it counts there"
+        );
+        assert_eq!(ports(&located, VIF, VIF_MAC, FAR_MAC, None), [UPLINK], "its own port stays open");
+        assert_eq!(ports(&located, UPLINK, HOST_MAC, FAR_MAC, None), [0; 0], "no way between trunks");
+        // With several the one is learned, and with none there is no way.
+        let two = topology(&[UPLINK, OTHER_UPLINK], &[FAR_MAC, VIF_MAC]);
+        assert_eq!(ports(&two, HOST, HOST_MAC, FAR_MAC, Some(OTHER_UPLINK)), [OTHER_UPLINK]);
+        assert_eq!(ports(&two, HOST, HOST_MAC, VIF_MAC, Some(UPLINK)), [UPLINK]);
+    }
+
+    #[test]
+    fn nobody_here_speaks_for_what_another_node_has() {
+        let located = topology(&[UPLINK], &[FAR_MAC]);
+        assert_eq!(ports(&located, HOST, FAR_MAC, OWN_MAC, None), [0; 0]);
+        assert_eq!(ports(&located, VIF, FAR_MAC, OWN_MAC, None), [0; 0]);
+        assert_eq!(ports(&located, UPLINK, FAR_MAC, OWN_MAC, None), [OWNER]);
+        // An end host that is on its way here.
+        let moving = topology(&[UPLINK], &[OWN_MAC]);
+        assert_eq!(ports(&moving, OWNER, OWN_MAC, VIF_MAC, None), [VIF]);
+        assert_eq!(ports(&moving, HOST, OWN_MAC, VIF_MAC, None), [0; 0]);
+        assert_eq!(ports(&moving, HOST, HOST_MAC, OWN_MAC, None), [UPLINK]);
+    }
+
+    #[test]
+    fn the_place_of_an_address_beats_what_was_learned() {
+        let located = topology(&[UPLINK], &[FAR_MAC]);
+        assert_eq!(ports(&located, VIF, VIF_MAC, HOST_MAC, Some(UPLINK)), [UPLINK], "learned");
+        assert_eq!(
+            ports(&located, VIF, VIF_MAC, OWN_MAC, Some(UPLINK)),
+            [OWNER],
+            "somebody out there claims it"
+        );
+    }
 }

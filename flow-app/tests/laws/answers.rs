@@ -57,7 +57,7 @@ fn wide(world: &World) -> Topology {
 
 /// A packet to a destination that comes to a vif, and from where.
 fn to_vif(topology: &Topology, vif: &Vif, to: IpAddr) -> Option<(PortNo, VlanId, Packet)> {
-    let segment = vif.vlan()?;
+    let segment = vif.vlan().filter(|segment| !topology.is_elsewhere(*segment, vif.mac))?;
     let port = topology.members(segment).into_iter().find(|port| Some(*port) != vif.port)?;
     let source = topology.bound_vifs().find(|(.., of)| *of == port).map(|(_, vif, ..)| vif.mac);
     let from = match to {

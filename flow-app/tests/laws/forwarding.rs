@@ -9,7 +9,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use xenflow_flow_app::fib::Adjacency;
 use xenflow_flow_app::sim::{Packet, Switch, Tag};
-use xenflow_flow_app::{App, FlowChange, PortNo, RouterId, Topology, VifId, pipeline};
+use xenflow_flow_app::{App, FlowChange, PortNo, RouterId, Topology, Vif, VifId, pipeline};
 use xenflow_proto::table::{Neighbor, NeighborKey};
 use xenflow_proto::{Change, MacAddr, Object, VlanId};
 
@@ -73,12 +73,13 @@ fn any_address(family: Family, a: u8, b: u8) -> IpAddr {
 /// A packet to a vif from a port of its segment: the port, the segment and the packet without a tag.
 fn to_a_vif(topology: &Topology, dice: Dice) -> Option<(PortNo, VlanId, Packet)> {
     let [r, p, a, b, c, d] = dice;
-    let vifs: Vec<_> = topology.bound_vifs().collect();
+    let is_here = |vif: &Vif, segment| !topology.is_elsewhere(segment, vif.mac);
+    let vifs: Vec<_> = topology.bound_vifs().filter(|(_, vif, vlan, _)| is_here(vif, *vlan)).collect();
     let (_, vif, segment, _) = *vifs.get(usize::from(r).checked_rem(vifs.len())?)?;
     let ports: Vec<PortNo> =
         topology.members(segment).into_iter().filter(|port| Some(*port) != vif.port).collect();
     let port = *ports.get(usize::from(p).checked_rem(ports.len())?)?;
-    let source = vifs.iter().find(|(.., port_of)| *port_of == port);
+    let source = topology.bound_vifs().find(|(.., port_of)| *port_of == port);
     let src = source.map_or(host_mac(0, 60), |(_, vif, ..)| vif.mac);
     let ttl = match d % 16 {
         0 => 0,

@@ -24,6 +24,10 @@ fn segment_of(topology: &Topology, port: PortNo) -> Option<VlanId> {
     vif.or_else(|| topology.access.get(&port).copied())
 }
 
+fn is_elsewhere(topology: &Topology, segment: VlanId, mac: u128) -> bool {
+    topology.elsewhere.iter().any(|(vlan, of)| *vlan == segment && mac_bits(of.0) == mac)
+}
+
 fn is_control(topology: &Topology, port: PortNo) -> bool {
     topology.control_vifs().any(|(_, of)| of == port)
 }
@@ -108,7 +112,11 @@ fn admitted(topology: &Topology, port: PortNo, packet: &Packet) -> Option<VlanId
     let vif = topology.vifs.values().find(|vif| vif.port == Some(port));
     let honest = match vif {
         Some(vif) => mac_bits(vif.mac.0) == src,
-        None => !topology.vifs.values().any(|v| v.vlan() == Some(segment) && mac_bits(v.mac.0) == src),
+        None => {
+            let is_vif =
+                topology.vifs.values().any(|v| v.vlan() == Some(segment) && mac_bits(v.mac.0) == src);
+            !is_vif && !is_elsewhere(topology, segment, src)
+        }
     };
     (packet.tags.is_empty() && honest).then_some(segment)
 }
@@ -259,6 +267,10 @@ fn leak(
     }
     if sent.headers == packet.headers {
         let back = port == in_port || to_uplink && topology.uplinks.contains(&in_port);
+        let is_there = is_elsewhere(topology, from, packet.header(Field::EthDst));
+        if is_there && topology.uplinks.len() == 1 && !to_uplink {
+            return Some("another node has its address");
+        }
         return match (from == to, back) {
             (false, _) => Some("it crosses segments without a router"),
             (true, true) => Some("it goes back where it came from"),
@@ -434,6 +446,23 @@ fn a_missing_refusal_is_noticed() {
     noticed(|flow| {
         let is_it = flow.priority >= pipeline::priority::REFUSE_ANYWHERE;
         (flow.table != pipeline::ADMISSION || !is_it).then_some(flow)
+    });
+}
+
+#[test]
+fn a_missing_place_of_another_nodes_address_is_noticed() {
+    finds(200, cases(), |(world, frames)| {
+        let topology = world.plan.topology();
+        let is_known = |flow: &Flow| {
+            let field = |field| flow.matching.field(field).map(|it| it.value);
+            let of = |(vlan, mac): &(VlanId, MacAddr)| {
+                field(Field::VlanVid) == Some(u128::from(vlan.get() | 0x1000))
+                    && field(Field::EthDst) == Some(mac_bits(mac.0))
+            };
+            flow.table == pipeline::L2 && topology.elsewhere.iter().any(of)
+        };
+        let switch = broken(&world, |flow| (!is_known(&flow)).then_some(flow));
+        check(&world, switch, &frames, &Counts::default())
     });
 }
 

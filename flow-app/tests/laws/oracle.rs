@@ -62,7 +62,14 @@ fn pass(
 ) {
     allowed.passed = allowed.passed.max(passed);
     let Some((router, vif)) = vif_of(world, topology, segment, &packet) else {
-        let copies = topology.members(segment).into_iter().map(|port| {
+        let mut ports = topology.members(segment);
+        let dst = packet.header(Field::EthDst);
+        let is_there =
+            topology.elsewhere.iter().any(|(vlan, mac)| *vlan == segment && mac_bits(mac.0) == dst);
+        if is_there && topology.uplinks.len() == 1 {
+            ports.retain(|port| topology.uplinks.contains(port));
+        }
+        let copies = ports.into_iter().map(|port| {
             let on_wire = topology.uplinks.contains(&port);
             (port, if on_wire { packet.clone().tagged(Tag::new(segment.get())) } else { packet.clone() })
         });
@@ -144,7 +151,7 @@ fn is_free(policy: FastPath, tables: &Tables, link: &Link) -> bool {
         || obstacles(tables, link).iter().all(|key| key.ifindex.is_none() || inward(key))
 }
 
-/// The router that the packet is for, if it is on this host.
+/// The router that the packet is for, if it is on this host and on no other.
 fn vif_of<'a>(
     world: &World,
     topology: &'a Topology,
@@ -154,8 +161,10 @@ fn vif_of<'a>(
     let dst = packet.header(Field::EthDst);
     (0..world.plan.routers.len() as u8).find_map(|router| {
         let mut vifs = topology.vifs_of(router_id(router)).map(|(_, vif)| vif);
-        let here =
-            |vif: &&Vif| vif.port.is_some() && vif.vlan() == Some(segment) && mac_bits(vif.mac.0) == dst;
+        let here = |vif: &&Vif| {
+            let is_it = vif.vlan() == Some(segment) && mac_bits(vif.mac.0) == dst;
+            is_it && vif.port.is_some() && !topology.is_elsewhere(segment, vif.mac)
+        };
         vifs.find(here).map(|vif| (router, vif))
     })
 }

@@ -128,6 +128,7 @@ fn guests_get_what_passes_their_meters_and_meters_cost_nobody_else() {
 #[test]
 fn a_miss_is_an_exception_and_in_a_vrf_it_is_transit() {
     let plan = Plan {
+        elsewhere: Vec::new(),
         routers: vec![(true, vec![(0, true), (1, true), (2, true)]); 2],
         access: Vec::new(),
         uplinks: [true, false],

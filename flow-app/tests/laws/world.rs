@@ -35,6 +35,8 @@ pub struct Plan {
     pub uplinks: [bool; 2],
     pub segments: [bool; SEGMENTS as usize],
     pub control: bool,
+    /// What other nodes have: a host of a segment, or a router's vif where that is.
+    pub elsewhere: Vec<(u8, u8)>,
     /// By router: fast path policy and limit of prefixes, in small numbers.
     pub policies: Vec<(u8, u8)>,
 }
@@ -45,8 +47,10 @@ pub fn plan() -> impl Strategy<Value = Plan> {
     let access = vec(0..=SEGMENTS, 6);
     let segments = prop::array::uniform6(prop::bool::weighted(0.9));
     let policies = vec((0..24u8, 0..64u8), ROUTERS as usize);
-    (routers, access, any::<[bool; 2]>(), segments, any::<bool>(), policies).prop_map(
-        |(routers, access, uplinks, segments, control, policies)| Plan {
+    let elsewhere = vec(any::<(u8, u8)>(), 0..5);
+    (routers, access, any::<[bool; 2]>(), segments, any::<bool>(), policies, elsewhere).prop_map(
+        |(routers, access, uplinks, segments, control, policies, elsewhere)| Plan {
+            elsewhere,
             routers,
             access,
             uplinks,
@@ -68,6 +72,7 @@ impl Plan {
             uplinks: uplinks.collect(),
             access: access.collect(),
             access_macs: BTreeMap::new(),
+            elsewhere: self.elsewhere.iter().map(|it| self.place(*it)).collect(),
             policies: (0..ROUTERS).map(|r| (router_id(r), self.policy(r))).collect(),
             max_mtu: 0,
             vifs: BTreeMap::new(),
@@ -93,6 +98,15 @@ impl Plan {
         topology
     }
 
+    fn place(&self, (a, b): (u8, u8)) -> (VlanId, MacAddr) {
+        if b < 128 {
+            return (vlan(a % SEGMENTS), host_mac(a % SEGMENTS, b % 4));
+        }
+        let (r, n) = (a % self.routers.len() as u8, b % VIFS);
+        let (segment, _) = self.routers[usize::from(r)].1[usize::from(n)];
+        (vlan(network(r) * 3 + segment), vif_mac(r, n))
+    }
+
     pub fn policy(&self, router: u8) -> Policy {
         let (fast_path, limit) = self.policies[usize::from(router)];
         let fast_path = match fast_path {
@@ -106,6 +120,13 @@ impl Plan {
 
     /// Changes one thing.
     pub fn mutate(&mut self, [what, a, b, c, ..]: Dice) {
+        if what >= 224 {
+            return match self.elsewhere.len() {
+                0 => self.elsewhere.push((a, b)),
+                _ if c % 2 == 0 => self.elsewhere.push((a, b)),
+                n => drop(self.elsewhere.remove(usize::from(a) % n)),
+            };
+        }
         let count = self.routers.len();
         let router = &mut self.routers[usize::from(a) % count];
         let vif = &mut router.1[usize::from(b % VIFS)];

@@ -15,6 +15,7 @@ mod switch;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use openflow::{ErrorCode, Flow, Group, Meter};
@@ -29,8 +30,9 @@ use crate::core::refused::Retry;
 pub use crate::core::report::{Report, Standing};
 use crate::counters::{Counters, Names, Poll, Scope, Totals};
 use crate::db::Desired;
+use crate::db::location::Place;
 use crate::guest::limits::Hits;
-use crate::ports::{PortProblem, SwitchBuild, SwitchPorts, bind};
+use crate::ports::{PortProblem, SwitchBuild, SwitchPorts, bind, elsewhere, here};
 
 /// A guest's connection, numbered as they come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,6 +47,8 @@ pub struct BatchId(pub u64);
 pub enum Event {
     /// The XenFlow database says this now.
     Desired(Desired),
+    /// Other nodes have these addresses now.
+    Elsewhere(BTreeSet<Place>),
     /// The integration bridge has these ports now.
     Ports(SwitchPorts),
     /// The switch is this.
@@ -211,6 +215,8 @@ pub struct Core {
     build: SwitchBuild,
     progress: Progress,
     problems: BTreeSet<PortProblem>,
+    elsewhere: BTreeSet<Place>,
+    here: Option<Arc<BTreeSet<Place>>>,
     switch_up: bool,
     dumping: bool,
     in_flight: BTreeMap<BatchId, InFlight>,
@@ -261,6 +267,8 @@ impl Core {
             build: SwitchBuild::default(),
             progress: Progress::default(),
             problems: BTreeSet::new(),
+            elsewhere: BTreeSet::new(),
+            here: None,
             switch_up: false,
             dumping: false,
             in_flight: BTreeMap::new(),
@@ -312,6 +320,10 @@ impl Core {
                 self.set_topology();
             }
             Event::Build(build) => self.build = build,
+            Event::Elsewhere(places) => {
+                self.elsewhere = places;
+                self.set_topology();
+            }
             Event::SwitchUp { has_meters } => {
                 self.forget_switch();
                 self.refused.clear();
@@ -424,10 +436,21 @@ impl Core {
         &self.problems
     }
 
+    /// Addresses whose port is here and has a link; another one when they change, none before they are known.
+    #[must_use]
+    pub fn here(&self) -> Option<&Arc<BTreeSet<Place>>> {
+        self.here.as_ref()
+    }
+
     fn set_topology(&mut self) {
         let (Some(desired), Some(ports)) = (&self.desired, &self.ports) else { return };
-        let (topology, problems) = bind(&self.node, desired, ports);
+        let (mut topology, problems) = bind(&self.node, desired, ports);
         self.problems = problems;
+        topology.elsewhere = elsewhere(desired, &self.elsewhere);
+        let here = here(desired, &topology, ports);
+        if self.here.as_deref() != Some(&here) {
+            self.here = Some(Arc::new(here));
+        }
         if topology != *self.app.topology() {
             let changed = progress::changed_routers(self.app.topology(), &topology);
             self.app.set_topology(topology);

@@ -1,5 +1,6 @@
 //! The daemon's one loop: events of all sources to the core, the core's effects to where they belong.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -19,7 +20,7 @@ use crate::ports::{ControlPort, PortProblem};
 use crate::reporter::Reporter;
 use crate::reporter::node::NodeReporter;
 use crate::reporter::statistics::Keeper;
-use crate::{control_port, tls};
+use crate::{control_port, locations, tls};
 
 /// Events that wait for the core; a source that has more waits itself, and so slows its peer.
 const EVENTS: usize = 256;
@@ -86,6 +87,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let is_tls = remotes.iter().any(|remote| matches!(remote, ovsdb::Remote::Ssl(_)));
     let tls = is_tls.then(|| tls::database(&credentials)).transpose()?;
     let database = database::desired(remotes, tls, events.clone());
+
+    let (here, watched) = watch::channel(None);
+    let remotes = parse_remotes(config.xenflow_db())?;
+    tokio::spawn(locations::watch::run(remotes, node.clone(), watched, events.clone()));
 
     let credentials = tls::follow(credentials, server, config.issuer_dir.clone());
     let access = tls::Access::new(credentials, config.issuer_dir.clone());
@@ -198,6 +203,13 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
             confirmed = core.confirmed_cfg();
             about_node.report(&core);
         }
+        here.send_if_modified(|known: &mut locations::watch::Here| {
+            let is_new = core.here().map(Arc::as_ptr) != known.as_ref().map(Arc::as_ptr);
+            if is_new {
+                *known = core.here().cloned();
+            }
+            is_new
+        });
         if *core.problems() != problems {
             for problem in core.problems().difference(&problems) {
                 match problem {

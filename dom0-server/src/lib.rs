@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod db;
 pub mod guest;
 pub mod journal;
+pub mod locations;
 pub mod notify;
 pub mod nudge;
 pub mod ovs;

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use xenflow_flow_app::{self as flow_app, PortNo, Topology};
-use xenflow_proto::{MacAddr, Name};
+use xenflow_proto::{MacAddr, Name, VlanId};
 
+use crate::db::location::Place;
 use crate::db::row::Router;
 use crate::db::{Attachment, Desired};
 
@@ -139,6 +140,36 @@ pub fn bind(node: &Name, desired: &Desired, ports: &SwitchPorts) -> (Topology, B
         }
     }
     (topology, problems)
+}
+
+/// Addresses of data vifs, and of access ports that have theirs declared, whose port is here and has a link.
+#[must_use]
+pub fn here(desired: &Desired, topology: &Topology, ports: &SwitchPorts) -> BTreeSet<Place> {
+    let up: BTreeSet<PortNo> = ports.ports.iter().filter(|port| port.is_up).map(|port| port.number).collect();
+    let names: BTreeMap<VlanId, &Name> =
+        desired.segments.values().map(|segment| (segment.vlan, &segment.name)).collect();
+    let place = |vlan: VlanId, mac: MacAddr| {
+        names.get(&vlan).map(|segment| Place { segment: (*segment).clone(), mac })
+    };
+    let vifs = topology.bound_vifs().filter(|(.., port)| up.contains(port));
+    let vifs = vifs.filter_map(|(_, vif, vlan, _)| place(vlan, vif.mac));
+    let hosts = topology.access_macs.iter().filter(|(port, _)| up.contains(port));
+    let hosts = hosts.filter_map(|(port, macs)| Some((*topology.access.get(port)?, macs)));
+    vifs.chain(hosts.flat_map(|(vlan, macs)| macs.iter().filter_map(move |mac| place(vlan, *mac)))).collect()
+}
+
+/// What other nodes have, as far as anybody wants it: a row may outlive what it is of.
+#[must_use]
+pub fn elsewhere(desired: &Desired, places: &BTreeSet<Place>) -> BTreeSet<(VlanId, MacAddr)> {
+    let vifs = desired.vifs.values().filter_map(|vif| match &vif.attachment {
+        Attachment::Segment(segment) => Some((segment, vif.mac)),
+        Attachment::Control => None,
+    });
+    let hosts = desired.access.values();
+    let hosts = hosts.flat_map(|access| access.macs.iter().map(|mac| (&access.segment, *mac)));
+    let is_there = |segment: &Name, mac| places.contains(&Place { segment: segment.clone(), mac });
+    let there = vifs.chain(hosts).filter(|(segment, mac)| is_there(segment, *mac));
+    there.filter_map(|(segment, mac)| Some((desired.segments.get(segment)?.vlan, mac))).collect()
 }
 
 fn policy(router: &Router) -> (flow_app::RouterId, flow_app::Policy) {

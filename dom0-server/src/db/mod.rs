@@ -12,6 +12,7 @@ pub mod contract;
 pub mod description;
 pub mod desired;
 pub mod edit;
+pub mod location;
 pub mod node_status;
 pub mod policy;
 pub mod rbac;

@@ -267,10 +267,6 @@ fn leak(
     }
     if sent.headers == packet.headers {
         let back = port == in_port || to_uplink && topology.uplinks.contains(&in_port);
-        let is_there = is_elsewhere(topology, from, packet.header(Field::EthDst));
-        if is_there && topology.uplinks.len() == 1 && !to_uplink {
-            return Some("another node has its address");
-        }
         return match (from == to, back) {
             (false, _) => Some("it crosses segments without a router"),
             (true, true) => Some("it goes back where it came from"),
@@ -298,6 +294,17 @@ fn check(world: &World, mut switch: Switch, frames: &[[u8; 10]], counts: &Counts
     check_any(&[&world.plan.topology()], &mut switch, frames, counts).map(|_| ())
 }
 
+/// A frame that is only switched goes to a port of this host, though another node has its address and there is one way
+/// out. (While a segment comes or goes, it may.)
+fn is_astray(topology: &Topology, in_port: PortNo, packet: &Packet, port: PortNo, sent: &Packet) -> bool {
+    let to = packet.header(Field::EthDst);
+    let is_there = admitted(topology, in_port, packet).is_some_and(|from| is_elsewhere(topology, from, to));
+    is_there
+        && sent.headers == packet.headers
+        && topology.uplinks.len() == 1
+        && !topology.uplinks.contains(&port)
+}
+
 /// No frame leaks as one of the topologies has it; gives what was learned.
 fn check_any(
     topologies: &[&Topology],
@@ -315,6 +322,9 @@ fn check_any(
             let leaks = topologies.iter().map(|topology| leak(topology, port, &packet, *to, sent));
             if let Some(leak) = leaks.reduce(|a, b| a.and(b)).flatten() {
                 return Err(format!("{leak}: {port} -> {to}, {packet:?} -> {sent:?}"));
+            }
+            if topologies.len() == 1 && is_astray(topology, port, &packet, *to, sent) {
+                return Err(format!("another node has it: {port} -> {to}, {packet:?}"));
             }
             let routed = usize::from(sent.headers != packet.headers);
             let is_ipv6 = packet.headers.contains_key(&Field::Ipv6Dst);

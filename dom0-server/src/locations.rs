@@ -1,0 +1,130 @@
+//! Says which MAC addresses this node has, and learns which ones others have.
+//!
+//! A node claims an address when its port comes (is bound and has a link), with a generation above all that it knows, and
+//! takes its row back when the port leaves. While a port stays, nothing makes the node claim again: one that was passed
+//! over is fenced until its port comes anew. A restart of the daemon is no coming: a row that is there stays as it is.
+//!
+//! [`Claims`] decides and is pure; [`watch`] has the connection. Which row counts is in [`crate::db::location`].
+
+pub mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ovsdb::Operation;
+use xenflow_proto::Name;
+
+use crate::db::location::{self, GENERATION_MAX, Located, Place};
+
+/// How it stands with something that is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It was here when the daemon began.
+    Found,
+    /// It has come since.
+    Came {
+        /// Greatest generation that was tried before it came.
+        above: u64,
+        /// The first that was tried since.
+        first: Option<u64>,
+    },
+    /// The row is there, or was.
+    Held(u64),
+}
+
+/// A transaction that is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// The address has come here.
+    Claim(Place, u64),
+    /// Its row is gone, but it is still here.
+    Restore(Place, u64),
+    /// It is not here any more.
+    Withdraw(Place, u64),
+}
+
+impl Write {
+    /// All of them or none.
+    #[must_use]
+    pub fn operations(&self, node: &Name) -> Vec<Operation> {
+        match self {
+            Self::Claim(place, generation) => location::claim(place, node, *generation),
+            Self::Restore(place, generation) => location::restore(place, node, *generation),
+            Self::Withdraw(place, generation) => vec![location::withdraw(place, node, *generation)],
+        }
+    }
+}
+
+/// What one node claims.
+#[derive(Debug)]
+pub struct Claims {
+    node: Name,
+    /// None: nobody knows yet what is here.
+    here: Option<BTreeMap<Place, Standing>>,
+    /// The greatest generation tried of each place.
+    tried: BTreeMap<Place, u64>,
+}
+
+impl Claims {
+    /// Those of a node whose daemon has just begun.
+    #[must_use]
+    pub fn new(node: Name) -> Self {
+        Self { node, here: None, tried: BTreeMap::new() }
+    }
+
+    /// These places have a port here that has a link.
+    pub fn follow(&mut self, places: &BTreeSet<Place>) {
+        let Some(here) = &mut self.here else {
+            self.here = Some(places.iter().map(|place| (place.clone(), Standing::Found)).collect());
+            return;
+        };
+        here.retain(|place, _| places.contains(place));
+        for place in places {
+            let above = self.tried.get(place).copied().unwrap_or(0);
+            here.entry(place.clone()).or_insert(Standing::Came { above, first: None });
+        }
+    }
+
+    /// What is to be written, as far as the rows are known. What fails, or nobody knows of whether it was done, is due
+    /// again with the next look at the rows.
+    pub fn due(&mut self, located: &Located) -> Vec<Write> {
+        let Some(here) = &mut self.here else { return Vec::new() };
+        let mut writes = Vec::new();
+        for (place, standing) in here.iter_mut() {
+            let claims = located.claims(place);
+            let own = claims.and_then(|claims| claims.get(&self.node)).copied();
+            let greatest = claims.into_iter().flat_map(BTreeMap::values).copied().max().unwrap_or(0);
+            if *standing == Standing::Found && own.is_none() {
+                *standing = Standing::Came { above: 0, first: None };
+            }
+            match (&mut *standing, own) {
+                (Standing::Found | Standing::Held(_), Some(own)) => *standing = Standing::Held(own),
+                (Standing::Came { first: Some(first), .. }, Some(own)) if own >= *first => {
+                    *standing = Standing::Held(own);
+                }
+                (Standing::Came { above, first }, _) => {
+                    let generation = greatest.max(*above).saturating_add(1);
+                    if generation <= GENERATION_MAX {
+                        first.get_or_insert(generation);
+                        let tried = self.tried.entry(place.clone()).or_default();
+                        *tried = generation.max(*tried);
+                        writes.push(Write::Claim(place.clone(), generation));
+                    }
+                }
+                (Standing::Held(generation), None) => {
+                    writes.push(Write::Restore(place.clone(), *generation));
+                }
+                (Standing::Found, None) => {}
+            }
+        }
+        for (place, generation) in located.claimed_by(&self.node) {
+            if !here.contains_key(place) {
+                writes.push(Write::Withdraw(place.clone(), generation));
+            }
+        }
+        self.tried.retain(|place, _| here.contains_key(place) || located.claims(place).is_some());
+        writes
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,9 @@ use xenflow_proto::{MacAddr, VlanId};
 
 use super::forwarding::ip;
 use super::model::Model;
-use super::world::{CONTROL_PORT, Dice, V4, V6, World, address, host_mac, network_of, vlan, world};
+use super::world::{
+    CONTROL_PORT, Dice, V4, V6, World, address, among_others, host_mac, network_of, vlan, world,
+};
 use super::{finds, law};
 
 const ANNOUNCEMENT: u128 = 0xaaaa_aaaa_aaaa;
@@ -460,8 +462,14 @@ fn a_missing_refusal_is_noticed() {
 }
 
 #[test]
+fn what_another_node_has_goes_there_and_comes_from_there() {
+    let cases = (among_others(), vec(any::<[u8; 10]>(), 60));
+    law(300, cases, |(world, frames)| check(&world, switch(&world), &frames, &Counts::default()));
+}
+
+#[test]
 fn a_missing_place_of_another_nodes_address_is_noticed() {
-    finds(200, cases(), |(world, frames)| {
+    finds(200, (among_others(), vec(any::<[u8; 10]>(), 60)), |(world, frames)| {
         let topology = world.plan.topology();
         let is_known = |flow: &Flow| {
             let field = |field| flow.matching.field(field).map(|it| it.value);

@@ -47,10 +47,9 @@ pub fn plan() -> impl Strategy<Value = Plan> {
     let access = vec(0..=SEGMENTS, 6);
     let segments = prop::array::uniform6(prop::bool::weighted(0.9));
     let policies = vec((0..24u8, 0..64u8), ROUTERS as usize);
-    let elsewhere = vec(any::<(u8, u8)>(), 0..5);
-    (routers, access, any::<[bool; 2]>(), segments, any::<bool>(), policies, elsewhere).prop_map(
-        |(routers, access, uplinks, segments, control, policies, elsewhere)| Plan {
-            elsewhere,
+    (routers, access, any::<[bool; 2]>(), segments, any::<bool>(), policies).prop_map(
+        |(routers, access, uplinks, segments, control, policies)| Plan {
+            elsewhere: Vec::new(),
             routers,
             access,
             uplinks,
@@ -120,13 +119,6 @@ impl Plan {
 
     /// Changes one thing.
     pub fn mutate(&mut self, [what, a, b, c, ..]: Dice) {
-        if what >= 224 {
-            return match self.elsewhere.len() {
-                0 => self.elsewhere.push((a, b)),
-                _ if c % 2 == 0 => self.elsewhere.push((a, b)),
-                n => drop(self.elsewhere.remove(usize::from(a) % n)),
-            };
-        }
         let count = self.routers.len();
         let router = &mut self.routers[usize::from(a) % count];
         let vif = &mut router.1[usize::from(b % VIFS)];
@@ -511,6 +503,14 @@ pub fn world() -> impl Strategy<Value = World> {
             tables.insert(router, said.map(|object| (object.key(), object)).take(LIMIT).collect());
         }
         World { plan, tables }
+    })
+}
+
+/// A host in a world where other nodes have addresses of its segments.
+pub fn among_others() -> impl Strategy<Value = World> {
+    (world(), vec(any::<(u8, u8)>(), 1..6)).prop_map(|(mut world, elsewhere)| {
+        world.plan.elsewhere = elsewhere;
+        world
     })
 }
 

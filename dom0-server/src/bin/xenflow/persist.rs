@@ -1,4 +1,4 @@
-//! Has Open vSwitch's own start script open the database: `--extra-dbs` of ovs-ctl(8), in the file of settings that
+//! Has Open vSwitch's own start script open the database: `--extra-dbs` of ovs-ctl, in the file of settings that
 //! Debian's packages give it (`/etc/default/openvswitch-switch`).
 //!
 //! The settings are between two marks, so that they can be taken away again. An assignment further up is taken over
@@ -76,7 +76,8 @@ fn with(text: &str, database: &Path) -> Result<String, Failure> {
         return Err(Failure::Input(anyhow!("\"{}\": {rule}; use another --db-file", database.display())));
     }
     let rest = without(text);
-    let assigned = rest.lines().filter_map(|line| line.trim().strip_prefix(KEY)?.strip_prefix('=')).last();
+    let assigned =
+        rest.lines().filter_map(|line| line.trim().strip_prefix(KEY)?.strip_prefix('=')).next_back();
     let value = assigned.unwrap_or_default().trim();
     let bare = ['"', '\''].iter().find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
     let bare = bare.unwrap_or(value);

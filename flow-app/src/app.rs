@@ -176,7 +176,7 @@ impl App {
     pub fn set_topology(&mut self, topology: Topology) {
         let flows: BTreeMap<FlowKey, Flow> =
             table::topology_flows(&topology).into_iter().map(|flow| (FlowKey::from(&flow), flow)).collect();
-        self.due.extend(diff(&self.flows, &flows));
+        self.supersede(diff(&self.flows, &flows));
         self.flows = flows;
         for segment in self.topology.segments.iter().copied() {
             // What was learned behind a port that is gone, or that is another one now, misleads.
@@ -393,6 +393,14 @@ impl App {
         if meter_of(meter.id).is_some() {
             self.meters_sent.insert(meter.id, meter);
         }
+    }
+
+    /// More is due for flows of the topology. What was due for them before is not sent any more: a flow that has come and
+    /// gone meanwhile may pass a meter that has gone as well.
+    fn supersede(&mut self, changes: Vec<FlowChange>) {
+        let keys: BTreeSet<FlowKey> = changes.iter().filter_map(FlowChange::key).collect();
+        self.due.retain(|change| change.key().is_none_or(|key| !keys.contains(&key)));
+        self.due.extend(changes);
     }
 
     /// Meters that flows may refer to come first; those that none refers to any more go when the flows have gone.

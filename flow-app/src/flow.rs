@@ -40,6 +40,19 @@ pub enum FlowChange {
     RemoveGroup(u32),
 }
 
+impl FlowChange {
+    /// Of the one flow that it is about.
+    pub(crate) fn key(&self) -> Option<FlowKey> {
+        match self {
+            Self::Upsert(flow) => Some(flow.into()),
+            Self::Remove(key) => Some(key.clone()),
+            Self::RemoveRouter(_) | Self::ForgetLearned(_) | Self::UpsertGroup(_) | Self::RemoveGroup(_) => {
+                None
+            }
+        }
+    }
+}
+
 impl From<FlowChange> for Message {
     fn from(change: FlowChange) -> Self {
         let flow = match change {

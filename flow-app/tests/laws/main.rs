@@ -9,6 +9,7 @@ mod answers;
 mod buckets;
 mod forwarding;
 mod isolation;
+mod meters;
 mod model;
 mod oracle;
 mod police;

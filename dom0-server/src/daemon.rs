@@ -86,11 +86,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let remotes = parse_remotes(config.xenflow_db())?;
     let is_tls = remotes.iter().any(|remote| matches!(remote, ovsdb::Remote::Ssl(_)));
     let tls = is_tls.then(|| tls::database(&credentials)).transpose()?;
-    let database = database::desired(remotes, tls, events.clone());
+    let database = database::desired(remotes.clone(), tls.clone(), events.clone());
 
     let (here, watched) = watch::channel(None);
-    let remotes = parse_remotes(config.xenflow_db())?;
-    tokio::spawn(locations::watch::run(remotes, node.clone(), watched, events.clone()));
+    tokio::spawn(locations::watch::run(remotes, tls, node.clone(), watched, events.clone()));
 
     let credentials = tls::follow(credentials, server, config.issuer_dir.clone());
     let access = tls::Access::new(credentials, config.issuer_dir.clone());

@@ -40,7 +40,7 @@ impl Node {
         let (here, watched) = state::channel(None);
         let (sender, events) = mpsc::channel(16);
         let remotes = Remote::parse_list(&server.db()).unwrap();
-        let task = tokio::spawn(watch::run(remotes, name.parse().unwrap(), watched, sender));
+        let task = tokio::spawn(watch::run(remotes, None, name.parse().unwrap(), watched, sender));
         Self { here, events, task }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ovsdb::{Event as Said, Remote, Session, SessionConfig, SessionHandle};
+use ovsdb::{Event as Said, Remote, Session, SessionConfig, SessionHandle, Tls};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -30,11 +30,14 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// Follows the rows until the core is gone. Nothing waits for it: what no row tells is learned, as ever.
 pub async fn run(
     remotes: Vec<Remote>,
+    tls: Option<Tls>,
     node: Name,
     mut here: watch::Receiver<Here>,
     events: mpsc::Sender<Event>,
 ) {
-    let mut session = Session::start(SessionConfig::new(remotes).monitor(location::monitor()));
+    let mut config = SessionConfig::new(remotes).monitor(location::monitor());
+    config.options.tls = tls;
+    let mut session = Session::start(config);
     let handle = session.handle();
     let mut claims = Claims::new(node.clone());
     let mut rows = Rows::default();

@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::codec::FramedRead;
 
@@ -56,7 +56,7 @@ impl Default for Options {
 /// Why a connection ended.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CloseReason {
-    /// Every handle was dropped.
+    /// By [`Connection::close`], or every handle was dropped.
     #[error("closed by this client")]
     Local,
     /// The server closed the stream.
@@ -127,6 +127,7 @@ struct Command {
 pub struct Connection {
     commands: mpsc::Sender<Command>,
     next_id: Arc<std::sync::atomic::AtomicU64>,
+    ending: Arc<Notify>,
     closed: watch::Receiver<Option<CloseReason>>,
 }
 
@@ -165,12 +166,14 @@ impl Connection {
         let (closing, closed) = watch::channel(None);
         let (read, write) = tokio::io::split(stream);
         let now = Instant::now();
+        let ending = Arc::new(Notify::new());
         let driver = Driver {
             read: FramedRead::new(read, FrameDecoder::new(options.max_message)),
             write,
             out: BytesMut::new(),
             unflushed: false,
             commands: command_queue,
+            ending: ending.clone(),
             pending: BTreeMap::new(),
             notify: Some(notify),
             stalled: None,
@@ -180,7 +183,7 @@ impl Connection {
             max_in_flight: options.max_in_flight.max(1),
         };
         tokio::spawn(driver.run(closing));
-        (Self { commands, next_id: Arc::default(), closed }, notifications)
+        (Self { commands, next_id: Arc::default(), ending, closed }, notifications)
     }
 
     /// Sends any request and waits for its result. Requests are sent in the order of the calls' first polls.
@@ -195,6 +198,12 @@ impl Connection {
             Ok(outcome) => outcome,
             Err(_) => Err(RequestError::OutcomeUnknown(self.closed().await)),
         }
+    }
+
+    /// Ends the connection for all who hold a clone of it. What is under way ends with
+    /// [`RequestError::OutcomeUnknown`].
+    pub fn close(&self) {
+        self.ending.notify_one();
     }
 
     /// Waits until the connection has ended, and says why.
@@ -231,6 +240,7 @@ struct Driver {
     out: BytesMut,
     unflushed: bool,
     commands: mpsc::Receiver<Command>,
+    ending: Arc<Notify>,
     pending: BTreeMap<u64, oneshot::Sender<Outcome>>,
     notify: Option<mpsc::Sender<Notification>>,
     stalled: Option<Notification>,
@@ -267,6 +277,7 @@ impl Driver {
                 frame = self.read.next(), if reading => Turn::Read(frame),
                 written = write_some(&mut self.write, &mut self.out), if writing => Turn::Written(written),
                 command = self.commands.recv(), if taking => Turn::Command(command),
+                () = self.ending.notified() => Turn::Command(None),
                 open = unstall(self.notify.as_ref(), &mut self.stalled), if self.stalled.is_some() => {
                     Turn::Unstalled(open)
                 }

@@ -244,6 +244,11 @@ impl Operation {
         self.name
     }
 
+    /// The table that it is about, if it is about one.
+    pub fn table(&self) -> Option<&str> {
+        self.table.as_deref()
+    }
+
     fn put(&mut self, member: &str, value: Value) {
         self.members.insert(member.to_owned(), value);
     }

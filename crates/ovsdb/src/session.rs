@@ -199,7 +199,8 @@ impl SessionHandle {
     }
 
     /// Does all operations or none, on the present connection. Never retried: an operation that was under
-    /// way when the connection broke ends with [`RequestError::OutcomeUnknown`].
+    /// way when the connection broke, or when the session left the server, ends with
+    /// [`RequestError::OutcomeUnknown`].
     pub async fn transact(&self, database: &str, ops: &[Operation]) -> Result<Vec<OpResult>, TransactError> {
         match self.connection() {
             Ok(connection) => connection.transact(database, ops).await,
@@ -345,7 +346,10 @@ impl Task {
         }
         drop(early);
         self.link.send_replace(Link::Up(connection.clone()));
-        (true, self.follow(&connection, &mut notifications, server).await)
+        let reason = self.follow(&connection, &mut notifications, server).await;
+        // A server that has lost its cluster keeps what it was asked until it finds it again: nobody is to wait for that.
+        connection.close();
+        (true, reason)
     }
 
     /// Checks the server and loads every database.

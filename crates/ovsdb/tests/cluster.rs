@@ -6,8 +6,8 @@ mod raft;
 use std::time::{Duration, Instant};
 
 use ovsdb::{
-    ConnectError, Connection, Event, Monitor, Operation, Options, Remote, RowChange, Session, SessionConfig,
-    SessionError,
+    CloseReason, ConnectError, Connection, Event, Monitor, Operation, Options, Remote, RowChange, Session,
+    SessionConfig, SessionError,
 };
 use raft::{Authority, Cluster};
 use tokio::time::timeout;
@@ -132,6 +132,30 @@ async fn what_happened_while_it_was_away_is_told_and_nothing_else() {
     let mut all: Vec<_> = (0..100).map(|n| format!("t{n}")).collect();
     all.sort();
     assert_eq!(told, all);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_server_that_has_lost_its_cluster() {
+    let mut cluster = Cluster::start(3);
+    let mut config = config(&cluster);
+    config.leader_only = false;
+    config.remotes.truncate(1);
+    let mut session = Session::start(config);
+    let handle = session.handle();
+    connected(&mut session).await;
+    let kept = handle.connection().unwrap();
+    cluster.members[1].kill();
+    cluster.members[2].kill();
+    // Asked before the server notices; it lives on, and would do it once it has its cluster again.
+    let ended = timeout(LIMIT, handle.transact("Test", &[thing("held back")])).await;
+    let error = ended.expect("an end in time").unwrap_err();
+    assert!(error.is_outcome_unknown(), "{error:?}");
+    assert!(matches!(kept.closed().await, CloseReason::Local));
+    assert!(matches!(next(&mut session).await, Event::Disconnected { .. }));
+    cluster.members[1].up();
+    connected(&mut session).await;
+    let found = cluster.connect(0).await.transact("Test", &[Operation::select("Thing")]).await.unwrap();
+    assert!(found[0].rows().len() <= 1, "done once or not at all: {found:?}");
 }
 
 #[tokio::test]

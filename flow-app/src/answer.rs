@@ -229,6 +229,11 @@ impl Answers {
         !self.untold.is_empty()
     }
 
+    /// Why a route is rejected, if it is.
+    pub(crate) fn rejection(&self, key: &RouteKey) -> Option<Rejection> {
+        self.rejected.get(key).copied()
+    }
+
     /// All that are rejected.
     pub(crate) fn rejected(&self) -> impl Iterator<Item = (RouteKey, Rejection)> {
         self.rejected.iter().map(|(key, why)| (*key, *why))

@@ -20,6 +20,7 @@ use crate::group::{self, MAX_ROUTER_BUCKETS};
 use crate::pipeline::{self, cookie};
 use crate::punt::meter_of;
 use crate::rib::{Quota, RibCounts, TooMuch};
+use crate::router::view::{FlowCursor, FlowPage, RouteView, Which};
 use crate::router::{RouteCounts, Router, Step, diff};
 use crate::table;
 use crate::topology::{RouterId, Topology};
@@ -108,7 +109,7 @@ struct Scoped {
 #[derive(Debug)]
 pub struct App {
     topology: Topology,
-    flows: BTreeMap<FlowKey, Flow>,
+    pub(crate) flows: BTreeMap<FlowKey, Flow>,
     sync: Sync,
     due: VecDeque<FlowChange>,
     routers: BTreeMap<RouterId, Scoped>,
@@ -238,6 +239,12 @@ impl App {
             Some(scoped) => scoped.router.apply(change, self.quota),
             None => Ok(()),
         }
+    }
+
+    /// How many times a route of each router came, changed or went since this was asked last, sweeps among them. A route
+    /// that is told again as it was does not count.
+    pub fn take_routes_changed(&mut self) -> impl Iterator<Item = (RouterId, u64)> {
+        self.routers.iter_mut().map(|(id, scoped)| (*id, std::mem::take(&mut scoped.router.routes_changed)))
     }
 
     /// End-of-RIB of a router: all that its snapshot did not confirm is swept.
@@ -563,6 +570,34 @@ impl App {
         let slow = router.slow(&self.topology);
         let routes = router.route_counts();
         Some(RouterStatus { rib: router.rib.counts(), synced: router.synced, slow, routes })
+    }
+
+    /// About `most` of a router's routes behind one, with what becomes of them, and where the next page begins, if there
+    /// may be one; none for a router that is not configured. See [`crate::router::view`].
+    #[must_use]
+    pub fn view_routes(
+        &self,
+        id: RouterId,
+        which: Which,
+        after: Option<RouteKey>,
+        most: usize,
+    ) -> Option<(Vec<RouteView<'_>>, Option<RouteKey>)> {
+        Some(self.routers.get(&id)?.router.view_routes(which, after, most))
+    }
+
+    /// A router's flows and groups of about `most` things behind a cursor; none for a router that is not configured. All
+    /// pages give what [`App::desired`] gives, once nothing is due.
+    #[must_use]
+    pub fn view_flows(&self, id: RouterId, after: Option<FlowCursor>, most: usize) -> Option<FlowPage> {
+        Some(self.routers.get(&id)?.router.view_flows(after, most))
+    }
+
+    pub(crate) fn router_of(&self, id: RouterId) -> Option<&Router> {
+        self.routers.get(&id).map(|scoped| &scoped.router)
+    }
+
+    pub(crate) fn all_routers(&self) -> impl Iterator<Item = &Router> {
+        self.routers.values().map(|scoped| &scoped.router)
     }
 
     /// A router's guest has finished a snapshot in this life of the daemon.

@@ -11,7 +11,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use xenflow_proto::table::{
-    Family, Hop, HopFlags, IfIndex, Link, NextHopKind, Route, RouteKind, RouteTarget, TABLE_LOCAL, TABLE_MAIN,
+    Family, Hop, HopFlags, IfIndex, Link, NextHopKind, Route, RouteKey, RouteKind, RouteTarget, TABLE_LOCAL,
+    TABLE_MAIN,
 };
 use xenflow_proto::{MacAddr, VlanId};
 
@@ -263,6 +264,17 @@ impl Fib<'_> {
             return Some(Best::Unable(Some(Rejection::TypeOfService)));
         }
         candidates().find_map(|route| self.judge(route, prefix))
+    }
+
+    /// The route that decides for a prefix in a table; none where none counts, or where a type of service stands in the
+    /// way.
+    #[must_use]
+    pub fn deciding(&self, table: u32, prefix: IpNet) -> Option<RouteKey> {
+        let candidates = || self.rib.candidates(table, prefix);
+        if candidates().next_back().is_some_and(|route| route.key.tos != 0) {
+            return None;
+        }
+        candidates().find(|route| self.judge(route, prefix).is_some()).map(|route| route.key)
     }
 
     /// What a route says; none: it does not count, the next candidate or a shorter prefix decides.

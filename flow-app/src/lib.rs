@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod app;
+mod explain;
 pub mod fast_path;
 pub mod fib;
 pub mod flow;
@@ -22,10 +23,12 @@ pub mod topology;
 
 pub use answer::{Answer, Rejection};
 pub use app::{App, Batch, Desired, Dump, RouterStatus};
+pub use explain::{Explained, Hints, OnSegment, next_hop_in};
 pub use fast_path::{Slow, SlowReason};
 pub use flow::{FlowChange, FlowKey, MeterChange};
 pub use openflow::ErrorCode;
 pub use punt::{PuntClass, PuntRates};
 pub use refusal::Refusal;
 pub use router::RouteCounts;
+pub use router::view::{Fate, FlowCursor, FlowPage, RouteView, Which};
 pub use topology::{Attachment, FastPath, Policy, PortNo, RouterId, Topology, Vif, VifId};

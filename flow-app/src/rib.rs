@@ -407,6 +407,11 @@ impl Rib {
         self.own.contains_key(&addr)
     }
 
+    /// Addresses of the guest's behind one, in their order.
+    pub fn own_addresses_after(&self, after: Option<IpAddr>) -> impl Iterator<Item = IpAddr> {
+        self.own.range((behind(after), Bound::Unbounded)).map(|(addr, _)| *addr)
+    }
+
     /// All addresses of the guest, each once.
     pub fn own_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.own.keys().copied()
@@ -448,6 +453,18 @@ impl Rib {
         self.routes.range((behind(after), Bound::Unbounded)).map(|(_, entry)| &entry.value)
     }
 
+    /// All routes from one on.
+    pub fn routes_from(&self, from: Bound<RouteKey>) -> impl Iterator<Item = &Route> {
+        self.routes.range((from, Bound::Unbounded)).map(|(_, entry)| &entry.value)
+    }
+
+    /// The first routing table with that number or a higher one that has a route.
+    #[must_use]
+    pub fn first_table(&self, table: u32) -> Option<u32> {
+        let from = RouteKey { table, ..FIRST };
+        self.routes.range(from..).next().map(|(key, _)| key.table)
+    }
+
     /// All routes.
     pub fn routes(&self) -> impl Iterator<Item = &Route> {
         self.routes.values().map(|entry| &entry.value)
@@ -486,6 +503,21 @@ impl Rib {
         let is_over = after.is_some_and(|after| after >= last);
         let range = (!is_over).then(|| self.neighbors.range((from, Bound::Included(last))));
         range.into_iter().flatten().map(|(key, _)| *key)
+    }
+
+    /// Neighbors on a link, each with its link-layer address.
+    pub fn neighbors_on(&self, ifindex: IfIndex) -> impl Iterator<Item = (IpAddr, MacAddr)> {
+        let first = NeighborKey { ifindex, addr: std::net::Ipv4Addr::UNSPECIFIED.into() };
+        let range = self.neighbors.range(first..);
+        range.take_while(move |(key, _)| key.ifindex == ifindex).map(|(key, entry)| (key.addr, entry.value))
+    }
+
+    /// The guest's addresses on a link, each with the length of its subnet.
+    pub fn addresses_on(&self, ifindex: IfIndex) -> impl Iterator<Item = IpNet> {
+        let all = IpNet::new_assert(std::net::Ipv4Addr::UNSPECIFIED.into(), 0);
+        let first = AddressKey { ifindex, address: all };
+        let range = self.addresses.range(first..).map(|(key, _)| key);
+        range.take_while(move |key| key.ifindex == ifindex).map(|key| key.address)
     }
 
     /// Settings of the whole kernel, once the guest has said them.

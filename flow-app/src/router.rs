@@ -24,9 +24,11 @@ use self::route_flow::{RouteFlow, route_flow, routes_of};
 use self::walk::{FEW, STRIDE, Walk};
 
 mod full;
+mod met;
 mod place;
 mod refused;
 mod route_flow;
+pub(crate) mod view;
 mod walk;
 
 /// What a place holds, but for what other places have a say in: limits, and the numbers of groups.
@@ -125,6 +127,8 @@ pub(crate) struct Router {
     refused: Refused,
     /// How many markers are due.
     markers: usize,
+    /// Routes that came, changed or went since somebody took the number.
+    pub(crate) routes_changed: u64,
 }
 
 impl Router {
@@ -155,6 +159,7 @@ impl Router {
             answers: Answers::default(),
             refused: Refused::default(),
             markers: 0,
+            routes_changed: 0,
         }
     }
 
@@ -210,6 +215,7 @@ impl Router {
         }
         if let Key::Route(route) = key {
             self.answers.changed(route);
+            self.routes_changed += 1;
         }
         match key {
             Key::Link(_) | Key::Obstacle(_) => self.rebind(),

@@ -5,7 +5,9 @@
 //! The behaviors are those of Open vSwitch 3.1, `ofproto/ofproto-dpif-xlate.c`; each is cited where it is.
 
 mod group;
+pub mod steps;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use openflow::action::port;
@@ -16,6 +18,9 @@ use openflow::{
 
 use crate::pipeline::{ETH_HEADER, ETH_SVLAN, ETH_VLAN};
 use crate::topology::PortNo;
+
+use steps::Record;
+pub use steps::{Pick, Step};
 
 /// `MAX_DEPTH`: nested lookups in a table that does not come later (`xlate_recursively`).
 const MAX_DEPTH: u32 = 64;
@@ -212,22 +217,40 @@ impl Switch {
     }
 
     fn walk(&self, in_port: PortNo, packet: &Packet, way: Option<group::Way>) -> Result<Walk<'_>, Fault> {
-        let mut state = State { in_port, regs: [0; 16], packet: packet.clone() };
-        let outcome = Outcome::default();
-        let mut walk = Walk { switch: self, depth: 0, lookups: 0, is_dropped: false, way, outcome };
-        walk.lookup(0, in_port, &mut state)?;
+        let mut walk = Walk::new(self, way);
+        walk.lookup(0, in_port, &mut State::new(in_port, packet))?;
         Ok(walk)
     }
+}
 
-    fn find(&self, table: u8, state: &State) -> Option<&Flow> {
-        let hit = |entry: &&Entry| entry.fields.iter().all(|f| state.get(f.field) & f.mask == f.value);
-        self.tables.get(&table)?.iter().find(hit).map(|entry| &entry.flow)
+/// Where a packet finds flows and groups.
+pub(crate) trait Tables {
+    /// The flow of a table that a packet meets.
+    fn find(&self, table: u8, state: &State) -> Option<Cow<'_, Flow>>;
+    /// The group of a number.
+    fn group(&self, id: u32) -> Option<Cow<'_, Group>>;
+    /// That meter drops everything.
+    fn is_exhausted(&self, meter: u32) -> bool;
+}
+
+impl Tables for Switch {
+    fn find(&self, table: u8, state: &State) -> Option<Cow<'_, Flow>> {
+        let hit = |entry: &&Entry| entry.fields.iter().all(|field| state.hits(field));
+        self.tables.get(&table)?.iter().find(hit).map(|entry| Cow::Borrowed(&entry.flow))
+    }
+
+    fn group(&self, id: u32) -> Option<Cow<'_, Group>> {
+        self.groups.get(&id).map(Cow::Borrowed)
+    }
+
+    fn is_exhausted(&self, meter: u32) -> bool {
+        self.exhausted.contains(&meter)
     }
 }
 
 /// A packet on its way through the tables.
 #[derive(Debug, Clone)]
-struct State {
+pub(crate) struct State {
     in_port: PortNo,
     regs: [u32; 16],
     packet: Packet,
@@ -236,7 +259,15 @@ struct State {
 #[allow(clippy::wildcard_enum_match_arm, reason = "every other field is a header")]
 #[allow(clippy::cast_possible_truncation, reason = "values of a field fit its width")]
 impl State {
-    fn get(&self, field: Field) -> u128 {
+    fn new(in_port: PortNo, packet: &Packet) -> Self {
+        Self { in_port, regs: [0; 16], packet: packet.clone() }
+    }
+
+    pub(crate) fn hits(&self, it: &MatchField) -> bool {
+        self.get(it.field) & it.mask == it.value
+    }
+
+    pub(crate) fn get(&self, field: Field) -> u128 {
         let tag = self.packet.tags.first();
         let reg = |n: u8| u128::from(self.regs.get(usize::from(n)).copied().unwrap_or(0));
         match field {
@@ -297,7 +328,7 @@ fn ones(bits: u16) -> u128 {
 }
 
 struct Walk<'a> {
-    switch: &'a Switch,
+    tables: &'a dyn Tables,
     depth: u32,
     lookups: u32,
     /// A meter has dropped the packet, as far as this list of the datapath goes. The switch goes on compiling the
@@ -306,6 +337,8 @@ struct Walk<'a> {
     /// Which buckets to take; by hash without it.
     way: Option<group::Way>,
     outcome: Outcome,
+    /// What it did, where somebody wants to know.
+    record: Option<Record>,
 }
 
 /// What a flow does, step by step.
@@ -319,7 +352,12 @@ fn ops(actions: &[Action]) -> Vec<Op<'_>> {
     actions.iter().map(Op::Action).collect()
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(tables: &'a dyn Tables, way: Option<group::Way>) -> Self {
+        let outcome = Outcome::default();
+        Self { tables, depth: 0, lookups: 0, is_dropped: false, way, outcome, record: None }
+    }
+
     /// `xlate_table_action`: the other input port counts for the lookup only; a miss does nothing (OpenFlow 1.3 and
     /// later). The caller's state changes with what the flow does.
     fn lookup(&mut self, table: u8, in_port: PortNo, state: &mut State) -> Result<(), Fault> {
@@ -328,9 +366,13 @@ impl Walk<'_> {
             return Err(Fault::TooManyLookups);
         }
         let own = std::mem::replace(&mut state.in_port, in_port);
-        let flow = self.switch.find(table, state);
+        let flow = self.tables.find(table, state);
         state.in_port = own;
-        let Some(flow) = flow else { return Ok(()) };
+        let before = self.record.as_mut().map(|record| record.enter(table, flow.as_deref(), state));
+        let Some(flow) = flow else {
+            self.leave(before);
+            return Ok(());
+        };
         self.outcome.cookies.push(flow.cookie);
         let mut steps = Vec::new();
         for instruction in &flow.instructions {
@@ -341,7 +383,9 @@ impl Walk<'_> {
                 other => return Err(Fault::Instruction(Box::new(other.clone()))),
             }
         }
-        self.apply(table, &steps, state)
+        self.apply(table, &steps, state)?;
+        self.leave(before);
+        Ok(())
     }
 
     /// `xlate_recursively`: only a lookup in this or an earlier table counts for the depth.
@@ -365,16 +409,18 @@ impl Walk<'_> {
             let action = match *step {
                 Op::Action(action) => action,
                 Op::Goto(next) => {
+                    self.note(|| Action::resubmit(next));
                     self.descend(table, next, state.in_port, state)?;
                     continue;
                 }
             };
+            self.note(|| action.clone());
             #[allow(clippy::wildcard_enum_match_arm, reason = "the rest is refused")]
             match action {
                 // `compose_output_action__` skips the input port.
                 Action::Output { port, .. } if *port < port::IN_PORT => {
                     if *port != state.in_port && !self.is_dropped {
-                        self.outcome.sent.push((*port, state.packet.clone()));
+                        self.emit(*port, &state.packet);
                     }
                 }
                 // `xlate_output_trunc_action` warns and does nothing; see `is_kept`.
@@ -423,6 +469,9 @@ impl Walk<'_> {
                 // what it did to the packet is undone after it.
                 Action::CheckPktLarger { len, dst: (field, bit) } => {
                     let is_larger = u32::from(state.packet.ip_len) + u32::from(ETH_HEADER) > u32::from(*len);
+                    if self.record.is_some() {
+                        return self.both_branches(table, &steps[i + 1..], state, (*field, *bit), is_larger);
+                    }
                     let mut branch = state.clone();
                     branch.set_masked(*field, u128::from(is_larger) << bit, 1 << bit);
                     let is_dropped = self.is_dropped;
@@ -435,7 +484,7 @@ impl Walk<'_> {
                     if !self.is_dropped {
                         self.outcome.metered.push(*id);
                     }
-                    self.is_dropped |= self.switch.exhausted.contains(id);
+                    self.is_dropped |= self.tables.is_exhausted(*id);
                 }
                 other => return Err(Fault::Action(Box::new(other.clone()))),
             }

@@ -77,6 +77,21 @@ pub(super) fn route_flow(
     RouteFlow { add: assigned.add, flow, remove: assigned.remove, rejection }
 }
 
+/// The flow that [`route_flow`] gives a prefix whose group has been chosen.
+pub(super) fn shown_flow(
+    router: RouterId,
+    groups: &Groups,
+    refused: &Refused,
+    prefix: Prefix,
+    class: Class,
+    Ruling { verdict, .. }: Ruling,
+) -> Option<Flow> {
+    let punt = Verdict::Punt(PuntClass::Transit);
+    let verdict = if refused.by(&verdict).is_some() { punt.clone() } else { verdict };
+    let flow = table::route(router, prefix, &limited(class, Some(verdict))?, groups.of(prefix));
+    Some(if refused.why(&flow).is_some() { table::route(router, prefix, &punt, None) } else { flow })
+}
+
 /// The guest's routes of a prefix.
 pub(super) fn routes_of(rib: &Rib, Prefix { table, dst }: Prefix) -> impl Iterator<Item = RouteKey> {
     rib.candidates(table, dst).map(|route| route.key)

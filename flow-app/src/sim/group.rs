@@ -37,21 +37,23 @@ impl Way {
 impl Walk<'_> {
     /// What the bucket does that the packet takes, in the order in which it is done.
     pub(super) fn bucket(&mut self, id: u32, state: &State) -> Result<Vec<Action>, Fault> {
-        let group = self.switch.groups.get(&id).ok_or(Fault::NoGroup(id))?;
+        let group = self.tables.group(id).ok_or(Fault::NoGroup(id))?;
         let watches = |bucket: &Bucket| bucket.watch_port.is_some() || bucket.watch_group.is_some();
         let (GroupType::Select, Some(Selection::Hash { param, fields }), false) =
             (group.kind, &group.selection, group.buckets.iter().any(watches))
         else {
-            return Err(Fault::Group(Box::new(group.clone())));
+            return Err(Fault::Group(Box::new(group.into_owned())));
         };
         let mut buckets: Vec<&Bucket> = group.buckets.iter().filter(|bucket| bucket.weight > 0).collect();
+        let picked = self.record.as_mut().and_then(|record| record.pick(id, &buckets));
         let bucket = match &mut self.way {
+            _ if picked.is_some() => picked.as_ref(),
             Some(way) => {
                 buckets.sort_by_key(|bucket| &bucket.actions);
                 buckets.dedup_by_key(|bucket| &bucket.actions);
-                buckets.get(way.pick(buckets.len()))
+                buckets.get(way.pick(buckets.len())).copied()
             }
-            None => by_hash(&buckets, hash(*param, fields, state)),
+            None => by_hash(&buckets, hash(*param, fields, state)).copied(),
         };
         Ok(bucket.map_or_else(Vec::new, |bucket| action_set(&bucket.actions)))
     }

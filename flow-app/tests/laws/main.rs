@@ -15,6 +15,7 @@ mod oracle;
 mod police;
 mod rest;
 mod state;
+mod view;
 mod world;
 
 use proptest::strategy::Strategy;

@@ -35,6 +35,13 @@ pub struct Config {
     /// The integration bridge; it belongs to XenFlow.
     #[serde(default = "default_bridge")]
     pub bridge: String,
+    /// Where the daemon answers operators on this host: a unix socket.
+    #[serde(default = "default_control_socket")]
+    pub control_socket: PathBuf,
+    /// Directory for what the daemon keeps over its restarts: the desired state, for a start while the XenFlow database is
+    /// not to be reached. By default the one that systemd gives (`STATE_DIRECTORY`); without it nothing is kept.
+    #[serde(default = "default_state_dir", skip_serializing_if = "Option::is_none")]
+    pub state_dir: Option<PathBuf>,
     /// Most links, addresses, routes, next hops and neighbors kept of one guest.
     #[serde(default = "default_max_objects")]
     pub max_objects_per_router: usize,
@@ -76,6 +83,20 @@ fn default_rundir() -> PathBuf {
 
 fn default_bridge() -> String {
     "br-xf".into()
+}
+
+/// Of `control_socket`.
+pub const CONTROL_SOCKET: &str = "/run/xenflow/xenflow-dom0.sock";
+
+fn default_control_socket() -> PathBuf {
+    CONTROL_SOCKET.into()
+}
+
+fn default_state_dir() -> Option<PathBuf> {
+    // systemd.exec(5): several are separated by colons.
+    std::env::split_paths(&std::env::var_os("STATE_DIRECTORY")?)
+        .next()
+        .filter(|dir| !dir.as_os_str().is_empty())
 }
 
 fn default_max_objects() -> usize {
@@ -227,6 +248,7 @@ mod tests {
     fn defaults() {
         let config = parse(GOOD).unwrap();
         assert_eq!(config.bridge, "br-xf");
+        assert_eq!(config.control_socket, Path::new(CONTROL_SOCKET));
         assert!(config.flow_restore_wait);
         assert_eq!(config.statistics_interval_s, 5);
         assert_eq!((config.max_objects_per_router, config.max_bytes_per_router), (2_500_000, 3 << 29));

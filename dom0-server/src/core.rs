@@ -12,6 +12,7 @@ mod refused;
 mod report;
 mod sessions;
 mod switch;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
@@ -27,12 +28,12 @@ use xenflow_proto::{Change, Identity, Name, Seq};
 use crate::core::meters::Lacking;
 use crate::core::progress::{Goal, Progress};
 use crate::core::refused::Retry;
-pub use crate::core::report::{Report, Standing};
+pub use crate::core::report::{Report, Standing, kept_words};
 use crate::counters::{Counters, Names, Poll, Scope, Totals};
 use crate::db::Desired;
 use crate::db::location::Place;
 use crate::guest::limits::Hits;
-use crate::ports::{PortProblem, SwitchBuild, SwitchPorts, bind, elsewhere, here};
+use crate::ports::{self, Bound, PortProblem, SwitchBuild, SwitchPorts, bind, elsewhere, here};
 
 /// A guest's connection, numbered as they come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,8 +48,13 @@ pub struct BatchId(pub u64);
 pub enum Event {
     /// The XenFlow database says this now.
     Desired(Desired),
+    /// The XenFlow database has said nothing since the daemon began.
+    Kept(Kept),
     /// Other nodes have these addresses now.
     Elsewhere(BTreeSet<Place>),
+    /// [`Event::Elsewhere`] has said all that was written before [`Desired::cfg`] became this, and other nodes can know
+    /// that these addresses are here.
+    Located(i64, Option<Arc<BTreeSet<Place>>>),
     /// The integration bridge has these ports now.
     Ports(SwitchPorts),
     /// The switch is this.
@@ -101,6 +107,17 @@ pub enum Event {
     Silent(SessionId),
     /// A guest's connection is gone.
     Closed(SessionId),
+}
+
+/// What the XenFlow database said to a former life of the daemon.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// What was wanted.
+    pub desired: Desired,
+    /// Which addresses other nodes had.
+    pub elsewhere: BTreeSet<Place>,
+    /// When it was so: milliseconds since the Unix epoch.
+    pub saved_ms: u64,
 }
 
 /// Why a change of a meter was refused.
@@ -164,6 +181,8 @@ struct Session {
     rest: std::vec::IntoIter<Change>,
     /// Its last message was end-of-RIB, and something may be left of the sweep.
     is_sweeping: bool,
+    /// Its last message was end-of-RIB, and has not been taken in whole.
+    is_ending_snapshot: bool,
     /// It last said something of its tables; as precise as [`Event::Tick`].
     spoke: Duration,
 }
@@ -193,6 +212,17 @@ struct InFlight {
     goal: Option<Goal>,
 }
 
+/// How far locations are known here, and told.
+#[derive(Debug)]
+enum Located {
+    /// Nobody follows them.
+    Ignored,
+    /// Not read yet.
+    Unknown,
+    /// See [`Event::Located`].
+    UpTo(i64, Option<Arc<BTreeSet<Place>>>),
+}
+
 /// A router without a session.
 #[derive(Debug, Clone, Copy)]
 struct Lone {
@@ -211,12 +241,18 @@ pub struct Core {
     slice: usize,
     app: App,
     desired: Option<Desired>,
+    /// It is what a former life was told, at that time: milliseconds since the Unix epoch.
+    kept_ms: Option<u64>,
     ports: Option<SwitchPorts>,
     build: SwitchBuild,
     progress: Progress,
     problems: BTreeSet<PortProblem>,
-    elsewhere: BTreeSet<Place>,
+    /// None: not known yet.
+    bound: Option<Bound>,
+    /// None: nobody has said.
+    elsewhere: Option<BTreeSet<Place>>,
     here: Option<Arc<BTreeSet<Place>>>,
+    located: Located,
     switch_up: bool,
     dumping: bool,
     in_flight: BTreeMap<BatchId, InFlight>,
@@ -224,6 +260,8 @@ pub struct Core {
     refused: Vec<FlowChange>,
     /// When it is asked again.
     retry: Retry,
+    /// Changes sent since the switch said what it holds; none: it has had what it lacked.
+    repaired: Option<usize>,
     /// Meters that this switch will not have.
     lacking: Lacking,
     /// Nothing goes to the switch until [`Event::Waited`].
@@ -263,17 +301,21 @@ impl Core {
             slice: SLICE,
             app: App::new(max_objects_per_router),
             desired: None,
+            kept_ms: None,
             ports: None,
             build: SwitchBuild::default(),
             progress: Progress::default(),
             problems: BTreeSet::new(),
-            elsewhere: BTreeSet::new(),
+            bound: None,
+            elsewhere: None,
             here: None,
+            located: Located::Ignored,
             switch_up: false,
             dumping: false,
             in_flight: BTreeMap::new(),
             refused: Vec::new(),
             retry: Retry::default(),
+            repaired: None,
             lacking: Lacking::default(),
             waiting: false,
             failures: 0,
@@ -300,6 +342,12 @@ impl Core {
         Self { hold: Some(hold), ..self }
     }
 
+    /// A core that confirms no state before [`Event::Located`] has come for it.
+    #[must_use]
+    pub fn with_locations(self) -> Self {
+        Self { located: Located::Unknown, ..self }
+    }
+
     /// A core that keeps no more bytes of one router's tables than that ([`xenflow_flow_app::rib::Quota::bytes`]).
     #[must_use]
     pub fn with_max_bytes(self, bytes: usize) -> Self {
@@ -311,18 +359,29 @@ impl Core {
         match event {
             Event::Desired(desired) => {
                 let cfg = desired.cfg;
-                self.desired = Some(desired);
-                self.set_topology();
-                self.progress.want(cfg, self.next_mark);
+                tracing::debug!(name: "desired-changed", generation = cfg, "the desired state changed");
+                self.kept_ms = None;
+                self.want(desired);
             }
+            Event::Kept(kept) if self.desired.is_none() => {
+                self.kept_ms = Some(kept.saved_ms);
+                self.elsewhere.get_or_insert(kept.elsewhere);
+                self.want(kept.desired);
+            }
+            // The database was faster.
+            Event::Kept(_) => {}
             Event::Ports(ports) => {
                 self.ports = Some(ports);
                 self.set_topology();
             }
             Event::Build(build) => self.build = build,
             Event::Elsewhere(places) => {
-                self.elsewhere = places;
+                self.elsewhere = Some(places);
                 self.set_topology();
+            }
+            Event::Located(cfg, here) => {
+                self.located = Located::UpTo(cfg, here);
+                self.pursue_state();
             }
             Event::SwitchUp { has_meters } => {
                 self.forget_switch();
@@ -331,7 +390,7 @@ impl Core {
                 self.app.forgive();
                 self.lacking = Lacking::of(has_meters);
                 if !has_meters {
-                    tracing::warn!("the switch has no meters: what guests get is not policed");
+                    tracing::warn!(name: "problem", "the switch has no meters: what guests get is not policed");
                 }
                 self.switch_up = true;
             }
@@ -342,14 +401,16 @@ impl Core {
             Event::DumpEnd => {
                 self.dumping = false;
                 self.app.dump_end();
+                self.repaired = Some(0);
             }
             Event::DumpFailed(reason) => {
-                tracing::error!(%reason, "the switch does not say what it holds: starting over");
+                tracing::error!(name: "problem", %reason, "the switch does not say what it holds: starting over");
                 self.dumping = false;
                 self.retry_later();
             }
             Event::MeterRefused(change, error) => self.meter_refused(&change, &error),
             Event::Counted(poll) => {
+                self.count_routes();
                 if let (Some(desired), Some(ports)) = (&self.desired, &self.ports) {
                     let names = Names::new(&self.node, desired, self.app.topology(), ports);
                     self.counters.take(&poll, &names);
@@ -442,11 +503,21 @@ impl Core {
         self.here.as_ref()
     }
 
+    fn want(&mut self, desired: Desired) {
+        self.desired = Some(desired);
+        self.set_topology();
+        self.pursue_state();
+    }
+
     fn set_topology(&mut self) {
         let (Some(desired), Some(ports)) = (&self.desired, &self.ports) else { return };
         let (mut topology, problems) = bind(&self.node, desired, ports);
         self.problems = problems;
-        topology.elsewhere = elsewhere(desired, &self.elsewhere);
+        let bound = ports::bound(desired, &topology, ports);
+        ports::log(self.bound.as_ref(), &bound);
+        self.bound = Some(bound);
+        topology.elsewhere =
+            self.elsewhere.as_ref().map(|there| elsewhere(desired, there)).unwrap_or_default();
         let here = here(desired, &topology, ports);
         if self.here.as_deref() != Some(&here) {
             self.here = Some(Arc::new(here));
@@ -456,6 +527,7 @@ impl Core {
             self.app.set_topology(topology);
             self.mark_changed(changed);
         }
+        self.pursue_state();
         self.nudge_plugged();
         let Some(desired) = &self.desired else { return };
         let routers: BTreeSet<RouterId> =
@@ -482,13 +554,34 @@ impl Core {
         self.effects.push(Effect::Refuse(id, reason, detail));
     }
 
+    /// A session is over, and no other takes its place.
     fn close(&mut self, id: SessionId) {
+        let router = self.sessions.get(&id).map(|session| session.router);
+        if let Some(router) = router
+            && self.app.router(router).is_some()
+        {
+            let router = self.router_name(router);
+            tracing::info!(name: "router-stale", router, "the router has no session: its tables are held as they were");
+        }
+        self.end(id);
+    }
+
+    fn end(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.remove(&id) {
             self.finish(session);
         }
         self.turns.retain(|turn| *turn != id);
         self.held_back.remove(&id);
         self.marks.retain(|_, (session, _)| *session != id);
+    }
+
+    /// Counts routes that came, changed or went.
+    fn count_routes(&mut self) {
+        let changed: Vec<_> = self.app.take_routes_changed().filter(|(_, times)| *times > 0).collect();
+        for (router, times) in changed {
+            let place = (Scope::Router, self.router_name(router).to_owned());
+            self.counters.add(place, "routes_changed".to_owned(), times);
+        }
     }
 
     /// Counts limits that guests ran into: for their routers, where these are known, or for the node.

@@ -1,5 +1,6 @@
 //! The daemon's one loop: events of all sources to the core, the core's effects to where they belong.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +11,12 @@ use xenflow_proto::{Name, control};
 
 use crate::config::{Config, ConfigError, parse_remotes};
 use crate::core::{Core, Effect, Event};
+use crate::events::Events;
 use crate::guest::limits::Hits;
 use crate::guest::{self, Sessions, Tell};
+use crate::inspect::explain::trace::Bridge;
+use crate::inspect::socket::Control;
+use crate::inspect::{self, Ask};
 use crate::notify::Notifier;
 use crate::nudge::{self, Nudges};
 use crate::ovs::restore::{READY_AT_LAST, READY_WITHOUT_GUESTS, Stage};
@@ -20,7 +25,7 @@ use crate::ports::{ControlPort, PortProblem};
 use crate::reporter::Reporter;
 use crate::reporter::node::NodeReporter;
 use crate::reporter::statistics::Keeper;
-use crate::{control_port, locations, tls};
+use crate::{control_port, kept, locations, tls};
 
 /// Events that wait for the core; a source that has more waits itself, and so slows its peer.
 const EVENTS: usize = 256;
@@ -60,11 +65,12 @@ pub enum StartError {
     Name(#[from] xenflow_proto::identity::NameError),
 }
 
-/// Runs until `stop` resolves. Flows stay as they are then; `flow-restore-wait` is disarmed.
+/// Runs until `stop` resolves. Flows stay as they are then; `flow-restore-wait` is disarmed. Operators are told what
+/// `happened`.
 ///
 /// # Errors
 /// [`StartError`] before anything is touched; nothing later ends the daemon.
-pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), StartError> {
+pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()>) -> Result<(), StartError> {
     let node: Name = config.node.parse()?;
     let credentials = config.credentials();
     let server = credentials.load()?;
@@ -74,6 +80,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     if let Some(dir) = &config.issuer_dir {
         crate::pki::Store::open(dir)?;
     }
+    happened.at(&node);
+    tracing::info!(name: "daemon-up", version = env!("CARGO_PKG_VERSION"), "the daemon begins");
     let (events, mut inbox) = mpsc::channel(EVENTS);
     let (orders, inbox_of_switch) = mpsc::channel(ORDERS);
     let socket = config.ovs_rundir.join(format!("{}.mgmt", config.bridge));
@@ -86,24 +94,31 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let remotes = parse_remotes(config.xenflow_db())?;
     let is_tls = remotes.iter().any(|remote| matches!(remote, ovsdb::Remote::Ssl(_)));
     let tls = is_tls.then(|| tls::database(&credentials)).transpose()?;
-    let database = database::desired(remotes.clone(), tls.clone(), events.clone());
+    let kept = config.state_dir.as_ref().map(|dir| kept::keeper::Keeper::start(dir.join(kept::FILE)));
+    let (kept, keeps) = kept.unzip();
+    let database =
+        database::desired(remotes.clone(), tls.clone(), node.clone(), kept.clone(), events.clone());
 
     let (here, watched) = watch::channel(None);
-    tokio::spawn(locations::watch::run(remotes, tls, node.clone(), watched, events.clone()));
+    tokio::spawn(locations::watch::run(remotes, tls, node.clone(), kept.clone(), watched, events.clone()));
 
     let credentials = tls::follow(credentials, server, config.issuer_dir.clone());
     let access = tls::Access::new(credentials, config.issuer_dir.clone());
     let sessions = Sessions::new(config.max_change_rate);
     let (ready, mut listening) = watch::channel(None);
     let mut listener = Listener { server: access, sessions: sessions.clone(), events, ready, current: None };
-    let mut core =
-        Core::new(node.clone(), config.max_objects_per_router).with_max_bytes(config.max_bytes_per_router);
+    let mut core = Core::new(node.clone(), config.max_objects_per_router)
+        .with_max_bytes(config.max_bytes_per_router)
+        .with_locations();
     if config.hold_time_s > 0 {
         core = core.with_hold_time(Duration::from_secs(config.hold_time_s.into()));
     }
     let mut nudges = Nudges::default();
     let mut notifier = Notifier::from_env();
     let begin = Instant::now();
+    let asked = database.clone();
+    let (_control, mut asks) = control(&config.control_socket, &happened).await;
+    let at = Arc::new(Bridge { rundir: config.ovs_rundir.clone(), name: config.bridge.clone() });
     let mut statistics = Keeper::new(node.clone(), database.clone());
     let about_node = NodeReporter::start(node.clone(), database.clone());
     let mut confirmed = None;
@@ -125,7 +140,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
                 follow(&stage, &core, connection, connected);
                 reporter.report(&core).await;
                 about_node.report(&core);
-                notifier.turn(begin.elapsed(), &core.standing());
+                notifier.turn(begin.elapsed(), &core.standing(asked.connection().is_ok()));
                 Some(Event::Tick(begin.elapsed()))
             }
             Ok(()) = listening.changed() => continue,
@@ -152,6 +167,14 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
             () = until(rest) => {
                 rest = None;
                 Some(Event::Rested)
+            }
+            Some(ask) = asks.recv() => {
+                let mut answer = inspect::answer(&core, asked.connection().is_ok(), &ask.question);
+                if let inspect::Answer::Trace(plan) = &mut answer {
+                    plan.aim(&at);
+                }
+                let _ = ask.reply.send(answer);
+                continue;
             }
             event = inbox.recv() => event,
         };
@@ -212,17 +235,25 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         if *core.problems() != problems {
             for problem in core.problems().difference(&problems) {
                 match problem {
-                    PortProblem::Unclaimed { .. } => tracing::info!("{problem}"),
-                    PortProblem::Ambiguous { .. } => tracing::warn!("{problem}"),
+                    PortProblem::Unclaimed { port } => tracing::info!(name: "port-dark", port, "{problem}"),
+                    PortProblem::Ambiguous { .. } => tracing::warn!(name: "port-dark", "{problem}"),
                 }
+            }
+            for gone in problems.difference(core.problems()) {
+                tracing::info!(name: "problem-gone", "no more: {gone}");
             }
             problems.clone_from(core.problems());
         }
     }
+    tracing::info!(name: "daemon-stops", "the daemon ends: the flows stay");
     notifier.stopping();
     // Nobody will fill a switch that starts from now on: it must not wait for that.
     stage.send_replace(Stage::Stopping);
     let _ = tokio::time::timeout(LAST_WORDS, keeper).await;
+    if let (Some(kept), Some(keeps)) = (kept, keeps) {
+        kept.end();
+        let _ = tokio::time::timeout(LAST_WORDS, keeps).await;
+    }
     Ok(())
 }
 
@@ -235,6 +266,17 @@ fn follow(stage: &watch::Sender<Stage>, core: &Core, connection: u64, connected:
     let told = || core.has_heard_all() || since >= READY_WITHOUT_GUESTS;
     if since >= READY_AT_LAST || (core.is_in_step() && told()) {
         stage.send_replace(Stage::Ready(connection));
+    }
+}
+
+/// The control socket and what comes by it. A daemon without one forwards all the same.
+async fn control(path: &Path, happened: &Events) -> (Option<Control>, mpsc::Receiver<Ask>) {
+    match inspect::socket::open(path, happened).await {
+        Ok((control, asks)) => (Some(control), asks),
+        Err(error) => {
+            tracing::warn!(error = %crate::chain::Chain(&error), "no control socket: operators' questions are not answered");
+            (None, mpsc::channel(1).1)
+        }
     }
 }
 

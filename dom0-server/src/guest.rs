@@ -271,10 +271,19 @@ impl End {
         }
         let reason = Chain(self);
         let (session, router) = (id.map(|id| id.0), self.router().map(tracing::field::display));
-        if matches!(self, Self::Closed { .. } | Self::Stopped) {
-            tracing::info!(session, router, %peer, %reason, "session ended");
-        } else {
-            tracing::warn!(session, router, %peer, %reason, "session ended");
+        match (id, self) {
+            (Some(_), Self::Closed { .. } | Self::Stopped) => {
+                tracing::info!(name: "session-lost", session, router, %peer, %reason, "session ended");
+            }
+            (Some(_), _) => {
+                tracing::warn!(name: "session-lost", session, router, %peer, %reason, "session ended");
+            }
+            (None, Self::Closed { .. } | Self::Stopped) => {
+                tracing::info!(router, %peer, %reason, "session ended");
+            }
+            (None, _) => {
+                tracing::warn!(name: "guest-refused", router, %peer, %reason, "session ended");
+            }
         }
     }
 
@@ -421,7 +430,7 @@ async fn serve(
     let mut opened = sessions.open();
     let id = opened.id;
     *number = Some(id);
-    tracing::info!(session = id.0, router = %identity, %peer, agent = %hello.agent, "session opened");
+    tracing::info!(name: "session-up", session = id.0, router = %identity, %peer, agent = %hello.agent, "session opened");
     let end = match events.send(Event::Opened(id, identity.clone(), peer, hello)).await {
         Ok(()) => converse(stream, decoder, &mut opened, &identity, trust, sessions, events).await,
         Err(_) => End::Stopped,

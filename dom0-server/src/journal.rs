@@ -15,12 +15,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Level, Subscriber};
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::chain::Chain;
+use crate::events;
 
 /// Where the journal listens.
 const SOCKET: &str = "/run/systemd/journal/socket";
@@ -29,7 +30,7 @@ const MAX_VALUE: usize = 8192;
 /// What a field's name begins with, so that it is none of the journal's own.
 const PREFIX: &str = "XENFLOW_";
 /// Routers are named so in certificates; in the journal by their names alone.
-const ROUTER: &str = "xenflow://router/";
+pub(crate) const ROUTER: &str = "xenflow://router/";
 
 /// A layer that writes to the journal.
 #[derive(Debug)]
@@ -58,7 +59,7 @@ impl Journal {
         Ok(Self { socket, lost: AtomicU64::new(0) })
     }
 
-    fn write(&self, level: Level, target: &str, fields: &Fields) {
+    fn write(&self, metadata: &Metadata<'_>, fields: &Fields) {
         let lost = self.lost.load(Ordering::Relaxed);
         let mut text = fields.text();
         if lost > 0 {
@@ -66,9 +67,12 @@ impl Journal {
         }
         let mut entry = Vec::new();
         put(&mut entry, "MESSAGE", &text);
-        put(&mut entry, "PRIORITY", priority(level));
+        put(&mut entry, "PRIORITY", priority(*metadata.level()));
         put(&mut entry, "SYSLOG_IDENTIFIER", env!("CARGO_PKG_NAME").trim_end_matches("-server"));
-        put(&mut entry, "XENFLOW_TARGET", target);
+        put(&mut entry, "XENFLOW_TARGET", metadata.target());
+        if let Some(kind) = events::kind(metadata.name()) {
+            put(&mut entry, "XENFLOW_EVENT", kind);
+        }
         for (name, value) in fields.0.iter().filter(|(name, _)| *name != MESSAGE) {
             put(
                 &mut entry,
@@ -107,16 +111,16 @@ impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for Journal {
                 fields.inherit(of_span);
             }
         }
-        self.write(*event.metadata().level(), event.metadata().target(), &fields);
+        self.write(event.metadata(), &fields);
     }
 }
 
 /// The field that tracing keeps a line's words in.
-const MESSAGE: &str = "message";
+pub(crate) const MESSAGE: &str = "message";
 
 /// A line's values by name.
 #[derive(Debug, Default)]
-struct Fields(Vec<(&'static str, String)>);
+pub(crate) struct Fields(pub(crate) Vec<(&'static str, String)>);
 
 impl Fields {
     /// What is around a line, unless it says better.
@@ -238,7 +242,7 @@ mod tests {
         let reader = Reader::new("fields");
         let _logging = logging(&reader);
         let router = "xenflow://router/r1";
-        tracing::warn!(session = 7, %router, "session ended");
+        tracing::warn!(name: "session-lost", session = 7, %router, "session ended");
         let entry = reader.entry();
         let of = |name: &str| entry.get(name).map(String::as_str);
         assert_eq!(of("MESSAGE"), Some("session ended session=7 router=xenflow://router/r1"));
@@ -246,6 +250,7 @@ mod tests {
         assert_eq!(of("SYSLOG_IDENTIFIER"), Some("xenflow-dom0"));
         assert_eq!(of("XENFLOW_ROUTER"), Some("r1"), "as an operator names it");
         assert_eq!(of("XENFLOW_SESSION"), Some("7"));
+        assert_eq!(of("XENFLOW_EVENT"), Some("session-lost"), "as xenflow events has it");
         assert_eq!(of("XENFLOW_TARGET"), Some(module_path!()));
     }
 

@@ -3,14 +3,18 @@
 #[cfg(test)]
 mod captured;
 pub mod chain;
+pub mod clock;
 pub mod config;
 pub mod control_port;
 pub mod core;
 pub mod counters;
 pub mod daemon;
 pub mod db;
+pub mod events;
 pub mod guest;
+pub mod inspect;
 pub mod journal;
+pub mod kept;
 pub mod locations;
 pub mod notify;
 pub mod nudge;

@@ -84,6 +84,27 @@ impl Claims {
         }
     }
 
+    /// What is here and had its row, but another node has by now: fenced until it comes anew.
+    #[must_use]
+    pub fn passed_over(&self, located: &Located) -> BTreeSet<Place> {
+        let is_lost = |place: &Place| located.winner(place).is_some_and(|winner| *winner != self.node);
+        let held = self.here.iter().flatten().filter(|(_, it)| matches!(it, Standing::Held(_)));
+        held.map(|(place, _)| place).filter(|place| is_lost(place)).cloned().collect()
+    }
+
+    /// Whether other nodes can know all that is here.
+    #[must_use]
+    pub fn are_written(&self, located: &Located) -> bool {
+        self.here.iter().flatten().all(|(place, standing)| {
+            let own = located.claims(place).and_then(|claims| claims.get(&self.node));
+            match (standing, own) {
+                (Standing::Found | Standing::Held(_), own) => own.is_some(),
+                (Standing::Came { first, .. }, Some(own)) => first.is_some_and(|first| *own >= first),
+                (Standing::Came { .. }, None) => false,
+            }
+        })
+    }
+
     /// What is to be written, as far as the rows are known. What fails, or nobody knows of whether it was done, is due
     /// again with the next look at the rows.
     pub fn due(&mut self, located: &Located) -> Vec<Write> {

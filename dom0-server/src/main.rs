@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use dom0_server::chain::Chain;
 use dom0_server::config::Config;
 use dom0_server::daemon;
+use dom0_server::events::Events;
 use dom0_server::journal::Journal;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::Targets;
@@ -56,7 +57,9 @@ fn main() -> ExitCode {
 fn run(config: Config) -> ExitCode {
     // Checked when the settings were read.
     let filter = config.log.parse::<Targets>().unwrap_or_default();
-    let registry = tracing_subscriber::registry();
+    // What happened is kept whatever goes to the log.
+    let happened = Events::default();
+    let registry = tracing_subscriber::registry().with(happened.layer());
     match Journal::behind_stderr() {
         Some(journal) => registry.with(journal.with_filter(filter)).init(),
         None => {
@@ -78,7 +81,7 @@ fn run(config: Config) -> ExitCode {
                 _ = interrupt.recv() => {}
             }
         };
-        anyhow::Ok(daemon::run(config, stop).await?)
+        anyhow::Ok(daemon::run(config, happened, stop).await?)
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

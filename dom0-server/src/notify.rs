@@ -151,7 +151,15 @@ mod tests {
     }
 
     fn standing(missing: &[&'static str], sessions: usize) -> Standing {
-        Standing { missing: missing.to_vec(), routers: 2, sessions, is_in_step: true, dark: 0 }
+        Standing {
+            missing: missing.to_vec(),
+            routers: 2,
+            sessions,
+            is_in_step: true,
+            dark: 0,
+            is_away: false,
+            kept_ms: None,
+        }
     }
 
     fn secs(secs: u64) -> Duration {

@@ -74,6 +74,47 @@ pub enum PortProblem {
     },
 }
 
+/// Finds what a port is, from what the toolstack says of it.
+#[derive(Debug)]
+pub struct Owners<'a> {
+    desired: &'a Desired,
+    vifs: BTreeMap<MacAddr, &'a Name>,
+    /// Access ports by the addresses their hosts may use; none: several may use it.
+    hosts: BTreeMap<MacAddr, Option<&'a Name>>,
+}
+
+impl<'a> Owners<'a> {
+    /// Among the vifs and access ports of this state.
+    #[must_use]
+    pub fn of(desired: &'a Desired) -> Self {
+        let vifs = desired.vifs.iter().map(|(name, vif)| (vif.mac, name)).collect();
+        let mut hosts = BTreeMap::new();
+        for (name, access) in &desired.access {
+            for mac in &access.macs {
+                hosts.entry(*mac).and_modify(|one| *one = None).or_insert(Some(name));
+            }
+        }
+        Self { desired, vifs, hosts }
+    }
+
+    /// The name of the vif or access port that an interface with these `external_ids` is; none: it stays dark.
+    ///
+    /// In this order: the vif with that `attached-mac`, what `iface-id` names, the only access port whose host may use
+    /// that `attached-mac`.
+    #[must_use]
+    pub fn owner(&self, attached_mac: Option<MacAddr>, iface_id: Option<&str>) -> Option<&'a Name> {
+        // A vif's MAC says more than the name, which operators may choose twice.
+        let vif = attached_mac.and_then(|mac| self.vifs.get(&mac).copied());
+        let named = || {
+            let name: Name = iface_id?.parse().ok()?;
+            let vif = self.desired.vifs.get_key_value(&name).map(|(name, _)| name);
+            vif.or_else(|| self.desired.access.get_key_value(&name).map(|(name, _)| name))
+        };
+        let host = || self.hosts.get(&attached_mac?).copied().flatten();
+        vif.or_else(named).or_else(host)
+    }
+}
+
 /// Binds the ports to the desired state of this node.
 #[must_use]
 pub fn bind(node: &Name, desired: &Desired, ports: &SwitchPorts) -> (Topology, BTreeSet<PortProblem>) {
@@ -87,21 +128,14 @@ pub fn bind(node: &Name, desired: &Desired, ports: &SwitchPorts) -> (Topology, B
         ..Topology::default()
     };
 
-    let by_mac: BTreeMap<MacAddr, &Name> = desired.vifs.iter().map(|(name, vif)| (vif.mac, name)).collect();
+    let owners = Owners::of(desired);
     let mut claims: BTreeMap<&Name, Vec<&SwitchPort>> = BTreeMap::new();
     for port in &ports.ports {
         if uplinks.contains(&port.name) {
             topology.uplinks.insert(port.number);
             continue;
         }
-        // The MAC says more than the name, which operators may choose twice.
-        let vif = port.attached_mac.and_then(|mac| by_mac.get(&mac).copied());
-        let named = || {
-            let name: Name = port.iface_id.as_deref()?.parse().ok()?;
-            let vif = desired.vifs.get_key_value(&name).map(|(name, _)| name);
-            vif.or_else(|| desired.access.get_key_value(&name).map(|(name, _)| name))
-        };
-        match vif.or_else(named) {
+        match owners.owner(port.attached_mac, port.iface_id.as_deref()) {
             Some(name) => claims.entry(name).or_default().push(port),
             None => {
                 problems.insert(PortProblem::Unclaimed { port: port.name.clone() });
@@ -140,6 +174,66 @@ pub fn bind(node: &Name, desired: &Desired, ports: &SwitchPorts) -> (Topology, B
         }
     }
     (topology, problems)
+}
+
+/// What is bound to a port here: by its kind (`vif` or `access`) and its name.
+pub type Bound = BTreeMap<(&'static str, Name), Binding>;
+
+/// A port in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// The router of a vif.
+    pub router: Option<Name>,
+    /// Its OpenFlow number.
+    pub number: PortNo,
+    /// Name of the interface.
+    pub port: String,
+}
+
+/// What [`bind`] has bound, for the log.
+#[must_use]
+pub fn bound(desired: &Desired, topology: &Topology, ports: &SwitchPorts) -> Bound {
+    let ports: BTreeMap<PortNo, &SwitchPort> = ports.ports.iter().map(|port| (port.number, port)).collect();
+    let vifs = desired.vifs.values().filter_map(|vif| {
+        let router = flow_app::RouterId(desired.routers.get(&vif.router)?.id.get());
+        let id = flow_app::VifId { router, number: vif.number.get() };
+        let port = ports.get(&topology.vifs.get(&id)?.port?)?;
+        let binding =
+            Binding { router: Some(vif.router.clone()), number: port.number, port: port.name.clone() };
+        Some((("vif", vif.name.clone()), binding))
+    });
+    let owners = Owners::of(desired);
+    let access = topology.access.keys().filter_map(|number| {
+        let port = ports.get(number)?;
+        let name = owners.owner(port.attached_mac, port.iface_id.as_deref())?.clone();
+        Some((("access", name), Binding { router: None, number: port.number, port: port.name.clone() }))
+    });
+    vifs.chain(access).collect()
+}
+
+/// Says what was bound and what is no more; only how much, if it was not known what was bound before.
+pub fn log(before: Option<&Bound>, now: &Bound) {
+    let Some(before) = before else {
+        tracing::info!(name: "port-bound", ports = now.len(), "ports are bound");
+        return;
+    };
+    for (key, binding) in before.iter().filter(|(key, _)| !now.contains_key(*key)) {
+        let (router, vif, access) = columns(key, binding);
+        tracing::info!(name: "port-unbound", router, vif, access, port = binding.port, "the port is not bound any more");
+    }
+    for (key, binding) in now.iter().filter(|(key, binding)| before.get(*key) != Some(*binding)) {
+        let (router, vif, access) = columns(key, binding);
+        tracing::info!(name: "port-bound", router, vif, access, port = binding.port, "the port is bound");
+    }
+}
+
+/// Router, vif and access port, as far as a binding has them.
+fn columns<'a>(
+    (kind, name): &'a (&'static str, Name),
+    binding: &'a Binding,
+) -> (Option<&'a str>, Option<&'a str>, Option<&'a str>) {
+    let of = |which| (*kind == which).then_some(name.as_str());
+    (binding.router.as_ref().map(Name::as_str), of("vif"), of("access"))
 }
 
 /// Addresses of data vifs, and of access ports that have theirs declared, whose port is here and has a link.

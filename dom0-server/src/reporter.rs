@@ -4,12 +4,13 @@ pub mod node;
 pub mod statistics;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use ovsdb::SessionHandle;
+use ovsdb::{Connection, Operation, SessionHandle};
 use tokio::task::JoinHandle;
 use xenflow_proto::Name;
 
+use crate::clock::now_ms;
 use crate::core::{Core, Report};
 use crate::db::{self, Counts, SessionState, Status, status};
 
@@ -21,24 +22,51 @@ const RETRY: Duration = Duration::from_millis(200);
 /// How a router's session stands, and since when: milliseconds since the Unix epoch.
 type Since = (SessionState, u64);
 
+/// The rows of a node, as one connection tells them.
 #[derive(Debug)]
-enum Job {
-    Read(JoinHandle<BTreeMap<Name, Since>>),
-    Write(JoinHandle<bool>),
+struct Found {
+    connection: Connection,
+    rows: BTreeMap<Name, Status>,
+    /// Whether all of them could be read.
+    is_whole: bool,
 }
 
-/// Writes what changed, off the main loop.
+/// What became of a transaction.
+#[derive(Debug)]
+enum Wrote {
+    Done,
+    /// All was done, but a row that was to be changed was not there.
+    Missing,
+    /// Nobody knows, or nothing was done.
+    Unknown,
+}
+
+#[derive(Debug)]
+enum Job {
+    Read(JoinHandle<Found>),
+    Write {
+        job: JoinHandle<Wrote>,
+        /// What is known if nobody knows what became of it.
+        doubt: BTreeMap<Name, Option<Status>>,
+    },
+}
+
+/// Writes what changed, off the main loop. What the database has is read anew at every connection, so that also then
+/// nothing is written that is there.
 #[derive(Debug)]
 pub struct Reporter {
     node: Name,
     database: SessionHandle,
-    /// What the database has, as far as somebody knows.
-    known: BTreeMap<Name, Status>,
+    /// Where `known` was read.
+    connection: Option<Connection>,
+    /// The rows that the database has, as far as somebody knows; none: one is there, but what it says is not known.
+    known: BTreeMap<Name, Option<Status>>,
     /// Of every router, longer than its row is known; before its first report: as a former life of the daemon
     /// reported it. None: that was not read yet.
     since: Option<BTreeMap<Name, Since>>,
     slow: BTreeMap<Name, BTreeSet<String>>,
-    cleared: bool,
+    /// There may be rows beside those that are known.
+    is_unclear: bool,
     job: Option<Job>,
 }
 
@@ -47,19 +75,23 @@ impl Reporter {
     #[must_use]
     pub fn new(node: Name, database: SessionHandle) -> Self {
         let (known, slow) = (BTreeMap::new(), BTreeMap::new());
-        Self { node, database, known, since: None, slow, cleared: false, job: None }
+        Self { node, database, connection: None, known, since: None, slow, is_unclear: false, job: None }
     }
 
     /// Writes what has changed since the last call, unless that is still being written. Nothing is written, so also
     /// nothing forgotten, before it was read since when sessions stand as they do.
     pub async fn report(&mut self, core: &Core) {
         match self.job.take() {
-            Some(Job::Read(job)) if job.is_finished() => self.since = job.await.ok(),
-            Some(Job::Write(job)) if job.is_finished() => {
-                if !job.await.unwrap_or(false) {
-                    // Nobody knows what of it was written: all of it is due again.
-                    self.known.clear();
-                    self.cleared = false;
+            Some(Job::Read(job)) if job.is_finished() => {
+                if let Ok(found) = job.await {
+                    self.take(found);
+                }
+            }
+            Some(Job::Write { job, doubt }) if job.is_finished() => {
+                match job.await.unwrap_or(Wrote::Unknown) {
+                    Wrote::Done => {}
+                    Wrote::Missing => self.connection = None,
+                    Wrote::Unknown => (self.connection, self.known) = (None, doubt),
                 }
             }
             running => self.job = running,
@@ -67,7 +99,8 @@ impl Reporter {
         if self.job.is_some() {
             return;
         }
-        let Some(since) = &mut self.since else {
+        let connection = self.connection.as_ref().filter(|connection| connection.close_reason().is_none());
+        let (Some(connection), Some(since)) = (connection, &mut self.since) else {
             self.job = Some(Job::Read(tokio::spawn(read(self.node.clone(), self.database.clone()))));
             return;
         };
@@ -75,10 +108,12 @@ impl Reporter {
             return;
         }
         let mut operations = Vec::new();
-        if !self.cleared {
+        if self.is_unclear {
             operations.push(status::clear_node(&self.node));
+            self.known.clear();
         }
         let now_ms = now_ms();
+        let mut doubt = self.known.clone();
         let mut current = BTreeMap::new();
         let mut slow = BTreeMap::new();
         for (router, report) in core.reports() {
@@ -87,62 +122,89 @@ impl Reporter {
             slow.insert(router.clone(), report.slow.clone());
             let status = status_of(&self.node, router, report, since.get(router).copied(), now_ms);
             since.insert(router.clone(), (status.state, status.since_ms));
-            let was_well = before.is_none_or(|before| before.message.is_empty());
+            let was_well = before.and_then(Option::as_ref).is_none_or(|before| before.message.is_empty());
             if was_well && !status.message.is_empty() {
-                tracing::warn!(%router, "{}", status.message);
+                tracing::warn!(name: "limit-reached", %router, "{}", status.message);
             }
-            if before != Some(&status) {
-                operations.extend(status.upsert());
+            match before {
+                Some(Some(before)) if *before == status => {}
+                Some(_) => {
+                    operations.push(status.update());
+                    doubt.insert(router.clone(), None);
+                }
+                None => operations.extend(status.upsert()),
             }
-            current.insert(router.clone(), status);
+            current.insert(router.clone(), Some(status));
         }
         self.slow = slow;
         for router in self.known.keys().filter(|router| !current.contains_key(*router)) {
             since.remove(router);
             operations.push(status::clear_router(&self.node, router));
+            doubt.insert(router.clone(), None);
         }
         if operations.is_empty() {
             return;
         }
         self.known = current;
-        self.cleared = true;
-        let database = self.database.clone();
-        self.job = Some(Job::Write(tokio::spawn(async move {
-            match database.transact(db::DATABASE, &operations).await {
-                Ok(_) => true,
-                Err(error) => {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "status not written");
-                    false
-                }
-            }
-        })));
+        self.is_unclear = false;
+        let job = tokio::spawn(write(connection.clone(), operations));
+        self.job = Some(Job::Write { job, doubt });
+    }
+
+    /// What a connection tells is compared with what is to be there from now on. What is in doubt stays so: a server of
+    /// a cluster may not have it yet.
+    fn take(&mut self, found: Found) {
+        let Found { connection, rows, is_whole } = found;
+        self.since.get_or_insert_with(|| {
+            rows.iter().map(|(router, row)| (router.clone(), (row.state, row.since_ms))).collect()
+        });
+        let doubt = std::mem::take(&mut self.known).into_iter().filter(|(_, row)| row.is_none());
+        self.known = rows.into_iter().map(|(router, row)| (router, Some(row))).collect();
+        self.known.extend(doubt);
+        self.is_unclear = !is_whole;
+        self.connection = Some(connection);
     }
 }
 
-/// What a former life of the daemon reported last, as soon as the database tells it. Rows that do not parse are left
-/// out.
-async fn read(node: Name, database: SessionHandle) -> BTreeMap<Name, Since> {
+/// What was reported before, by this life of the daemon or a former one, as soon as the database tells it.
+async fn read(node: Name, database: SessionHandle) -> Found {
     let select = [status::select(&node)];
     loop {
-        match database.transact(db::DATABASE, &select).await {
-            Ok(results) => {
-                let rows = results.first().map(|result| result.rows()).unwrap_or_default();
-                let rows = rows.iter().filter_map(|row| Status::parse(row).ok());
-                return rows.map(|row| (row.router, (row.state, row.since_ms))).collect();
-            }
-            Err(error) => {
-                tracing::debug!(error = &error as &dyn std::error::Error, "status not read");
-                tokio::time::sleep(RETRY).await;
+        if let Ok(connection) = database.connected().await {
+            match connection.transact(db::DATABASE, &select).await {
+                Ok(results) => {
+                    let found = results.first().map(|result| result.rows()).unwrap_or_default();
+                    let rows: BTreeMap<_, _> = found
+                        .iter()
+                        .filter_map(|row| Status::parse(row).ok())
+                        .map(|row| (row.router.clone(), row))
+                        .collect();
+                    let is_whole = rows.len() == found.len();
+                    return Found { connection, rows, is_whole };
+                }
+                Err(error) => {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "status not read");
+                }
             }
         }
+        tokio::time::sleep(RETRY).await;
     }
 }
 
-/// Milliseconds since the Unix epoch.
-pub(crate) fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX))
+async fn write(connection: Connection, operations: Vec<Operation>) -> Wrote {
+    match connection.transact(db::DATABASE, &operations).await {
+        Ok(results) => {
+            let mut of = operations.iter().zip(&results);
+            match of.any(|(operation, result)| operation.name() == "update" && result.count() == Some(0)) {
+                true => Wrote::Missing,
+                false => Wrote::Done,
+            }
+        }
+        Err(error) => {
+            tracing::debug!(error = &error as &dyn std::error::Error, "status not written");
+            Wrote::Unknown
+        }
+    }
 }
 
 fn status_of(node: &Name, router: &Name, report: Report, before: Option<Since>, now_ms: u64) -> Status {
@@ -197,13 +259,13 @@ fn log_slow(router: &Name, before: Option<&BTreeSet<String>>, now: &BTreeSet<Str
         return;
     }
     if now.is_empty() {
-        tracing::info!(%router, "the host forwards for the router");
+        tracing::info!(name: "fastpath-on", %router, "the host forwards for the router");
         return;
     }
     let some: Vec<&str> = now.iter().take(LOGGED).map(String::as_str).collect();
     let more = now.len().saturating_sub(LOGGED);
     let reasons = some.join("; ");
-    tracing::info!(%router, reasons, more, "the guest forwards itself");
+    tracing::info!(name: "fastpath-off", %router, reasons, more, "the guest forwards itself");
 }
 
 #[cfg(test)]

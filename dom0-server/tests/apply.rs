@@ -186,8 +186,8 @@ fn a_description_that_breaks_a_rule_is_refused_whole() {
     for (from, to, message) in [
         ("owner = \"campus\"", "owner = \"\"", "owner: \"\" is not a name"),
         ("vlan = 101", "vlan = 4095", "networks.red.segments.edge: VLAN 4095"),
-        ("vlan = 101", "vlan = 100", "segment edge: VLAN 100 is taken by segment core"),
-        ("vlan = 101", "vlan = 300", "segment meadow: VLAN 300 is taken by segment edge"),
+        ("vlan = 101", "vlan = 100", "segment edge: VLAN 100 is taken by segment core: choose another"),
+        ("vlan = 101", "vlan = 300", "segment meadow: VLAN 300 is taken by segment edge: choose another"),
         ("vlan = 101", "vlam = 101", "unknown field `vlam`"),
         ("min = \"20mbit\"", "min = \"90mbit\"", "networks.red: max 80mbit is below min 90mbit"),
         (
@@ -259,22 +259,42 @@ fn contracts_and_classes_are_set_by_hand_too() {
         json!({"name": "red", "min_bps": 20_000_000, "max_bps": null})
     );
     server.refused("sla set red --max 1mbit", 2, "max 1mbit is below min 20mbit");
-    server.refused("sla set red", 2, "nothing to set: say --min or --max");
-    server.refused("sla set blue --min 1mbit", 2, "there is no network blue");
+    server.refused("sla set red", 2, "nothing to set of network red: say --min or --max");
+    server.refused(
+        "sla set blue --min 1mbit",
+        2,
+        "there is no network blue: 'xenflow network list' shows all",
+    );
     server.ok("class add red voice --priority 10 --dscp 46,34 --protocol udp --port 5060 --min 5mbit");
     server.ok("class add red rest --priority 1");
-    server.refused("class add red rest --priority 2", 2, "class rest exists already");
-    server.refused("class add red more --priority 1", 2, "priority 1 is taken by class rest");
-    server.refused("class add blue more --priority 1", 2, "there is no network blue");
+    server.refused(
+        "class add red rest --priority 2",
+        2,
+        "class rest exists already: choose another name, or say --may-exist",
+    );
+    server.refused("class add red more --priority 1", 2, "priority 1 is taken by class rest: choose another");
+    server.refused(
+        "class add blue more --priority 1",
+        2,
+        "there is no network blue: 'xenflow network list' shows all",
+    );
     server.ok("class set red rest --max 10mbit");
-    server.refused("class set red none --max 10mbit", 2, "there is no class none");
+    server.refused(
+        "class set red none --max 10mbit",
+        2,
+        "there is no class none: 'xenflow class list' shows all",
+    );
     let list = server.json("class list");
     assert_eq!((&list[0]["name"], &list[0]["max_bps"]), (&json!("rest"), &json!(10_000_000)));
     assert_eq!(
         (&list[1]["dscp"], &list[1]["protocol"], &list[1]["ports"]),
         (&json!([34, 46]), &json!("udp"), &json!([5060]))
     );
-    server.refused("network remove red", 2, "network red is in use by class rest, class voice");
+    server.refused(
+        "network remove red",
+        2,
+        "network red is in use by class rest, class voice: remove those first",
+    );
     server.ok("class remove red voice");
     server.ok("class remove red rest");
     server.ok("network remove red");

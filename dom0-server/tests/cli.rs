@@ -8,6 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use dom0_server::db::happened;
+use dom0_server::events::KINDS;
 use serde_json::{Value, json};
 
 use support::{Dir, OTHER, Server, ok, populate, refused, run};
@@ -113,10 +115,41 @@ fn wrong_input_is_refused_in_these_words() {
     let vif = "vif add v --router r1 --segment red-core --mac";
     for (line, message) in [
         ("network add Red", "\"Red\" is not a name: 1 to 63 of a-z 0-9 . _ -, the first a letter or digit"),
-        ("network add red", "network red exists already"),
-        ("network remove green", "there is no network green"),
-        ("network remove red", "network red is in use by segment red-core, segment red-lan1, router r1"),
-        ("network remove blue", "network blue is in use by segment blue-core"),
+        ("network add red", "network red exists already: choose another name, or say --may-exist"),
+        ("events --router R1", "\"R1\" is not a name: 1 to 63 of a-z 0-9 . _ -, the first a letter or digit"),
+        ("events --kind session-lost,no", &format!("\"no\" is no kind of event: {}", KINDS.join(", "))),
+        ("events --kind migration", &format!("\"migration\" is no kind of event: {}", KINDS.join(", "))),
+        (
+            "events --all --kind migration,no",
+            &format!("\"no\" is no kind of event: {}, {}", KINDS.join(", "), happened::KINDS.join(", ")),
+        ),
+        ("events --db nowhere", "remote 'nowhere' does not begin with unix:, tcp: or ssl:"),
+        ("network remove green", "there is no network green: 'xenflow network list' shows all"),
+        (
+            "network remove red",
+            "network red is in use by segment red-core, segment red-lan1, router r1: remove those first",
+        ),
+        ("network remove blue", "network blue is in use by segment blue-core: remove those first"),
+        (
+            "explain --from h1",
+            "the following required arguments were not provided: <--dst <ADDRESS>|--frame <HEX>>",
+        ),
+        (
+            "explain --from h1 --dst 10.0.0.7 --frame 00",
+            "the argument '--dst <ADDRESS>' cannot be used with '--frame <HEX>'",
+        ),
+        (
+            "explain --from h1 --frame 00 --ttl 9",
+            "the argument '--frame <HEX>' cannot be used with '--ttl <TTL>'",
+        ),
+        ("explain --from h1 --frame 0102", "a frame has 14 to 9216 bytes, not 2"),
+        ("explain --from h1 --frame 0x", "a frame is written in hexadecimal digits, two a byte, not \"0x\""),
+        ("explain --from h1 --dst 10.0.0.7 --proto sctp", "\"sctp\" is not a protocol: udp, tcp or icmp"),
+        (
+            "explain --from h1 --dst 10.0.0.7 --src ::1",
+            "source ::1 and destination 10.0.0.7 are of different families",
+        ),
+        ("explain --from h1 --dst 10.0.0.7 --host b", "--host b is not NODE=PATH, as b=/tmp/b.sock"),
         ("segment add s --network red --vlan 0", "VLAN 0 is out of range: 1 to 4094 are usable"),
         ("segment add s --network red --vlan 4095", "VLAN 4095 is out of range: 1 to 4094 are usable"),
         ("segment add s --network red --vlan -1", "VLAN -1 is out of range: 1 to 4094 are usable"),
@@ -124,32 +157,44 @@ fn wrong_input_is_refused_in_these_words() {
             "segment add s --network red --vlan x",
             "invalid value 'x' for '--vlan <VLAN>': invalid digit found in string",
         ),
-        ("segment add s --network red --vlan 200", "VLAN 200 is taken by segment blue-core"),
-        ("segment add s --network green --vlan 7", "there is no network green"),
-        ("segment add red-core --network red --vlan 7", "segment red-core exists already"),
+        ("segment add s --network red --vlan 200", "VLAN 200 is taken by segment blue-core: choose another"),
+        (
+            "segment add s --network green --vlan 7",
+            "there is no network green: 'xenflow network list' shows all",
+        ),
+        (
+            "segment add red-core --network red --vlan 7",
+            "segment red-core exists already: choose another name, or say --may-exist",
+        ),
         ("segment add s --vlan 7", "the following required arguments were not provided: --network <NETWORK>"),
-        ("segment remove red-core", "segment red-core is in use by vif r1-core"),
-        ("segment remove red-lan1", "segment red-lan1 is in use by access port red-h1"),
-        ("router add r1 --network blue", "router r1 exists already"),
-        ("router add r2 --network green", "there is no network green"),
-        ("router remove r1", "router r1 is in use by vif r1-core, vif r1-ctl"),
+        ("segment remove red-core", "segment red-core is in use by vif r1-core: remove those first"),
+        ("segment remove red-lan1", "segment red-lan1 is in use by access port red-h1: remove those first"),
+        ("router add r1 --network blue", "router r1 exists already: choose another name, or say --may-exist"),
+        ("router add r2 --network green", "there is no network green: 'xenflow network list' shows all"),
+        ("router remove r1", "router r1 is in use by vif r1-core, vif r1-ctl: remove those first"),
         (
             "vif add r1-core --router r1 --segment red-core --mac 52:54:00:00:00:02",
-            "vif r1-core exists already",
+            "vif r1-core exists already: choose another name, or say --may-exist",
         ),
-        ("vif add v --router r9 --segment red-core --mac 52:54:00:00:00:02", "there is no router r9"),
-        ("vif add v --router r1 --segment nix --mac 52:54:00:00:00:02", "there is no segment nix"),
+        (
+            "vif add v --router r9 --segment red-core --mac 52:54:00:00:00:02",
+            "there is no router r9: 'xenflow router list' shows all",
+        ),
+        (
+            "vif add v --router r1 --segment nix --mac 52:54:00:00:00:02",
+            "there is no segment nix: 'xenflow segment list' shows all",
+        ),
         (
             "vif add v --router r1 --segment blue-core --mac 52:54:00:00:00:02",
             "segment blue-core is of network blue, router r1 of network red",
         ),
         (
             "vif add v --router r1 --control --mac 52:54:00:00:00:02",
-            "the place of the control vif of router r1 is taken by vif r1-ctl",
+            "the place of the control vif of router r1 is taken by vif r1-ctl: choose another",
         ),
         (
             "vif add red-h1 --router r1 --segment red-core --mac 52:54:00:00:00:02",
-            "name red-h1 is taken by access port red-h1",
+            "name red-h1 is taken by access port red-h1: choose another",
         ),
         (
             "vif add v --router r1 --segment red-core --control --mac 52:54:00:00:00:02",
@@ -172,26 +217,32 @@ fn wrong_input_is_refused_in_these_words() {
             &format!("{vif} 0e:58:46:00:00:01"),
             "MAC address 0e:58:46:00:00:01 cannot be used: it is the host's on the control network",
         ),
-        (&format!("{vif} 52:54:00:00:00:0A"), "MAC address 52:54:00:00:00:0a is taken by vif r1-ctl"),
-        (&format!("{vif} 52:54:00:00:01:01"), "MAC address 52:54:00:00:01:01 is taken by access port red-h1"),
-        ("vif remove nix", "there is no vif nix"),
-        ("access add r1-core --segment red-core", "name r1-core is taken by vif r1-core"),
-        ("access add h --segment nix", "there is no segment nix"),
+        (
+            &format!("{vif} 52:54:00:00:00:0A"),
+            "MAC address 52:54:00:00:00:0a is taken by vif r1-ctl: choose another",
+        ),
+        (
+            &format!("{vif} 52:54:00:00:01:01"),
+            "MAC address 52:54:00:00:01:01 is taken by access port red-h1: choose another",
+        ),
+        ("vif remove nix", "there is no vif nix: 'xenflow vif list' shows all"),
+        ("access add r1-core --segment red-core", "name r1-core is taken by vif r1-core: choose another"),
+        ("access add h --segment nix", "there is no segment nix: 'xenflow segment list' shows all"),
         (
             "access add h --segment red-core --mac 52:54:00:00:00:01",
-            "MAC address 52:54:00:00:00:01 is taken by vif r1-core",
+            "MAC address 52:54:00:00:00:01 is taken by vif r1-core: choose another",
         ),
         (
             "access add h --segment red-core --mac ff:ff:ff:ff:ff:ff",
             "MAC address ff:ff:ff:ff:ff:ff cannot be used: it is a multicast address",
         ),
-        ("uplink add a trunk0", "port trunk0 is an uplink of node a already"),
+        ("uplink add a trunk0", "port trunk0 is an uplink of node a already: say --may-exist if it may be"),
         (
             "uplink add a x/y",
             "\"x/y\" is not a port name: 1 to 63 printable characters without blanks and slashes",
         ),
-        ("uplink remove a nix", "port nix is no uplink of node a"),
-        ("uplink remove b trunk0", "there is no node b"),
+        ("uplink remove a nix", "port nix is no uplink of node a: 'xenflow uplink show a' has all"),
+        ("uplink remove b trunk0", "there is no node b: 'xenflow node list' shows all"),
         ("nix", "unrecognized subcommand 'nix'"),
         ("show --timeout 0", "invalid value '0' for '--timeout <SECONDS>': 0 is not in 1..=3600"),
     ] {
@@ -575,4 +626,15 @@ fn help_version_and_completions_go_to_stdout() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(call(&format!("completions {shell}")).contains("xenflow"));
     }
+}
+
+#[test]
+fn a_server_that_says_nothing_leaves_time_for_the_next() {
+    let server = Server::ready();
+    let path = server.dir.0.join("silent.sock");
+    // It takes connections, and never reads.
+    let _silent = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let both = format!("unix:{},{}", path.display(), server.db());
+    ok("network add", run(&both, "network add red --timeout 4"));
+    assert_eq!(server.ok("network list"), "NAME  MIN_BPS  MAX_BPS\nred   -        -\n");
 }

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
+#[path = "cluster/upgrade.rs"]
+mod upgrade;
 
 use std::fs;
 use std::path::PathBuf;
@@ -101,11 +103,16 @@ impl Hosts {
 
     /// As the unit does it: with the arguments in the settings.
     fn up(&mut self, host: usize) {
+        self.up_but(host, None);
+    }
+
+    /// With all of the arguments in the settings but one.
+    fn up_but(&mut self, host: usize, without: Option<&str>) {
         let settings = fs::read_to_string(self.path(&format!("{host}/cluster.env"))).unwrap();
         let arguments = settings.lines().last().unwrap().strip_prefix("XENFLOW_OVSDB_ARGS=").unwrap();
         let child = Command::new("ovsdb-server")
             .args(["-vconsole:off", "-vsyslog:off", "-vfile:off"])
-            .args(arguments.trim_matches('"').split(' '))
+            .args(arguments.trim_matches('"').split(' ').filter(|argument| Some(*argument) != without))
             .stdin(Stdio::null())
             .spawn()
             .expect("ovsdb-server is needed");
@@ -151,19 +158,42 @@ impl Hosts {
         serde_json::from_str(&said).unwrap()
     }
 
-    /// What a transaction by TLS ends with: `None`, or the server's error.
-    fn write(&self, who: &str, operation: &Value) -> Option<String> {
+    /// The results of a transaction by TLS.
+    fn transact(&self, who: &str, operations: &[Value]) -> Value {
+        let mut all = vec![json!("XenFlow")];
+        all.extend_from_slice(operations);
         let ran = Command::new("ovsdb-client")
             .args(["--timeout=20", "transact", &format!("ssl:127.0.0.1:{}", self.port)])
-            .arg(json!(["XenFlow", operation]).to_string())
+            .arg(Value::from(all).to_string())
             .args(self.identity(who))
             .output()
             .expect("ovsdb-client is needed");
-        let said = String::from_utf8_lossy(&ran.stdout).into_owned();
         assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
-        let results: Value = serde_json::from_str(&said).unwrap();
+        serde_json::from_slice(&ran.stdout).unwrap()
+    }
+
+    /// What a write by TLS ends with: `None`, or the server's error.
+    fn write(&self, who: &str, operation: &Value) -> Option<String> {
+        let results = self.transact(who, std::slice::from_ref(operation));
         let errors = results.as_array().unwrap().iter().filter_map(|result| result["error"].as_str());
         errors.map(str::to_owned).next()
+    }
+
+    /// Asserts that somebody has no right to write this, which any other error would hide.
+    fn denied(&self, who: &str, operation: &Value) {
+        assert_eq!(self.write(who, operation).as_deref(), Some("permission error"), "{who}: {operation}");
+    }
+
+    /// All rows of tables, in an order of their own.
+    fn rows(&self, tables: &[&str]) -> Vec<Vec<String>> {
+        let select = |table: &&str| json!({"op": "select", "table": table, "where": []});
+        let results = self.transact("c", &tables.iter().map(select).collect::<Vec<_>>());
+        let rows = |result: &Value| {
+            let mut rows: Vec<_> = result["rows"].as_array().unwrap().iter().map(Value::to_string).collect();
+            rows.sort();
+            rows
+        };
+        results.as_array().unwrap().iter().map(rows).collect()
     }
 }
 
@@ -195,81 +225,127 @@ fn location(node: &str) -> Value {
     insert("Location", &json!({"segment": "s", "mac": "52:54:00:00:00:01", "node": node, "generation": 1}))
 }
 
+fn update(table: &str, condition: [&str; 2], row: &Value) -> Value {
+    let [column, is] = condition;
+    json!({"op": "update", "table": table, "where": [[column, "==", is]], "row": row})
+}
+
+fn delete(table: &str, column: &str, is: &str) -> Value {
+    json!({"op": "delete", "table": table, "where": [[column, "==", is]]})
+}
+
+fn delete_all(table: &str) -> Value {
+    json!({"op": "delete", "table": table, "where": []})
+}
+
+/// What a node reports: the row that it inserts, and what it changes there.
+fn reports(node: &str) -> [(&'static str, Value, Value); 4] {
+    [
+        ("Node_Status", insert("Node_Status", &json!({"node": node})), json!({"cfg": 2})),
+        (
+            "Status",
+            insert("Status", &json!({"node": node, "router": "r1", "state": "up"})),
+            json!({"state": "down"}),
+        ),
+        (
+            "Statistics",
+            insert("Statistics", &json!({"node": node, "scope": "router", "name": "r1"})),
+            json!({"updated_ms": 2}),
+        ),
+        ("Location", location(node), json!({"generation": 2})),
+    ]
+}
+
+fn migration(from: &str, to: &str) -> Value {
+    insert(
+        "Migration",
+        &json!({"router": format!("{from}-{to}"), "from": from, "to": to, "phase": "staging", "generation": 1}),
+    )
+}
+
+/// What changes or deletes rows is asked for where there are some: of none the server refuses nothing.
 #[test]
 fn a_node_writes_only_what_it_reports() {
+    const WRITTEN: [&str; 5] = ["Node_Status", "Status", "Statistics", "Location", "Migration"];
     let hosts = Hosts::cluster();
     let local = hosts.local(1);
     hosts.ok(&["--db", &local, "network", "add", "red"]);
-    let of = |table: &str, node: &str| insert(table, &json!({"node": node}));
-    let migration = |from: &str, to: &str| {
-        insert(
-            "Migration",
-            &json!({"router": format!("{from}-{to}"), "from": from, "to": to, "phase": "staging", "generation": 1}),
-        )
-    };
-    let status = |node: &str| insert("Status", &json!({"node": node, "router": "r1", "state": "up"}));
-    for allowed in
-        [of("Node_Status", "a"), status("a"), location("a"), migration("a", "b"), migration("b", "a")]
-    {
-        assert_eq!(hosts.write("a", &allowed), None, "{allowed}");
-    }
-    assert_eq!(hosts.write("b", &location("b")), None);
-    let change = |table: &str, column: &str, node: &str, row: Value| json!({"op": "update", "table": table, "where": [[column, "==", node]], "row": row});
-    for allowed in [
-        change("Location", "node", "a", json!({"generation": 2})),
-        change("Migration", "from", "a", json!({"phase": "staged"})),
-        change("Migration", "to", "a", json!({"error": "no room"})),
-    ] {
-        assert_eq!(hosts.write("a", &allowed), None, "{allowed}");
-    }
-    let delete = |table: &str| json!({"op": "delete", "table": table, "where": []});
-    for refused in [
-        of("Node_Status", "b"),
-        status("b"),
-        location("c"),
-        migration("b", "c"),
-        change("Location", "node", "b", json!({"generation": 9})),
-        // Nobody gives a row away, or takes another migration over.
-        change("Location", "node", "a", json!({"node": "b"})),
-        change("Migration", "from", "a", json!({"to": "c"})),
-        delete("Location"),
-        insert("Network", &json!({"name": "blue"})),
-        delete("Network"),
-        insert("Node", &json!({"name": "a", "uplinks": "eth0"})),
-        change("XenFlow", "next_cfg", "0", json!({})),
-        delete("Connection"),
-        delete("RBAC_Role"),
-        delete("RBAC_Permission"),
-        json!({"op": "update", "table": "RBAC_Permission", "where": [], "row": {"authorization": ""}}),
-        json!({"op": "mutate", "table": "XenFlow", "where": [], "mutations": [["next_cfg", "+=", 1]]}),
-    ] {
-        // A condition of another type is an error of its own.
-        let said = hosts.write("a", &refused);
-        assert!(said.is_some(), "{refused}");
-        if refused["table"] != "XenFlow" {
-            assert_eq!(said.as_deref(), Some("permission error"), "{refused}");
+    let moved = |router: &str, row: Value| update("Migration", ["router", router], &row);
+    for node in ["a", "b"] {
+        for (table, own, change) in reports(node) {
+            assert_eq!(hosts.write(node, &own), None, "{own}");
+            assert_eq!(hosts.write(node, &update(table, ["node", node], &change)), None, "{table} of {node}");
         }
+    }
+    for (who, allowed) in [
+        ("a", migration("a", "b")),
+        ("a", migration("b", "a")),
+        ("b", migration("b", "c")),
+        // Both sides write.
+        ("a", moved("a-b", json!({"phase": "staged"}))),
+        ("b", moved("a-b", json!({"phase": "moving", "generation": 2}))),
+        ("a", moved("b-a", json!({"error": "no room"}))),
+    ] {
+        assert_eq!(hosts.write(who, &allowed), None, "{who}: {allowed}");
+    }
+
+    let before = hosts.rows(&WRITTEN);
+    assert_eq!(before.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 2, 2, 3]);
+    for (table, foreign, change) in reports("c") {
+        hosts.denied("a", &foreign);
+        hosts.denied("a", &update(table, ["node", "b"], &change));
+        hosts.denied("a", &delete(table, "node", "b"));
+        hosts.denied("a", &delete_all(table));
+        // Nobody gives a row away, or takes one.
+        hosts.denied("a", &update(table, ["node", "a"], &json!({"node": "c"})));
+        hosts.denied("a", &update(table, ["node", "b"], &json!({"node": "a"})));
+    }
+    for refused in [
+        migration("c", "b"),
+        moved("b-c", json!({"phase": "aborted"})),
+        moved("b-c", json!({"generation": 9})),
+        moved("b-c", json!({"to": "a"})),
+        moved("a-b", json!({"to": "c"})),
+        moved("a-b", json!({"from": "c"})),
+        moved("a-b", json!({"router": "c"})),
+        delete("Migration", "router", "b-c"),
+        delete_all("Migration"),
+        insert("Network", &json!({"name": "blue"})),
+        delete_all("Network"),
+        insert("Node", &json!({"name": "a", "uplinks": "eth0"})),
+        json!({"op": "update", "table": "XenFlow", "where": [], "row": {"next_cfg": 9}}),
+        json!({"op": "mutate", "table": "XenFlow", "where": [], "mutations": [["next_cfg", "+=", 1]]}),
+        delete_all("Connection"),
+        delete_all("RBAC_Role"),
+        delete_all("RBAC_Permission"),
+        json!({"op": "update", "table": "RBAC_Permission", "where": [], "row": {"authorization": ""}}),
+    ] {
+        hosts.denied("a", &refused);
     }
     // Who is no node writes nothing, by whatever name.
-    for who in ["r1", "ann"] {
-        let names = if who == "r1" { ["r1", "router r1"] } else { ["ann", "operator ann"] };
+    for (who, names) in [("r1", ["r1", "router r1"]), ("ann", ["ann", "operator ann"])] {
         for node in names {
-            let said = hosts.write(
-                who,
-                &insert(
-                    "Location",
-                    &json!({"segment": "s", "mac": "52:54:00:00:00:02", "node": node, "generation": 1}),
-                ),
-            );
-            assert_eq!(said.as_deref(), Some("permission error"), "{who} as \"{node}\"");
+            hosts.denied(who, &location(node));
         }
-        assert_eq!(hosts.write(who, &delete("Status")).as_deref(), Some("permission error"));
-        assert_eq!(
-            hosts.write(who, &insert("Network", &json!({"name": "x"}))).as_deref(),
-            Some("permission error")
-        );
+        hosts.denied(who, &delete_all("Status"));
+        hosts.denied(who, &insert("Network", &json!({"name": "x"})));
     }
-    // What was refused was not done; the operator's own socket has no role.
+    // What was refused was not done.
+    assert_eq!(hosts.rows(&WRITTEN), before);
+
+    // Its own a node takes away, and only that.
+    for (table, ..) in reports("a") {
+        assert_eq!(hosts.write("a", &delete(table, "node", "a")), None, "{table}");
+    }
+    for router in ["a-b", "b-a"] {
+        assert_eq!(hosts.write("a", &delete("Migration", "router", router)), None, "{router}");
+    }
+    let of_b = |row: &&String| row.contains(r#""node":"b""#) || row.contains(r#""router":"b-c""#);
+    let left: Vec<Vec<_>> = before.iter().map(|rows| rows.iter().filter(of_b).cloned().collect()).collect();
+    assert!(left.iter().all(|rows| rows.len() == 1), "{left:?}");
+    assert_eq!(hosts.rows(&WRITTEN), left);
+
+    // The operator's own socket has no role.
     assert_eq!(hosts.ok(&["--db", &local, "network", "list"]), "NAME  MIN_BPS  MAX_BPS\nred   -        -\n");
     hosts.ok(&["--db", &hosts.local(2), "network", "remove", "red"]);
 }
@@ -326,6 +402,42 @@ fn a_cluster_goes_on_without_a_member_and_lets_one_leave() {
     support::refused("leave", &hosts.run(&leave), 1, &none);
     assert_eq!(hosts.status(leader)["members"].as_array().unwrap().len(), 2);
     hosts.ok(&["--db", &all, "network", "remove", "blue"]);
+}
+
+#[test]
+fn a_member_that_is_gone_is_kicked() {
+    let mut hosts = Hosts::cluster();
+    let settings = hosts.path("0/cluster.env");
+    let kick =
+        |who: &str| ["cluster", "kick", "--no-systemd", "--settings", &settings, who].map(str::to_owned);
+    let run = |hosts: &Hosts, who: &str| hosts.run(&kick(who).each_ref().map(String::as_str));
+    let member = |hosts: &Hosts, host: usize| {
+        let address = format!("ssl:{}:6661", hosts.ip(host));
+        let status = hosts.status(0);
+        let member = status["members"].as_array().unwrap().iter().find(|m| m["address"] == *address).cloned();
+        member.map(|member| {
+            (member["server"].as_str().unwrap().to_owned(), address, member["connected"] == true)
+        })
+    };
+    let (id, address, _) = member(&hosts, 2).unwrap();
+    let (own, ..) = member(&hosts, 0).unwrap();
+    for (who, message) in [
+        ("none", "\"none\" is no member: 'xenflow cluster status' shows all, by ID and address".to_owned()),
+        (&own, format!("{own} is this member itself: 'xenflow cluster leave' ends its membership")),
+        (
+            &address,
+            format!(
+                "{id} at {address} is connected: 'xenflow cluster leave' there ends its membership, or say --force"
+            ),
+        ),
+    ] {
+        support::refused(who, &run(&hosts, who), 2, &message);
+    }
+    hosts.kill(2);
+    eventually("it is missed", || member(&hosts, 2).filter(|(.., connected)| !connected));
+    let said = support::ok("kick", run(&hosts, &id));
+    assert_eq!(said, format!("{id} at {address} is no member any more\n"));
+    assert_eq!(hosts.status(0)["members"].as_array().unwrap().len(), 2);
 }
 
 /// What an operator had made on one host is there on many, and on one again.

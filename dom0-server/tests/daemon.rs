@@ -58,13 +58,14 @@ impl Host {
         }
         let config = format!(
             "node = \"a\"\nca = \"{0}/ca.pem\"\ncert = \"{0}/a.pem\"\nkey = \"{0}/a.key\"\novs_db = \"unix:{1}/db.sock\"\n\
-             ovs_rundir = \"{1}\"\nstatistics_interval_s = 1\n",
+             ovs_rundir = \"{1}\"\nstatistics_interval_s = 1\ncontrol_socket = \"{1}/control.sock\"\n",
             pki.display(),
             host.dir.0.display()
         );
         fs::write(host.path("dom0.toml"), config).unwrap();
         host.start_daemon();
         host.until("the bridge", |host| host.vsctl(&["list-br"]) == "br-xf");
+        host.until("the node's row", |host| host.xenflow("node list --json") != "[]\n");
         for (port, id) in [("p1", "h1"), ("p2", "h2")] {
             let id = format!("external_ids:iface-id={id}");
             host.vsctl(&["add-port", "br-xf", port, "--", "set", "Interface", port, "type=dummy", &id]);
@@ -134,6 +135,11 @@ impl Host {
 
     fn vsctl(&self, arguments: &[&str]) -> String {
         self.tool("ovs-vsctl", &[&["--db=unix:db.sock", "--timeout=20", "--no-wait"], arguments].concat())
+    }
+
+    /// A question to the daemon.
+    fn asked(&self, line: &str) -> String {
+        self.xenflow(&format!("{line} --socket {}", self.path("control.sock").display()))
     }
 
     fn xenflow(&self, line: &str) -> String {
@@ -210,6 +216,14 @@ fn what_is_armed_is_released_and_what_is_counted_never_shrinks_whoever_dies() {
     let armed = |host: &Host| host.key() == "\"true\"";
     host.until("flow-restore-wait", armed);
     let first = host.forwards("packet counted");
+    let status: Value = serde_json::from_str(&host.asked("status --json")).unwrap();
+    assert_eq!((&status["node"], &status["switch"]["connected"]), (&Value::from("a"), &Value::from(true)));
+    assert_eq!(status["databases"]["XenFlow"]["connected"], true);
+    let page = host.asked("status");
+    assert!(
+        page.starts_with("node a, xenflow-dom0 ") && page.contains("XenFlow       connected\n"),
+        "{page}"
+    );
 
     // The switch dies: it waits for its flows, gets them, and is armed again.
     host.kill_switch();
@@ -250,6 +264,7 @@ fn what_is_armed_is_released_and_what_is_counted_never_shrinks_whoever_dies() {
     assert!(daemon.wait().unwrap().success(), "{}", host.log());
     assert_eq!(host.key(), "\"false\"");
     assert!(host.told().ends_with("STOPPING=1\nSTATUS=stopping: the flows stay\n"));
+    assert!(!host.path("control.sock").exists());
     assert!(!host.log().contains("ERROR"), "{}", host.log());
 }
 
@@ -287,9 +302,188 @@ fn what_was_waited_for_is_in_the_switch_and_a_node_without_one_is_behind() {
         run(&format!("unix:{}", host.path("db.sock").display()), "network add green --wait --timeout 2");
     let said = String::from_utf8_lossy(&late.stderr).into_owned();
     assert_eq!(late.status.code(), Some(1), "{said}");
-    assert!(said.contains("not in every switch within 2 s: a (has 7 of 8, last seen "), "{said}");
+    assert!(said.contains("not in every switch within 2 s: a (has 10 of 11, last seen "), "{said}");
     assert_eq!(shown(&host)["is_behind"], true);
     host.start_switch();
     host.until("state in the new switch", |host| shown(host)["is_behind"] == false);
     host.xenflow("network remove green --wait --timeout 30");
+}
+
+#[test]
+fn what_happened_is_told_and_followed_through_a_restart_of_the_daemon() {
+    let mut host = Host::start();
+    let read = |host: &Host, name: &str| fs::read_to_string(host.path(name)).unwrap_or_default();
+    let file = |host: &Host, name: &str| fs::File::create(host.path(name)).unwrap();
+    // Of an event the members, as far as a test names them.
+    let happened = |host: &Host, wanted: Value| {
+        let told = read(host, "events.jsonl");
+        let mut lines = told.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let wanted = wanted.as_object().unwrap().clone();
+        lines.any(|event| wanted.iter().all(|(key, value)| event[key] == *value))
+    };
+    let await_event = |host: &Host, wanted: Value| {
+        host.until(&wanted.to_string(), |host| happened(host, wanted.clone()));
+    };
+    host.until("daemon's socket", |host| host.path("control.sock").exists());
+    let mut follower = Command::new(env!("CARGO_BIN_EXE_xenflow"))
+        .args(["events", "--follow", "--json", "--socket"])
+        .arg(host.path("control.sock"))
+        .stdout(file(&host, "events.jsonl"))
+        .stderr(file(&host, "events.err"))
+        .spawn()
+        .unwrap();
+    await_event(&host, json!({"kind": "daemon-up", "node": "a", "number": 1, "severity": "info"}));
+    await_event(&host, json!({"kind": "database-up", "database": "XenFlow"}));
+    await_event(&host, json!({"kind": "database-up", "database": "Open_vSwitch"}));
+    await_event(&host, json!({"kind": "switch-up"}));
+    await_event(&host, json!({"kind": "tables-repaired"}));
+    await_event(&host, json!({"kind": "location-taken", "segment": "lan", "mac": "02:00:00:00:01:01"}));
+
+    host.vsctl(&["add-port", "br-xf", "p3", "--", "set", "Interface", "p3", "type=dummy"]);
+    // By its address, as a toolstack that knows no names says it.
+    host.vsctl(&["set", "Interface", "p3", "external_ids:attached-mac=\"02:00:00:00:01:03\""]);
+    await_event(&host, json!({"kind": "port-dark", "port": "p3"}));
+    host.xenflow("access add h3 --segment lan --mac 02:00:00:00:01:03 --wait");
+    await_event(&host, json!({"kind": "port-bound", "access": "h3", "port": "p3"}));
+    let gone = "no more: port p3 belongs to no vif, access port or uplink: it stays dark";
+    await_event(&host, json!({"kind": "problem-gone", "text": gone}));
+    await_event(
+        &host,
+        json!({"kind": "desired-reached", "text": "the switch has the desired state (generation 1)"}),
+    );
+    host.xenflow("access remove h3");
+    await_event(&host, json!({"kind": "port-unbound", "access": "h3", "port": "p3"}));
+    await_event(&host, json!({"kind": "location-given-up", "mac": "02:00:00:00:01:03"}));
+
+    host.kill_switch();
+    await_event(&host, json!({"kind": "switch-lost", "severity": "warning"}));
+    host.start_switch();
+    let page = |host: &Host| host.asked("events --kind switch-lost,switch-up");
+    host.until("switch that is back", |host| page(host).lines().count() >= 3);
+    let lines = page(&host);
+    let kinds: Vec<&str> = lines.lines().filter_map(|line| line.split_whitespace().nth(2)).collect();
+    assert_eq!(kinds, ["switch-up", "switch-lost", "switch-up"], "{lines}");
+    assert_eq!(host.asked("events --router r1"), "");
+
+    host.signal("-TERM");
+    assert!(host.daemon.take().unwrap().wait().unwrap().success());
+    await_event(&host, json!({"kind": "daemon-stops"}));
+    host.until("word of its end", |host| {
+        read(host, "events.err").contains(": waiting for it to come back\n")
+    });
+    host.start_daemon();
+    host.until("word of its start", |host| {
+        read(host, "events.err").ends_with("xenflow: the daemon was started again\n")
+    });
+    host.until("another life", |host| read(host, "events.jsonl").matches("\"daemon-up\"").count() == 2);
+    host.tool("kill", &["-INT", &follower.id().to_string()]);
+    assert_eq!(follower.wait().unwrap().code(), Some(0));
+}
+
+/// The call that libvirt makes for `<virtualport type='openvswitch'>` (src/util/virnetdevopenvswitch.c, without a
+/// profile).
+fn plug_as_libvirt(host: &Host, port: &str, mac: &str, interfaceid: &str) {
+    let mac = format!("external_ids:attached-mac=\"{mac}\"");
+    let id = format!("external_ids:iface-id=\"{interfaceid}\"");
+    let vm = "external_ids:vm-id=\"0f1e2d3c-0000-4000-8000-000000000007\"";
+    let mut words = vec!["--", "--may-exist", "add-port", "br-xf", port];
+    for set in [mac.as_str(), &id, vm, "external_ids:iface-status=active"] {
+        words.extend(["--", "set", "Interface", port, set]);
+    }
+    host.vsctl(&words);
+}
+
+#[test]
+fn a_port_of_libvirt_is_what_its_address_says_and_one_of_nobody_stays_dark() {
+    let host = Host::start();
+    for line in [
+        "router add r1 --network red",
+        "vif add r1-lan --router r1 --segment lan --mac 52:54:00:00:00:01",
+        "access add h3 --segment lan --mac 52:54:00:00:00:03",
+        "access add 7c1d1a52-5f0e-4d5c-9a9e-0d2f6f3b8a04 --segment lan",
+    ] {
+        host.xenflow(line);
+    }
+    let id = |number: u8| format!("7c1d1a52-5f0e-4d5c-9a9e-0d2f6f3b8a0{number}");
+    let mac = |number: u8| format!("52:54:00:00:00:0{number}");
+    // libvirt makes interfaceids up: 1 is a vif by its address, 3 an access port by its, 4 one by its name; 9 is nobody.
+    for number in [1, 3, 4, 9] {
+        plug_as_libvirt(&host, &format!("vnet{number}"), &mac(number), &id(number));
+    }
+    let problems = |host: &Host| {
+        let all: Value = serde_json::from_str(&host.xenflow("show node a --json")).unwrap();
+        all[0]["status"]["problems"].clone()
+    };
+    let dark = json!(["port vnet9 belongs to no vif, access port or uplink: it stays dark"]);
+    host.until("dark port", |host| problems(host) == dark);
+
+    let switch = |arguments: &[&str]| {
+        let target = host.path("sw.ctl");
+        host.tool("ovs-appctl", &[&["-t", target.to_str().unwrap()], arguments].concat())
+    };
+    // What the switch does with a frame to h2.
+    let actions = |port: u8| {
+        let frame = format!("in_port=vnet{port},dl_src={},dl_dst=02:00:00:00:01:02,ip", mac(port));
+        let said = switch(&["ofproto/trace", "br-xf", &frame]);
+        said.lines().find_map(|line| line.strip_prefix("Datapath actions: ")).unwrap().to_owned()
+    };
+    host.xenflow("network add blue --wait");
+    // "    p2 2/4: (dummy)": its number in OpenFlow, and in the datapath.
+    let shown = switch(&["dpif/show"]);
+    let h2 =
+        shown.lines().find_map(|line| line.trim().strip_prefix("p2 ")?.split(['/', ':']).nth(1)).unwrap();
+    let reaches = |actions: &str| actions.split([',', '(', ')']).any(|word| word == h2);
+    for bound in [1, 3, 4] {
+        assert!(reaches(&actions(bound)), "vnet{bound}: {}", actions(bound));
+    }
+    assert_eq!(actions(9), "drop");
+
+    let check = |name: &str| {
+        let line = format!("doctor --json --config {}", host.path("dom0.toml").display());
+        let ran = run(&format!("unix:{}", host.path("db.sock").display()), &line);
+        let said: Value = serde_json::from_slice(&ran.stdout).unwrap();
+        let all = said["findings"].as_array().unwrap().clone();
+        all.into_iter().filter(|finding| finding["check"] == name).collect::<Vec<_>>()
+    };
+    let doctor = || check("dark-ports");
+    let found = doctor();
+    let seen = format!("port vnet9 has {} (external_ids:attached-mac) and is {} (iface-id)", mac(9), id(9));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0]["seen"].as_str().unwrap().starts_with(&seen), "{found:?}");
+    assert!(found[0]["todo"].as_str().unwrap().contains("--mac 52:54:00:00:00:09"), "{found:?}");
+
+    // As it says.
+    host.xenflow("vif add r1-other --router r1 --segment lan --mac 52:54:00:00:00:09 --wait");
+    assert!(reaches(&actions(9)), "{}", actions(9));
+    assert_eq!(doctor()[0]["level"], "ok");
+
+    // A flow of somebody else, until it is taken away as doctor says.
+    let bridge = format!("unix:{}", host.path("br-xf.mgmt").display());
+    let flow =
+        |command: &str, flow: &str| host.tool("ovs-ofctl", &["-O", "OpenFlow15", command, &bridge, flow]);
+    let flows = || {
+        let found = check("flows");
+        assert_eq!(found.len(), 1, "{found:?}");
+        (found[0]["level"].as_str().unwrap().to_owned(), found[0]["seen"].as_str().unwrap().to_owned())
+    };
+    let (level, all) = flows();
+    let count = all.strip_suffix(" flows, all of XenFlow").unwrap_or_else(|| panic!("{all}"));
+    let more = count.parse::<u64>().unwrap() + 1;
+    assert_eq!(level, "ok");
+    flow("add-flow", "cookie=1,table=0,priority=7,dl_type=0x88b5,actions=drop");
+    let seen = format!("1 of {more} flows are not XenFlow's, which never touches them");
+    assert_eq!(flows(), ("warn".to_owned(), seen));
+    assert!(check("flows")[0]["todo"].as_str().unwrap().contains("dump-flows"));
+    flow("del-flows", "cookie=1/-1");
+    assert_eq!(flows(), (level, all));
+
+    // A second one of the same address, as after a crash of the toolstack: neither is used.
+    plug_as_libvirt(&host, "vnet10", &mac(9), &id(9));
+    host.until("two of one", |host| {
+        problems(host)[0].as_str().is_some_and(|text| text.contains("both claim"))
+    });
+    host.xenflow("network add green --wait");
+    assert_eq!(actions(9), "drop");
+    let found = doctor();
+    assert_eq!(found[0]["seen"], "ports vnet10, vnet9 all claim to be r1-other: none is used", "{found:?}");
 }

@@ -5,6 +5,7 @@ mod support;
 
 use std::fs;
 use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -111,20 +112,58 @@ fn a_host_is_compared_with_the_database() {
     assert_eq!(of(&host_only, "bridge").len(), 1);
 }
 
+/// A counter that stands is told as a sum, at once; one that grows while the doctor looks is a warning.
+#[test]
+fn meters_are_looked_at_twice_where_they_may_be_dropping() {
+    let server = Server::ready();
+    populate(&server);
+    let now_ms = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+    let counters = |packets: u64| json!(["map", [["policed_host_packets", packets]]]);
+    server.write(&json!([{"op": "insert", "table": "Statistics", "row": {
+        "node": "a", "scope": "router", "name": "r1", "counters": counters(5), "updated_ms": now_ms() - 60_000,
+    }}]));
+    let (findings, _) = doctor(&server, "");
+    let well = "no packet for a guest is too many now; 5 were since counting began";
+    assert_eq!(of(&findings, "policed"), [("ok", well)]);
+
+    let grow = |packets| {
+        let row = json!({"counters": counters(packets), "updated_ms": now_ms()});
+        server.write(&json!([{"op": "update", "table": "Statistics", "where": [], "row": row}]));
+    };
+    grow(6);
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(|| doctor(&server, ""));
+        for packets in 7.. {
+            if looking.is_finished() {
+                break;
+            }
+            grow(packets);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        let (findings, _) = looking.join().unwrap();
+        let seen = of(&findings, "policed");
+        assert!(
+            seen.len() == 1 && seen[0].0 == "warn" && seen[0].1.contains("class host were too many"),
+            "{seen:?}"
+        );
+    });
+}
+
 #[test]
 fn certificates_are_read_by_the_daemons_settings() {
     let server = Server::ready();
     let dir = server.dir.0.display();
     server.ok(&format!("pki init {dir}"));
     server.ok(&format!("pki issue node a --ca {dir}"));
-    let settings = |cert: &str| {
+    let settings = |node: &str| {
         let text = format!(
-            "node = \"a\"\nca = \"{dir}/ca.pem\"\ncert = \"{dir}/{cert}\"\nkey = \"{dir}/a.key\"\novs_db = \"{}\"\n",
+            "node = \"{node}\"\nca = \"{dir}/ca.pem\"\ncert = \"{dir}/{node}.pem\"\n\
+             key = \"{dir}/{node}.key\"\novs_db = \"{}\"\n",
             server.db()
         );
         fs::write(server.dir.0.join("dom0.toml"), text).unwrap();
     };
-    settings("a.pem");
+    settings("a");
     let (findings, _) = doctor(&server, " --host-only");
     for check in ["settings", "certificate", "authorities", "revoked"] {
         let seen = of(&findings, check);
@@ -132,7 +171,19 @@ fn certificates_are_read_by_the_daemons_settings() {
     }
     // The switch's database is not there.
     assert_eq!(of(&findings, "switch")[0].0, "fail");
-    settings("b.pem");
+    // Of its life of 7 minutes, 5 of them past, less than a third is left.
+    server.ok(&format!("pki issue node b --minutes 2 --ca {dir}"));
+    settings("b");
+    let (findings, _) = doctor(&server, " --host-only");
+    let seen = of(&findings, "certificate");
+    assert!(seen.len() == 1 && seen[0].0 == "warn" && seen[0].1.contains(" ends in "), "{seen:?}");
+    let todo = findings.iter().find(|finding| finding["check"] == "certificate").unwrap()["todo"].clone();
+    assert!(todo.as_str().unwrap().starts_with("xenflow pki renew node NAME"), "{todo}");
+    // As it says: for 5 minutes more, of 10.
+    server.ok(&format!("pki renew node b --ca {dir}"));
+    let (findings, _) = doctor(&server, " --host-only");
+    assert_eq!(of(&findings, "certificate")[0].0, "ok", "{findings:?}");
+    settings("c");
     let (findings, code) = doctor(&server, " --host-only");
     assert_eq!((of(&findings, "certificate")[0].0, code), ("fail", Some(1)));
     fs::write(server.dir.0.join("dom0.toml"), "nod = 1\n").unwrap();

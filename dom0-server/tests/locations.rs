@@ -40,7 +40,7 @@ impl Node {
         let (here, watched) = state::channel(None);
         let (sender, events) = mpsc::channel(16);
         let remotes = Remote::parse_list(&server.db()).unwrap();
-        let task = tokio::spawn(watch::run(remotes, None, name.parse().unwrap(), watched, sender));
+        let task = tokio::spawn(watch::run(remotes, None, name.parse().unwrap(), None, watched, sender));
         Self { here, events, task }
     }
 
@@ -58,6 +58,37 @@ impl Node {
             }
         }
     }
+
+    /// Waits until it says so of that number, and gives back what is here then.
+    async fn settled(&mut self, number: i64) -> Here {
+        loop {
+            let event = tokio::time::timeout(LIMIT, self.events.recv()).await.unwrap().unwrap();
+            if let Event::Located(cfg, here) = event
+                && cfg == number
+            {
+                return here;
+            }
+        }
+    }
+}
+
+/// What is here counts as told when others can read it, and nothing else is waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_number_comes_when_what_is_here_is_written() {
+    let server = Server::ready();
+    let mut a = Node::start(&server, "a");
+    let mut b = Node::start(&server, "b");
+    assert_eq!(a.settled(0).await, None);
+    b.settled(0).await;
+    a.has(&[1]);
+    let here = a.settled(0).await;
+    assert_eq!(here.as_deref(), Some(&places(&[1])));
+    assert_eq!(rows(&server), [("a".to_owned(), "01".to_owned(), 1)].into());
+    server.write(&json!([{"op": "update", "table": "XenFlow", "where": [], "row": {"next_cfg": 7}}]));
+    a.settled(7).await;
+    // In the order in which it was written.
+    b.knows(&[1]).await;
+    b.settled(7).await;
 }
 
 impl Drop for Node {

@@ -69,8 +69,13 @@ fn what_is_wrong_is_refused_in_these_words_and_changes_nothing() {
         server.refused(&format!("router set r1 {words}"), 2, &message);
         server.refused(&format!("router add r9 --network red {words}"), 2, &message);
     }
-    server.refused("router set r1", 2, "nothing to set: say --fastpath, --max-routes or --punt-rate");
-    server.refused("router set r9 --fastpath auto", 2, "there is no router r9");
+    let message = "nothing to set of router r1: say --fastpath, --max-routes, --punt-rate or --external-id";
+    server.refused("router set r1", 2, message);
+    server.refused(
+        "router set r9 --fastpath auto",
+        2,
+        "there is no router r9: 'xenflow router list' shows all",
+    );
     assert_eq!(server.json("show"), before);
 
     let router = |row: Value| json!([{"op": "update", "table": "Router", "where": [], "row": row}]);
@@ -188,6 +193,6 @@ fn a_router_is_shown_with_what_its_node_reports() {
     assert_eq!(json["nodes"][0]["prefixes"]["forwarded"], 250_000);
     assert_eq!(json["nodes"][0]["slow"].as_array().unwrap().len(), 2);
     assert_eq!(json["fastpath"], "auto");
-    server.refused("show router r9", 2, "there is no router r9");
+    server.refused("show router r9", 2, "there is no router r9: 'xenflow router list' shows all");
     assert_eq!(server.json("show")["status"][0]["state"], "up");
 }

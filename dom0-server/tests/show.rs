@@ -93,9 +93,9 @@ fn counters_stand_with_what_they_count() {
     );
     let json = &server.json("show node a")[0];
     assert_eq!(json["uplinks"][0]["counters"]["dropped_no_tag_packets"], 2);
-    server.refused("show node nix", 2, "there is no node nix");
-    server.refused("show segment nix", 2, "there is no segment nix");
-    server.refused("show network nix", 2, "there is no network nix");
+    server.refused("show node nix", 2, "there is no node nix: 'xenflow node list' shows all");
+    server.refused("show segment nix", 2, "there is no segment nix: 'xenflow segment list' shows all");
+    server.refused("show network nix", 2, "there is no network nix: 'xenflow network list' shows all");
 }
 
 /// The operator sees since when a session is lost, and how long that is: on every page, for people and for programs.

@@ -31,7 +31,13 @@ impl Daemon {
     /// One that has heard nothing of the switch's ports yet.
     async fn start(server: &Server) -> Self {
         let (sender, mut events) = mpsc::channel(16);
-        let database = database::desired(Remote::parse_list(&server.db()).unwrap(), None, sender);
+        let database = database::desired(
+            Remote::parse_list(&server.db()).unwrap(),
+            None,
+            "a".parse().unwrap(),
+            None,
+            sender,
+        );
         let mut core = Core::new("a".parse().unwrap(), 1000);
         core.handle(tokio::time::timeout(LIMIT, events.recv()).await.unwrap().unwrap());
         let reporter = Reporter::new("a".parse().unwrap(), database);
@@ -148,4 +154,46 @@ async fn a_router_that_was_removed_and_added_again_is_as_old_as_that() {
     server.ok("vif add r1-core --router r1 --segment red-core --mac 52:54:00:00:00:01");
     let rows = daemon.until(&server, is_new).await;
     assert!(rows[0]["age_s"].as_u64().unwrap() < 60, "{rows:?}");
+}
+
+/// The one row that node a has written, and the version that its last change gave it.
+fn written(server: &Server) -> (Value, Value) {
+    let columns = ["_uuid", "_version"];
+    let select =
+        json!([{"op": "select", "table": "Status", "where": [["node", "==", "a"]], "columns": columns}]);
+    let said: Value = serde_json::from_str(&server.transact(&select)).unwrap();
+    let rows = said[0]["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 1, "{said}");
+    (rows[0]["_uuid"].clone(), rows[0]["_version"].clone())
+}
+
+#[tokio::test]
+async fn what_was_reported_already_is_not_written_again() {
+    let server = Server::ready();
+    populate(&server);
+    let has = |ports: usize| {
+        move |rows: &[Value]| rows.iter().any(|row| row["ports"].as_object().unwrap().len() == ports)
+    };
+    let mut daemon = Daemon::start(&server).await;
+    daemon.plug(&["r1-core"]);
+    daemon.until(&server, has(1)).await;
+    let first = written(&server);
+    drop(daemon);
+    // Another life, and a change: of the row that is there.
+    let mut daemon = Daemon::start(&server).await;
+    daemon.plug(&["r1-core"]);
+    for _ in 0..10 {
+        daemon.reporter.report(&daemon.core).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(written(&server), first);
+    daemon.plug(&["r1-core", "r1-ctl"]);
+    daemon.until(&server, has(2)).await;
+    let second = written(&server);
+    assert_eq!(second.0, first.0);
+    assert_ne!(second.1, first.1);
+    // What somebody has taken away comes again with the next change.
+    server.write(&json!([{"op": "delete", "table": "Status", "where": []}]));
+    daemon.plug(&["r1-core"]);
+    daemon.until(&server, has(1)).await;
 }

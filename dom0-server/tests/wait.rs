@@ -56,11 +56,18 @@ fn a_change_is_waited_for_until_every_node_has_it() {
             reports(&server, "a", 1);
             std::thread::sleep(pause / 2);
             reports(&server, "b", 1);
+            // Both have it, and have told where its address is: that is the second number.
+            while next_cfg(&server) == 1 {
+                assert!(begun.elapsed() < Duration::from_secs(10), "nobody asks for what they told");
+            }
+            reports(&server, "a", 2);
+            std::thread::sleep(pause / 2);
+            reports(&server, "b", 2);
         });
         assert_eq!(server.ok(line), "");
-        assert!(begun.elapsed() >= pause, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() >= pause * 3 / 2, "{:?}", begun.elapsed());
     });
-    assert_eq!(next_cfg(&server), 1);
+    assert_eq!(next_cfg(&server), 2);
 
     // What is there already: the state as it is.
     let again = "sla set red --min 20mbit --wait --timeout 1";
@@ -68,25 +75,68 @@ fn a_change_is_waited_for_until_every_node_has_it() {
         again,
         &strip_age(server.run(again)),
         1,
-        "the change is made, but not in every switch within 1 s: a (has 1 of 2, last seen T ago), b (has 1 of 2, last seen T ago)",
+        "the change is made, but not in every switch within 1 s: a (has 2 of 3, last seen T ago), b (has 2 of 3, last seen T ago); 'xenflow node remove NODE' ends the waiting for one that is gone for good",
     );
     assert_eq!(server.json("network list")[1]["min_bps"], 20_000_000, "it is made");
-    reports(&server, "a", 3);
+    reports(&server, "a", 4);
     refused(
         again,
         &strip_age(server.run(again)),
         1,
-        "the change is made, but not in every switch within 1 s: b (has 1 of 3, last seen T ago)",
+        "the change is made, but not in every switch within 1 s: b (has 2 of 4, last seen T ago); 'xenflow node remove NODE' ends the waiting for one that is gone for good",
     );
-    assert_eq!(next_cfg(&server), 3);
+    assert_eq!(next_cfg(&server), 4);
     // What cannot be is no change, and what only reads waits for nobody.
     let wrong = server.run("network add red --wait");
     assert_eq!(
         (wrong.status.code(), stderr(&wrong)),
-        (Some(2), "xenflow: network red exists already\n".into())
+        (Some(2), "xenflow: network red exists already: choose another name, or say --may-exist\n".into())
     );
     assert_eq!(server.ok("network list --wait"), server.ok("network list"));
-    assert_eq!(next_cfg(&server), 3);
+    assert_eq!(next_cfg(&server), 4);
+}
+
+#[test]
+fn a_node_that_is_gone_is_waited_for_no_more() {
+    let server = Server::ready();
+    server.ok("uplink add a eth0");
+    server.write(&json!([
+        node("a", 0),
+        {"op": "insert", "table": "Status", "row": {"node": "a", "router": "r1", "state": "down"}},
+        {"op": "insert", "table": "Location", "row": {"segment": "s", "mac": "52:54:00:00:00:01", "node": "a", "generation": 1}},
+        {"op": "insert", "table": "Statistics", "row": {"node": "a", "scope": "node", "name": "a"}},
+        {"op": "insert", "table": "Location", "row": {"segment": "s", "mac": "52:54:00:00:00:02", "node": "c", "generation": 1}},
+    ]));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+    let mut row = node("b", 0);
+    row["row"]["seen_ms"] = json!(u64::try_from(now).unwrap());
+    server.write(&json!([row]));
+    let listed = server.json("node list");
+    assert_eq!((&listed[0]["node"], &listed[0]["uplinks"]), (&json!("a"), &json!(["eth0"])));
+    assert_eq!((&listed[1]["is_behind"], &listed[1]["problems"]), (&json!(false), &json!(0)));
+    assert_eq!(server.ok("node show a"), server.ok("show node a"));
+    assert!(server.ok("node list").starts_with("NODE  VERSION  OVS_VERSION  DATAPATH  SEEN"));
+
+    server.refused("node remove a", 2, "node a is in use by uplink eth0: remove those first");
+    server.refused("node remove d", 2, "there is no node d: 'xenflow node list' shows all");
+    server.ok("node remove d --if-exists");
+    let alive = server.run("node remove b");
+    let said = stderr(&alive);
+    let rule = " s ago: end its daemon and wait until it has been silent for 90 s, or say --force\n";
+    assert!(said.starts_with("xenflow: node b was seen ") && said.ends_with(rule), "{said}");
+    assert_eq!(alive.status.code(), Some(2));
+    server.ok("node remove b --force");
+    server.ok("uplink remove a eth0");
+    server.ok("node remove a");
+    let left =
+        |table| server.transact(&json!([{"op": "select", "table": table, "where": [], "columns": ["node"]}]));
+    for table in ["Node_Status", "Status", "Statistics"] {
+        assert_eq!(left(table).trim(), "[{\"rows\":[]}]", "{table}");
+    }
+    assert_eq!(left("Location").trim(), "[{\"rows\":[{\"node\":\"c\"}]}]");
+    server.ok("node remove c");
+    let said = stderr(&server.run("network add red --wait"));
+    assert!(said.starts_with("xenflow: no node reports"), "{said}");
 }
 
 /// "12 d 3 h ago" as "T ago".

@@ -28,6 +28,8 @@ impl Core {
         }
         self.plugged = plugged;
         for (router, mac) in come {
+            let name = self.router_name(router);
+            tracing::debug!(name: "nudge", router = name, %mac, "its control vif has come: the guest is asked to connect");
             let guest: [IpAddr; 2] = [control::guest_ipv6(mac).into(), control::guest_ipv4(mac).into()];
             self.effects.push(Effect::Nudge(router, guest.to_vec()));
         }
@@ -46,6 +48,7 @@ impl Core {
             if !it.is_over && now.saturating_sub(it.since) >= hold {
                 it.is_over = true;
                 tracing::warn!(
+                    name: "router-withdrawn",
                     router = self.router_name(id),
                     hold_time_s = hold.as_secs(),
                     "no session for the hold time: the router is swept"

@@ -71,9 +71,9 @@ impl Core {
         let (router, class) = (router.unwrap_or("?"), class.map_or("?", PuntClass::as_str));
         let reason = &error.reason;
         if error.is_drift {
-            tracing::error!(meter, router, class, %reason, "a meter is not as it was: starting over");
+            tracing::error!(name: "problem", meter, router, class, %reason, "a meter is not as it was: starting over");
         } else {
-            tracing::error!(meter, router, class, %reason, "the switch refuses a meter: its packets go unpoliced");
+            tracing::error!(name: "problem", meter, router, class, %reason, "the switch refuses a meter: its packets go unpoliced");
             self.lacking.refuse(meter);
         }
         self.retry_later();

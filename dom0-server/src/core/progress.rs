@@ -2,7 +2,8 @@
 //!
 //! Operators wait for that number (`xenflow --wait`), so it is a promise: all that the state with the number asks of
 //! this host's switch is there. That is the flows that depend on no guest, and of each router whose vifs or policy
-//! the state has changed what its tables make of that. What guests say of their routes meanwhile is not waited for:
+//! the state has changed what its tables make of that; and where others have addresses, as far as that was written before
+//! the number, while what is here has been written for others. What guests say of their routes meanwhile is not waited for:
 //! the last change is in one certain batch, and the marks of routers stand at one place of what is due for them, so
 //! that a switch that is never idle gets there all the same.
 
@@ -11,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use xenflow_flow_app::{RouterId, Topology, Vif, VifId};
 use xenflow_proto::Seq;
 
-use super::{Core, SessionId, Stage};
+use super::{Core, Located, SessionId, Stage};
 
 /// A number to report, and what stands before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,7 +82,10 @@ impl Progress {
         let first = self.marks.keys().next().copied().unwrap_or(u64::MAX);
         while let Some(goal) = self.half.first().copied().filter(|goal| goal.marks <= first) {
             self.half.remove(&goal);
-            self.confirmed = self.confirmed.max(Some(goal.cfg));
+            if self.confirmed < Some(goal.cfg) {
+                self.confirmed = Some(goal.cfg);
+                tracing::debug!(name: "desired-reached", generation = goal.cfg, "the switch has the desired state");
+            }
         }
     }
 }
@@ -93,16 +97,29 @@ impl Core {
         self.progress.confirmed
     }
 
+    /// Pursues the greatest number up to which everything has come here that makes flows.
+    pub(super) fn pursue_state(&mut self) {
+        let Some(desired) = &self.desired else { return };
+        let cfg = match &self.located {
+            Located::Ignored => desired.cfg,
+            Located::UpTo(cfg, here) if *here == self.here => desired.cfg.min(*cfg),
+            Located::Unknown | Located::UpTo(..) => return,
+        };
+        self.progress.want(cfg, self.next_mark);
+    }
+
     /// Asks routers for a mark behind what has changed for them. The switch is given nothing of a router whose guest has
     /// not finished a snapshot, so there is nothing to wait for.
     pub(super) fn mark_changed(&mut self, changed: BTreeSet<RouterId>) {
         let app = &self.app;
         self.progress.marks.retain(|_, router| app.is_synced(*router));
+        let live = self.sessions.iter().filter(|(_, session)| session.stage == Stage::Live);
+        let live: BTreeMap<RouterId, SessionId> = live.map(|(id, session)| (session.router, *id)).collect();
         for router in changed.into_iter().filter(|router| self.app.is_synced(*router)).collect::<Vec<_>>() {
             self.progress.marks.insert(self.next_mark, router);
-            match self.live_session_of(router) {
+            match live.get(&router) {
                 // What changed may be an answer for the guest.
-                Some(session) => self.mark(session, router, Seq(0)),
+                Some(session) => self.mark(*session, router, Seq(0)),
                 None => {
                     self.app.mark(router, self.next_mark);
                     self.next_mark += 1;
@@ -110,13 +127,6 @@ impl Core {
             }
         }
         self.progress.settle();
-    }
-
-    fn live_session_of(&self, router: RouterId) -> Option<SessionId> {
-        let live = |(_, session): &(&SessionId, &super::Session)| {
-            session.router == router && session.stage == Stage::Live
-        };
-        self.sessions.iter().find(live).map(|(id, _)| *id)
     }
 
     /// What is wanted is confirmed with the last batch under way, once nothing of the topology is left to send.

@@ -34,14 +34,14 @@ impl Core {
                 continue;
             }
             if self.app.refuse(&batch.changes, *index, *reason) {
-                tracing::error!(%reason, ?change, "the switch refuses a flow: the guest forwards in its place");
+                tracing::error!(name: "problem", %reason, ?change, "the switch refuses a flow: the guest forwards in its place");
             } else {
-                tracing::error!(%reason, ?change, "the switch refuses a flow: it is left out");
+                tracing::error!(name: "problem", %reason, ?change, "the switch refuses a flow: it is left out");
                 self.refused.push(change.clone());
             }
         }
         if culprits.is_empty() {
-            tracing::error!(batch = id.0, "the switch refuses a bundle and names no flow: starting over");
+            tracing::error!(name: "problem", batch = id.0, "the switch refuses a bundle and names no flow: starting over");
             self.retry_later();
         } else {
             self.start_over();

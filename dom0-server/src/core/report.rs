@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use time::OffsetDateTime;
 use xenflow_flow_app::fast_path::{Slow, SlowReason};
 use xenflow_flow_app::{PortNo, RouterId, RouterStatus, VifId};
 use xenflow_proto::table::Family;
@@ -43,6 +44,10 @@ pub struct Standing {
     pub is_in_step: bool,
     /// Ports that are not used.
     pub dark: usize,
+    /// The XenFlow database does not answer.
+    pub is_away: bool,
+    /// What is wanted is what was kept then: milliseconds since the Unix epoch.
+    pub kept_ms: Option<u64>,
 }
 
 impl fmt::Display for Standing {
@@ -53,14 +58,45 @@ impl fmt::Display for Standing {
         let count = |number: usize, what| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
         write!(f, "{}, {}", count(self.routers, "router"), count(self.sessions, "session"))?;
         f.write_str(if self.is_in_step { ", the switch in step" } else { ", the switch being filled" })?;
-        if self.dark > 0 { write!(f, ", {} dark", count(self.dark, "port")) } else { Ok(()) }
+        if self.dark > 0 {
+            write!(f, ", {} dark", count(self.dark, "port"))?;
+        }
+        if self.is_away {
+            f.write_str("; no XenFlow database")?;
+        }
+        self.kept_ms.map_or(Ok(()), |kept_ms| write!(f, "; {}", kept_words(kept_ms)))
     }
 }
 
+/// That the daemon works with what it was told so long ago.
+#[must_use]
+pub fn kept_words(kept_ms: u64) -> String {
+    format!("works with the desired state of {}", instant(kept_ms))
+}
+
+/// By the host's clock, in UTC.
+fn instant(ms: u64) -> String {
+    let Ok(at) =
+        i64::try_from(ms / 1000).map_or(Err(()), |s| OffsetDateTime::from_unix_timestamp(s).map_err(drop))
+    else {
+        return "an unknown time".to_owned();
+    };
+    let ((hour, minute, second), date) = (at.to_hms(), at.date());
+    let (year, month, day) = (date.year(), u8::from(date.month()), date.day());
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
 impl Core {
-    /// How everything stands now.
+    /// When what is wanted was kept, if the database has said nothing since the daemon began: milliseconds since the Unix
+    /// epoch.
     #[must_use]
-    pub fn standing(&self) -> Standing {
+    pub fn kept_ms(&self) -> Option<u64> {
+        self.kept_ms
+    }
+
+    /// How everything stands now; `has_database`: the XenFlow database answers.
+    #[must_use]
+    pub fn standing(&self, has_database: bool) -> Standing {
         let sources = [
             (self.is_connected(), "the switch"),
             (self.ports.is_some(), "the Open_vSwitch database"),
@@ -72,6 +108,8 @@ impl Core {
             sessions: self.sessions.len(),
             is_in_step: self.is_in_step(),
             dark: self.problems.len(),
+            is_away: !has_database,
+            kept_ms: self.kept_ms,
         }
     }
 
@@ -173,9 +211,23 @@ mod tests {
 
     #[test]
     fn a_standing_says_what_is_missing_before_anything_else() {
-        let well = Standing { missing: vec![], routers: 1, sessions: 2, is_in_step: false, dark: 1 };
-        assert_eq!(well.to_string(), "1 router, 2 sessions, the switch being filled, 1 port dark");
-        let new = Core::new("a".parse().unwrap(), 1).standing();
+        let well = Standing {
+            missing: vec![],
+            routers: 1,
+            sessions: 2,
+            is_in_step: false,
+            dark: 1,
+            is_away: false,
+            kept_ms: None,
+        };
+        let said = "1 router, 2 sessions, the switch being filled, 1 port dark";
+        assert_eq!(well.to_string(), said);
+        let away = Standing { is_away: true, ..well };
+        assert_eq!(away.to_string(), format!("{said}; no XenFlow database"));
+        let kept = Standing { kept_ms: Some(1_700_000_000_000), ..away };
+        let kept_words = "works with the desired state of 2023-11-14T22:13:20Z";
+        assert_eq!(kept.to_string(), format!("{said}; no XenFlow database; {kept_words}"));
+        let new = Core::new("a".parse().unwrap(), 1).standing(false);
         let said = "waiting for the switch, the Open_vSwitch database, the XenFlow database";
         assert_eq!(new.to_string(), said);
     }

@@ -28,7 +28,9 @@ impl Core {
             .map(|(older, _)| *older)
             .collect();
         for older in older {
-            self.refuse(older, RefusalReason::Replaced, format!("a newer session came from {peer}"));
+            self.end(older);
+            let detail = format!("a newer session came from {peer}");
+            self.effects.push(Effect::Refuse(older, RefusalReason::Replaced, detail));
         }
         let held = self.app.held(router, &hello.boot_id);
         let stage = Stage::Welcomed { may_resume: held.is_some() };
@@ -44,6 +46,7 @@ impl Core {
             stage,
             rest: Vec::new().into_iter(),
             is_sweeping: false,
+            is_ending_snapshot: false,
             spoke: self.now,
         };
         self.sessions.insert(id, session);
@@ -152,7 +155,13 @@ impl Core {
             self.turns.push_back(id);
             return;
         }
-        if matches!(session.stage, Stage::Snapshot | Stage::Resumed { is_synced: false }) {
+        let (stage, is_complete) = (session.stage, std::mem::take(&mut session.is_ending_snapshot));
+        if is_complete {
+            let routes = self.app.router(router).map_or(0, |status| status.rib.routes);
+            let router = self.router_name(router);
+            tracing::info!(name: "snapshot-complete", session = id.0, router, routes, "the guest has told its tables");
+        }
+        if matches!(stage, Stage::Snapshot | Stage::Resumed { is_synced: false }) {
             // There is nothing yet for the switch to confirm but that it was taken.
             self.ack(id, seq);
         } else {
@@ -232,10 +241,18 @@ impl Core {
                 let is_synced = self.app.router(router).is_some_and(|status| status.synced);
                 session.stage = Stage::Resumed { is_synced };
                 self.app.resume(router);
+                let router = self.router_name(router);
+                tracing::info!(
+                    name: "session-resumed",
+                    session = id.0,
+                    router,
+                    "the guest goes on from what is held, and tells what changed"
+                );
             }
             GuestMessage::SnapshotEnd(_) => {
                 session.stage = Stage::Live;
                 session.is_sweeping = true;
+                session.is_ending_snapshot = true;
                 self.app.begin_sweep(router);
             }
             GuestMessage::Changes { changes, .. } => session.rest = changes.into_iter(),

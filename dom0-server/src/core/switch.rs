@@ -31,6 +31,7 @@ impl Core {
     pub(super) fn forget_switch(&mut self) {
         self.switch_up = false;
         self.dumping = false;
+        self.repaired = None;
         self.waiting = false;
         self.start_over();
     }
@@ -97,8 +98,15 @@ impl Core {
         }
         self.pursue();
         self.release();
-        if self.failures > 0 && self.in_flight.is_empty() && !self.dumping && self.app.is_idle() {
+        if (self.failures > 0 || self.repaired.is_some())
+            && self.in_flight.is_empty()
+            && !self.dumping
+            && self.app.is_idle()
+        {
             self.failures = 0;
+            if let Some(changes) = self.repaired.take() {
+                tracing::info!(name: "tables-repaired", changes, "the switch holds what it should");
+            }
         }
     }
 
@@ -132,6 +140,9 @@ impl Core {
     }
 
     fn send(&mut self, meters: Vec<MeterChange>, batch: InFlight) {
+        if let Some(changes) = &mut self.repaired {
+            *changes += meters.len() + batch.changes.len();
+        }
         let id = self.next_batch;
         self.next_batch = BatchId(id.0 + 1);
         self.effects.push(Effect::Send(id, meters, batch.changes.clone()));

@@ -2,6 +2,7 @@
 
 mod acks;
 mod in_use;
+mod kept;
 mod lone;
 mod model;
 mod progress;

@@ -14,6 +14,7 @@ use xenflow_proto::Name;
 use super::description::{Column, Description, ORDER, Wanted};
 use super::edit::{EditError, Snapshot};
 use super::row::{Kind, RouterId, RowError, VifNumber};
+use super::words::{same, words};
 use super::{Desired, InvalidRow, Rows, columns_of, table};
 
 /// The key in `external_ids`.
@@ -195,16 +196,6 @@ impl Numbers {
     }
 }
 
-/// Atoms that are not there are written so too: one of a set stands alone when its type is not known.
-fn same(a: Option<&Datum>, b: &Datum) -> bool {
-    let atoms = |datum: &Datum| match datum {
-        Datum::Scalar(atom) => Some(BTreeSet::from([atom.clone()])),
-        Datum::Set(atoms) => Some(atoms.clone()),
-        Datum::Map(_) => None,
-    };
-    a.is_some_and(|a| a == b || atoms(a).is_some_and(|a| Some(a) == atoms(b)))
-}
-
 impl<'a> Work<'a> {
     fn new(now: &'a Snapshot, description: &'a Description) -> Self {
         let mut known = BTreeMap::new();
@@ -342,11 +333,13 @@ impl<'a> Work<'a> {
         if wanted.kind == Kind::Vif {
             // Of a router that stays or not: the numbers of the old one are not those of the new one.
             let router = fixed.iter().find(|(name, _)| *name == "router").map(|(_, datum)| datum);
-            let Some(Datum::Scalar(Atom::Uuid(router))) = router else { return Ok(()) };
-            let number = Numbers::take(self.numbers.vifs.entry(*router).or_default());
-            VifNumber::try_from(number)
-                .map_err(|_| EditError::Full { what: "vif number", max: VifNumber::MAX })?;
-            row.push(("number", number.into()));
+            // Without a router it breaks a rule, which is found when all is put together.
+            if let Some(Datum::Scalar(Atom::Uuid(router))) = router {
+                let number = Numbers::take(self.numbers.vifs.entry(*router).or_default());
+                VifNumber::try_from(number)
+                    .map_err(|_| EditError::Full { what: "vif number", max: VifNumber::MAX })?;
+                row.push(("number", number.into()));
+            }
         }
         let insert = Operation::insert(wanted.kind.table()).uuid_name(label.clone());
         let insert =
@@ -422,26 +415,12 @@ impl<'a> Work<'a> {
 
     /// A value as people write it: references by name.
     fn words(&self, datum: &Datum) -> String {
-        let name_of = |uuid: &Uuid| {
-            let known = ORDER.iter().find_map(|kind| self.after.name_of(kind.table(), *uuid));
-            let gone = || ORDER.iter().find_map(|kind| self.now.rows.name_of(kind.table(), *uuid));
+        let name_of = |uuid: Uuid| {
+            let known = ORDER.iter().find_map(|kind| self.after.name_of(kind.table(), uuid));
+            let gone = || ORDER.iter().find_map(|kind| self.now.rows.name_of(kind.table(), uuid));
             known.or_else(gone).unwrap_or("?").to_owned()
         };
-        let atom = |atom: &Atom| match atom {
-            Atom::String(text) => text.to_string(),
-            Atom::Integer(number) => number.to_string(),
-            Atom::Uuid(uuid) => name_of(uuid),
-            Atom::Real(_) | Atom::Boolean(_) | Atom::NamedUuid(_) => format!("{atom:?}"),
-        };
-        match datum {
-            Datum::Scalar(one) => atom(one),
-            Datum::Set(atoms) if atoms.is_empty() => "none".to_owned(),
-            Datum::Set(atoms) => atoms.iter().map(atom).collect::<Vec<_>>().join(","),
-            Datum::Map(pairs) => {
-                let pairs = pairs.iter().map(|(key, value)| format!("{}:{}", atom(key), atom(value)));
-                pairs.collect::<Vec<_>>().join(",")
-            }
-        }
+        words(datum, name_of)
     }
 }
 

@@ -7,6 +7,7 @@ use xenflow_proto::Name;
 
 use super::Rows;
 use super::contract::Contract;
+use super::policy::shown;
 use super::row::{Kind, RowError, name_in};
 
 /// Most ports of a class; the schema's limit.
@@ -47,7 +48,7 @@ pub struct Matching {
 
 fn within<T: TryFrom<i64>>(what: &'static str, value: i64, min: i64, max: i64) -> Result<T, RowError> {
     let inside = (min..=max).contains(&value).then_some(value).and_then(|value| T::try_from(value).ok());
-    inside.ok_or(RowError::Range { what, value, min, max })
+    inside.ok_or_else(|| RowError::Range { what, value: value.to_string(), min, max })
 }
 
 /// The number of an IP protocol, by its name or number.
@@ -58,7 +59,7 @@ pub fn protocol(text: &str) -> Result<u8, RowError> {
     let known = WITH_PORTS.iter().chain(&OTHERS).find(|(name, _)| name.eq_ignore_ascii_case(text));
     match known {
         Some((_, number)) => Ok(*number),
-        None => text.parse().map_err(|_| RowError::Protocol(text.chars().take(40).collect())),
+        None => text.parse().map_err(|_| RowError::Protocol(shown(text))),
     }
 }
 
@@ -99,8 +100,18 @@ impl Matching {
         Ok(Self { dscp, protocol, ports })
     }
 
+    /// Reads the columns of a row.
+    ///
+    /// # Errors
+    /// [`RowError`] names the value and the rule.
+    pub fn parse(row: &Row) -> Result<Self, RowError> {
+        let number = row.opt_int("protocol")?.map(|value| within("protocol", value, 0, 255)).transpose()?;
+        Self::new(row.set_int("dscp")?, number, row.set_int("ports")?)
+    }
+
     /// The columns that say this.
-    pub(super) fn columns(&self) -> [(&'static str, Datum); 3] {
+    #[must_use]
+    pub fn columns(&self) -> [(&'static str, Datum); 3] {
         let numbers = |values: &mut dyn Iterator<Item = i64>| Datum::set(values.map(Atom::from));
         [
             ("dscp", numbers(&mut self.dscp.iter().map(|value| i64::from(*value)))),
@@ -110,19 +121,66 @@ impl Matching {
     }
 }
 
+/// A change of what a class takes in; what it leaves out stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MatchingChange {
+    dscp: Option<BTreeSet<i64>>,
+    protocol: Option<Option<u8>>,
+    ports: Option<BTreeSet<i64>>,
+}
+
+impl MatchingChange {
+    /// Reads the words of the command line: numbers, a protocol, numbers; or `none`.
+    ///
+    /// # Errors
+    /// [`RowError`] names the value and the rule.
+    pub fn parse(dscp: &[String], protocol_: Option<&str>, ports: &[String]) -> Result<Self, RowError> {
+        let numbers = |what, min, max, texts: &[String]| match texts {
+            [] => Ok(None),
+            [none] if none == "none" => Ok(Some(BTreeSet::new())),
+            texts => {
+                let refuse = |text: &str| RowError::Range { what, value: shown(text), min, max };
+                let number = |text: &String| text.parse().map_err(|_| refuse(text));
+                texts.iter().map(number).collect::<Result<_, _>>().map(Some)
+            }
+        };
+        let protocol = match protocol_ {
+            None => None,
+            Some("none") => Some(None),
+            Some(text) => Some(Some(protocol(text)?)),
+        };
+        Ok(Self { dscp: numbers("DSCP", 0, 63, dscp)?, protocol, ports: numbers("port", 1, 65535, ports)? })
+    }
+
+    /// It changes nothing.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.dscp.is_none() && self.protocol.is_none() && self.ports.is_none()
+    }
+
+    /// What is taken in after the change.
+    ///
+    /// # Errors
+    /// See [`Matching::new`].
+    pub fn applied(&self, to: &Matching) -> Result<Matching, RowError> {
+        let dscp = self.dscp.clone().unwrap_or_else(|| to.dscp.iter().map(|n| i64::from(*n)).collect());
+        let ports = self.ports.clone().unwrap_or_else(|| to.ports.iter().map(|n| i64::from(*n)).collect());
+        Matching::new(dscp, self.protocol.unwrap_or(to.protocol), ports)
+    }
+}
+
 impl TrafficClass {
     /// Reads a row of `Traffic_Class`.
     ///
     /// # Errors
     /// [`RowError`] names the value and the rule.
     pub fn parse(rows: &Rows, uuid: Uuid, row: &Row) -> Result<Self, RowError> {
-        let number = row.opt_int("protocol")?.map(|value| within("protocol", value, 0, 255)).transpose()?;
         Ok(Self {
             uuid,
             name: row.str("name")?.parse()?,
             network: name_in(rows, Kind::Network, row.uuid("network")?)?,
             priority: priority(row.int("priority")?)?,
-            matching: Matching::new(row.set_int("dscp")?, number, row.set_int("ports")?)?,
+            matching: Matching::parse(row)?,
             contract: Contract::parse(row)?,
         })
     }

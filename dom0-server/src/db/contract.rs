@@ -97,13 +97,18 @@ impl Contract {
         self.max
     }
 
-    pub(super) fn parse(row: &Row) -> Result<Self, RowError> {
+    /// Reads the columns of a row.
+    ///
+    /// # Errors
+    /// [`RowError`] names the value and the rule.
+    pub fn parse(row: &Row) -> Result<Self, RowError> {
         let rate = |column| row.opt_int(column)?.map(Rate::try_from).transpose();
         Self::new(rate("min_bps")?, rate("max_bps")?)
     }
 
     /// The columns that say this.
-    pub(super) fn columns(&self) -> [(&'static str, Datum); 2] {
+    #[must_use]
+    pub fn columns(&self) -> [(&'static str, Datum); 2] {
         [
             ("min_bps", Datum::set(self.min.map(Rate::column))),
             ("max_bps", Datum::set(self.max.map(Rate::column))),

@@ -7,13 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ovsdb::{Atom, Datum};
 use serde::Deserialize;
-use xenflow_proto::{MacAddr, Name, VlanId};
+use xenflow_proto::{Name, VlanId};
 
 use super::RouterPolicy;
 use super::class::{self, Matching};
 use super::contract::{Contract, Rate};
 use super::policy::PolicyChange;
-use super::row::{Kind, RowError, port_name, usable_mac};
+use super::row::{Kind, RowError, mac, port_name};
 
 /// Longest description, in bytes.
 pub const MAX_BYTES: usize = 16 << 20;
@@ -227,10 +227,6 @@ fn rate(text: Option<&RateText>) -> Result<Option<Rate>, RowError> {
 
 fn contract(min: Option<&RateText>, max: Option<&RateText>) -> Result<Contract, RowError> {
     Contract::new(rate(min)?, rate(max)?)
-}
-
-fn mac(text: &str) -> Result<MacAddr, RowError> {
-    usable_mac(text.parse()?)
 }
 
 fn plain<const N: usize>(columns: [(&'static str, Datum); N]) -> Vec<(&'static str, Column)> {

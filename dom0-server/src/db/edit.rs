@@ -1,25 +1,26 @@
 //! Edits of the desired state, as transactions for the command line.
 //!
-//! Each function checks a [`Snapshot`] and returns the operations of one transaction. What the snapshot cannot
-//! promise (somebody else edits too) the transaction guards itself: by the schema's indexes and references,
-//! and by `wait` operations. A transaction that fails so ([`is_lost_race`]) is built again on a new snapshot.
+//! Each function checks a [`Snapshot`] and returns the operations of one transaction. Whether a row may be so is asked of
+//! the rules that daemons keep: the state is assembled as it would be ([`Desired::assemble`]). What the snapshot cannot
+//! promise (somebody else edits too) the transaction guards itself: by the schema's indexes and references, and by `wait`
+//! operations. A transaction that fails so ([`is_lost_race`]) is built again on a new snapshot.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use ovsdb::{Condition, Datum, Mutator, OpResult, Operation, Row, TransactError, Until, Uuid};
-use xenflow_proto::{MacAddr, Name, VlanId};
+use ovsdb::{Atom, Condition, Datum, Mutator, OpResult, Operation, Row, TransactError, Until, Uuid};
+use xenflow_proto::Name;
 
-use super::desired::same_network;
-use super::policy::{PolicyChange, RouterPolicy};
-use super::row::{Attachment, Kind, Router, RouterId, RowError, Segment, VifNumber, port_name, usable_mac};
-use super::{Desired, InvalidRow, Rows, Status, table};
+use super::description::Column;
+use super::row::{Kind, RouterId, RowError, VifNumber, port_name};
+use super::words::{same, words};
+use super::{Desired, InvalidRow, NodeStatus, Rows, Status, columns_of, table};
 
 /// Why an edit is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EditError {
     /// The name is taken.
-    #[error("{kind} {name} exists already")]
+    #[error("{kind} {name} exists already: choose another name, or say --may-exist")]
     Exists {
         /// Of which kind.
         kind: Kind,
@@ -27,8 +28,32 @@ pub enum EditError {
         name: Name,
     },
     /// No such thing.
-    #[error("there is no {kind} {name}")]
+    #[error("there is no {kind} {name}: 'xenflow {} list' shows all", .kind.noun())]
     Unknown {
+        /// Of which kind.
+        kind: Kind,
+        /// The name.
+        name: String,
+    },
+    /// It is there, but not as it may be.
+    #[error("{kind} {name} exists already with {column} {is}, not {asked}: {todo}")]
+    Differs {
+        /// Of which kind.
+        kind: Kind,
+        /// The name.
+        name: String,
+        /// What differs.
+        column: &'static str,
+        /// What stands there.
+        is: String,
+        /// What was asked for.
+        asked: String,
+        /// What to do.
+        todo: String,
+    },
+    /// A change that changes nothing.
+    #[error("nothing to set of {kind} {name}")]
+    Nothing {
         /// Of which kind.
         kind: Kind,
         /// The name.
@@ -41,7 +66,7 @@ pub enum EditError {
     #[error(transparent)]
     Row(#[from] RowError),
     /// Something else refers to it.
-    #[error("{kind} {name} is in use by {users}")]
+    #[error("{kind} {name} is in use by {users}: remove those first")]
     InUse {
         /// Of which kind.
         kind: Kind,
@@ -50,8 +75,19 @@ pub enum EditError {
         /// By what: kinds and names.
         users: String,
     },
+    /// The node's daemon may be at work.
+    #[error(
+        "node {node} was seen {seconds} s ago: end its daemon and wait until it has been silent for {} s, or say --force",
+        super::retire::SILENT_MS / 1000
+    )]
+    Alive {
+        /// The node.
+        node: String,
+        /// How long ago, in seconds.
+        seconds: u64,
+    },
     /// The port is an uplink of the node already.
-    #[error("port {port} is an uplink of node {node} already")]
+    #[error("port {port} is an uplink of node {node} already: say --may-exist if it may be")]
     UplinkExists {
         /// The node.
         node: Name,
@@ -59,7 +95,7 @@ pub enum EditError {
         port: String,
     },
     /// The port is no uplink of the node.
-    #[error("port {port} is no uplink of node {node}")]
+    #[error("port {port} is no uplink of node {node}: 'xenflow uplink show {node}' has all")]
     NoUplink {
         /// The node.
         node: String,
@@ -67,7 +103,7 @@ pub enum EditError {
         port: String,
     },
     /// No number is free.
-    #[error("every {what} from 1 to {max} is taken")]
+    #[error("every {what} from 1 to {max} is taken: remove one first")]
     Full {
         /// `router id` or `vif number`.
         what: &'static str,
@@ -102,14 +138,39 @@ impl From<Rows> for Snapshot {
 }
 
 /// No row of the table meets the condition, or the transaction fails.
-fn none(table: &str, conditions: impl IntoIterator<Item = Condition>) -> Operation {
+pub(super) fn none(table: &str, conditions: impl IntoIterator<Item = Condition>) -> Operation {
     let wait = Operation::wait(table, &["_uuid"], Until::Equal, [], Duration::ZERO);
     conditions.into_iter().fold(wait, Operation::filter)
 }
 
-fn taken(what: &'static str, value: impl ToString, kind: Kind, by: &Name) -> EditError {
-    RowError::Taken { what, value: value.to_string(), kind, by: by.clone() }.into()
+/// Fails the transaction unless these columns of the row are still so.
+pub(super) fn unchanged(table: &str, uuid: Uuid, before: &Row, columns: &[&str]) -> Operation {
+    let row: Row = columns.iter().filter_map(|name| Some((*name, before.get(name)?.clone()))).collect();
+    Operation::wait(table, columns, Until::Equal, [row], Duration::ZERO).filter(Rows::is(uuid))
 }
+
+/// A row of which nothing is said.
+fn blank(kind: Kind) -> Row {
+    let empty = |name: &'static str| match name {
+        "punt_rate" | "external_ids" => (name, Datum::map::<&str, &str>([])),
+        _ => (name, Datum::empty()),
+    };
+    columns_of(kind.table()).iter().copied().chain(["external_ids"]).map(empty).collect()
+}
+
+/// One row, by its name as it stands there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// Its table.
+    pub kind: Kind,
+    /// The network within which the name is unique: of a class.
+    pub network: Option<String>,
+    /// The name.
+    pub name: String,
+}
+
+/// What columns are to hold.
+pub type Columns = Vec<(&'static str, Column)>;
 
 /// The lowest number from 1 that is not used.
 fn lowest_free(used: &BTreeSet<i64>) -> i64 {
@@ -132,196 +193,198 @@ impl Snapshot {
         all
     }
 
-    fn free(&self, kind: Kind, name: &Name) -> Result<(), EditError> {
-        match self.rows.named(kind.table(), name.as_str()) {
-            Some(_) => Err(EditError::Exists { kind, name: name.clone() }),
-            None => Ok(()),
+    /// What daemons report of their nodes. Rows that do not parse are left out.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<NodeStatus> {
+        self.rows.of(table::NODE_STATUS).filter_map(|(_, row)| NodeStatus::parse(row).ok()).collect()
+    }
+
+    fn unknown(key: &Key) -> EditError {
+        EditError::Unknown { kind: key.kind, name: key.name.clone() }
+    }
+
+    /// The row of that name that means something.
+    fn reference(&self, kind: Kind, name: &str) -> Result<Uuid, EditError> {
+        let found = self.rows.named(kind.table(), name);
+        let (uuid, _) = found.ok_or_else(|| EditError::Unknown { kind, name: name.to_owned() })?;
+        match self.invalid.iter().find(|row| row.uuid == uuid) {
+            Some(row) => Err(EditError::Invalid(Box::new(row.clone()))),
+            None => Ok(uuid),
         }
     }
 
-    /// The valid thing of that name that `found` holds; a row that was left out says why.
-    pub(super) fn known<'a, T>(
-        &self,
-        found: Option<&'a T>,
-        kind: Kind,
-        name: &Name,
-    ) -> Result<&'a T, EditError> {
-        found.ok_or_else(|| {
-            let of_name = |row: &&InvalidRow| row.kind == kind && row.name == name.as_str();
-            match self.invalid.iter().find(of_name) {
-                Some(row) => EditError::Invalid(Box::new(row.clone())),
-                None => EditError::Unknown { kind, name: name.to_string() },
-            }
-        })
-    }
-
-    fn segment(&self, name: &Name) -> Result<&Segment, EditError> {
-        self.known(self.desired.segments.get(name), Kind::Segment, name)
-    }
-
-    fn router(&self, name: &Name) -> Result<&Router, EditError> {
-        self.known(self.desired.routers.get(name), Kind::Router, name)
-    }
-
-    fn network(&self, name: &Name) -> Result<Uuid, EditError> {
-        Ok(self.known(self.desired.networks.get(name), Kind::Network, name)?.uuid)
-    }
-
-    /// A network.
-    pub fn add_network(&self, name: &Name) -> Result<Vec<Operation>, EditError> {
-        self.free(Kind::Network, name)?;
-        Ok(vec![Operation::insert(table::NETWORK).set("name", name.as_str())])
-    }
-
-    /// A segment of a network, on a VLAN that no other one has.
-    pub fn add_segment(
-        &self,
-        name: &Name,
-        network: &Name,
-        vlan: VlanId,
-    ) -> Result<Vec<Operation>, EditError> {
-        self.free(Kind::Segment, name)?;
-        let network = self.network(network)?;
-        if let Some(other) = self.desired.segments.values().find(|other| other.vlan == vlan) {
-            return Err(taken("VLAN", vlan, Kind::Segment, &other.name));
-        }
-        let row = Operation::insert(table::SEGMENT)
-            .set("name", name.as_str())
-            .set("network", network)
-            .set("vlan", i64::from(vlan.get()));
-        Ok(vec![row])
-    }
-
-    /// A router of a network, with the lowest free number.
-    pub fn add_router(
-        &self,
-        name: &Name,
-        network: &Name,
-        policy: &RouterPolicy,
-    ) -> Result<Vec<Operation>, EditError> {
-        self.free(Kind::Router, name)?;
-        let network = self.network(network)?;
-        let used = self.rows.of(table::ROUTER).filter_map(|(_, row)| row.int("id").ok()).collect();
-        let id = RouterId::try_from(lowest_free(&used))
-            .map_err(|_| EditError::Full { what: "router id", max: RouterId::MAX })?;
-        let row = Operation::insert(table::ROUTER)
-            .set("name", name.as_str())
-            .set("network", network)
-            .set("id", i64::from(id.get()));
-        let row = policy.columns().into_iter().fold(row, |row, (column, value)| row.set(column, value));
-        Ok(vec![row])
-    }
-
-    /// A router's policy becomes another one; nothing if it is that already.
-    pub fn set_router(&self, name: &Name, change: &PolicyChange) -> Result<Vec<Operation>, EditError> {
-        let router = self.router(name)?;
-        let policy = change.applied(&router.policy);
-        if policy == router.policy {
-            return Ok(Vec::new());
-        }
-        // What the change leaves out must still be what it was.
-        let before = router.policy.columns();
-        let columns = before.clone().map(|(column, _)| column);
-        let same = Operation::wait(
-            table::ROUTER,
-            &columns,
-            Until::Equal,
-            [before.into_iter().collect::<Row>()],
-            Duration::ZERO,
-        );
-        let update = Operation::update(table::ROUTER).filter(Rows::is(router.uuid));
-        let update = policy.columns().into_iter().fold(update, |row, (column, value)| row.set(column, value));
-        Ok(vec![same.filter(Rows::is(router.uuid)), update])
-    }
-
-    /// A vif of a router, with the lowest number that is free there.
-    pub fn add_vif(
-        &self,
-        name: &Name,
-        router: &Name,
-        attachment: &Attachment,
-        mac: MacAddr,
-    ) -> Result<Vec<Operation>, EditError> {
-        self.free(Kind::Vif, name)?;
-        if self.rows.named(table::ACCESS, name.as_str()).is_some() {
-            return Err(taken("name", name, Kind::Access, name));
-        }
-        let router = self.router(router)?;
-        let mac = usable_mac(mac)?;
-        if let Some(other) = self.desired.vifs.values().find(|other| other.mac == mac) {
-            return Err(taken("MAC address", mac, Kind::Vif, &other.name));
-        }
-        if let Some(other) = self.desired.access.values().find(|other| other.macs.contains(&mac)) {
-            return Err(taken("MAC address", mac, Kind::Access, &other.name));
-        }
-        let used = self.rows.of(table::VIF).filter(|(_, row)| row.uuid("router") == Ok(router.uuid));
-        let used = used.filter_map(|(_, row)| row.int("number").ok()).collect();
-        let number = VifNumber::try_from(lowest_free(&used))
-            .map_err(|_| EditError::Full { what: "vif number", max: VifNumber::MAX })?;
-        let mut operations = vec![
-            none(table::ACCESS, [Condition::eq("name", name.as_str())]),
-            none(table::ACCESS, [Condition::includes("macs", mac.to_string())]),
-        ];
-        let row = Operation::insert(table::VIF)
-            .set("name", name.as_str())
-            .set("router", router.uuid)
-            .set("number", i64::from(number.get()))
-            .set("mac", mac.to_string());
-        let row = match attachment {
-            Attachment::Segment(segment) => {
-                let segment = self.segment(segment)?;
-                same_network(segment, router)?;
-                row.set("kind", "data").set("segment", segment.uuid)
-            }
-            Attachment::Control => {
-                if let Some(other) = self.desired.control_vif(&router.name) {
-                    let what = "the place of the control vif of router";
-                    return Err(taken(what, &router.name, Kind::Vif, &other.name));
-                }
-                let same = [Condition::eq("router", router.uuid), Condition::eq("kind", "control")];
-                operations.push(none(table::VIF, same));
-                row.set("kind", "control")
-            }
+    /// A row, valid or not.
+    fn find(&self, key: &Key) -> Result<Option<(Uuid, &Row)>, EditError> {
+        let network = key.network.as_ref().map(|name| self.reference(Kind::Network, name)).transpose()?;
+        let is_it = |row: &Row| {
+            row.str("name") == Ok(&key.name) && network.is_none_or(|uuid| row.uuid("network") == Ok(uuid))
         };
-        operations.push(row);
+        Ok(self.rows.of(key.kind.table()).find(|(_, row)| is_it(row)))
+    }
+
+    /// A row that is there and means something.
+    ///
+    /// # Errors
+    /// [`EditError::Unknown`], or [`EditError::Invalid`] with the rule that the row breaks.
+    pub fn row(&self, key: &Key) -> Result<&Row, EditError> {
+        let (uuid, row) = self.find(key)?.ok_or_else(|| Self::unknown(key))?;
+        match self.invalid.iter().find(|row| row.uuid == uuid) {
+            Some(row) => Err(EditError::Invalid(Box::new(row.clone()))),
+            None => Ok(row),
+        }
+    }
+
+    fn resolve(&self, columns: &Columns) -> Result<Vec<(&'static str, Datum)>, EditError> {
+        let resolve = |(name, column): &(&'static str, Column)| match column {
+            Column::Is(datum) => Ok((*name, datum.clone())),
+            Column::To(kind, target) => Ok((*name, self.reference(*kind, target.as_str())?.into())),
+        };
+        columns.iter().map(resolve).collect()
+    }
+
+    /// The row is to be so: refused if it would mean nothing then, or another one that means something now.
+    fn check(&self, kind: Kind, uuid: Uuid, row: BTreeMap<String, Datum>) -> Result<(), EditError> {
+        let mut after = self.rows.clone();
+        after.insert(kind.table(), uuid, row.into_iter().collect());
+        let broken: BTreeSet<Uuid> = self.invalid.iter().map(|row| row.uuid).collect();
+        let (_, invalid) = Desired::assemble(&after);
+        if let Some(own) = invalid.iter().find(|row| row.uuid == uuid) {
+            return Err(own.reason.clone().into());
+        }
+        let Some(other) = invalid.into_iter().find(|row| !broken.contains(&row.uuid)) else { return Ok(()) };
+        // Of two that exclude each other the later one by name is left out, but it was there first.
+        match (other.reason.clone(), other.name.parse()) {
+            (RowError::Taken { what, value, .. }, Ok(by)) => {
+                Err(RowError::Taken { what, value, kind: other.kind, by }.into())
+            }
+            _ => Err(EditError::Invalid(Box::new(other))),
+        }
+    }
+
+    /// A new row. `change` says what of a row is to be how, given what is there: first nothing. With `may_exist` one that
+    /// is there already is left alone, if `change` changes nothing of it.
+    ///
+    /// # Errors
+    /// [`EditError`] names the value and the rule.
+    pub fn add(
+        &self,
+        key: &Key,
+        may_exist: bool,
+        change: impl Fn(&Row) -> Result<Columns, RowError>,
+    ) -> Result<Vec<Operation>, EditError> {
+        let name: Name = key.name.parse().map_err(RowError::from)?;
+        let kind = key.kind;
+        if let Some((_, row)) = self.find(key)? {
+            return match may_exist {
+                true => self.is_so(key, row, &self.resolve(&change(row)?)?).map(|()| Vec::new()),
+                false => Err(EditError::Exists { kind, name }),
+            };
+        }
+        let blank = blank(kind);
+        let mut columns = vec![("name", Datum::from(name.as_str()))];
+        if let Some(network) = &key.network {
+            columns.push(("network", self.reference(Kind::Network, network)?.into()));
+        }
+        columns.extend(self.resolve(&change(&blank)?)?);
+        columns.extend(self.number(kind, &columns)?);
+        let mut row: BTreeMap<String, Datum> =
+            blank.columns().map(|(name, datum)| (name.to_owned(), datum.clone())).collect();
+        row.extend(columns.iter().map(|(name, datum)| ((*name).to_owned(), datum.clone())));
+        self.check(kind, Uuid(u128::MAX), row)?;
+        let mut operations = guards(kind, &columns);
+        let insert = Operation::insert(kind.table());
+        operations.push(columns.into_iter().fold(insert, |row, (name, datum)| row.set(name, datum)));
         Ok(operations)
     }
 
-    /// An access port on a segment, and the addresses of its host, which must be no vif's.
-    pub fn add_access(
+    /// The lowest free number, where there is one.
+    fn number(
         &self,
-        name: &Name,
-        segment: &Name,
-        macs: &BTreeSet<MacAddr>,
-    ) -> Result<Vec<Operation>, EditError> {
-        self.free(Kind::Access, name)?;
-        if self.rows.named(table::VIF, name.as_str()).is_some() {
-            return Err(taken("name", name, Kind::Vif, name));
-        }
-        let segment = self.segment(segment)?.uuid;
-        let mut operations = vec![none(table::VIF, [Condition::eq("name", name.as_str())])];
-        for mac in macs {
-            let mac = usable_mac(*mac)?;
-            if let Some(vif) = self.desired.vifs.values().find(|vif| vif.mac == mac) {
-                return Err(taken("MAC address", mac, Kind::Vif, &vif.name));
+        kind: Kind,
+        columns: &[(&'static str, Datum)],
+    ) -> Result<Option<(&'static str, Datum)>, EditError> {
+        match kind {
+            Kind::Router => {
+                let used = self.rows.of(table::ROUTER).filter_map(|(_, row)| row.int("id").ok()).collect();
+                let id = RouterId::try_from(lowest_free(&used))
+                    .map_err(|_| EditError::Full { what: "router id", max: RouterId::MAX })?;
+                Ok(Some(("id", i64::from(id.get()).into())))
             }
-            operations.push(none(table::VIF, [Condition::eq("mac", mac.to_string())]));
+            Kind::Vif => {
+                let router = columns.iter().find(|(name, _)| *name == "router").map(|(_, datum)| datum);
+                let used = self.rows.of(table::VIF).filter(|(_, row)| row.get("router") == router);
+                let used = used.filter_map(|(_, row)| row.int("number").ok()).collect();
+                let number = VifNumber::try_from(lowest_free(&used))
+                    .map_err(|_| EditError::Full { what: "vif number", max: VifNumber::MAX })?;
+                Ok(Some(("number", i64::from(number.get()).into())))
+            }
+            Kind::Node | Kind::Network | Kind::Segment | Kind::Access | Kind::Class => Ok(None),
         }
-        let row = Operation::insert(table::ACCESS)
-            .set("name", name.as_str())
-            .set("segment", segment)
-            .set("macs", Datum::set(macs.iter().map(MacAddr::to_string)));
-        operations.push(row);
+    }
+
+    /// Refuses what is there, but not as asked.
+    fn is_so(&self, key: &Key, row: &Row, asked: &[(&'static str, Datum)]) -> Result<(), EditError> {
+        let Some((column, asked)) = asked.iter().find(|(name, datum)| !same(row.get(name), datum)) else {
+            return Ok(());
+        };
+        let words = |datum| words(datum, |uuid| self.name_of(uuid));
+        let (kind, noun) = (key.kind, key.kind.noun());
+        let todo = match FIXED.contains(&(kind, column)) {
+            true => format!("that cannot be changed, remove it first ('xenflow {noun} remove')"),
+            false => format!("'xenflow {noun} set' changes it"),
+        };
+        let (name, is) = (key.name.clone(), row.get(column).map_or_else(String::new, words));
+        Err(EditError::Differs { kind, name, column, is, asked: words(asked), todo })
+    }
+
+    /// The name of what a row refers to.
+    fn name_of(&self, uuid: Uuid) -> String {
+        let kinds = [Kind::Network, Kind::Segment, Kind::Router];
+        let name = kinds.iter().find_map(|kind| self.rows.name_of(kind.table(), uuid));
+        name.map_or_else(|| uuid.to_string(), str::to_owned)
+    }
+
+    /// Changes a row; nothing, if it is so already. An invalid one too, if it is valid then.
+    ///
+    /// # Errors
+    /// [`EditError`] names the value and the rule.
+    pub fn set(
+        &self,
+        key: &Key,
+        change: impl Fn(&Row) -> Result<Columns, RowError>,
+    ) -> Result<Vec<Operation>, EditError> {
+        let (uuid, row) = self.find(key)?.ok_or_else(|| Self::unknown(key))?;
+        let columns = self.resolve(&change(row)?)?;
+        if columns.is_empty() {
+            return Err(EditError::Nothing { kind: key.kind, name: key.name.clone() });
+        }
+        if columns.iter().all(|(name, datum)| same(row.get(name), datum)) {
+            return Ok(Vec::new());
+        }
+        let mut after: BTreeMap<String, Datum> =
+            row.columns().map(|(name, datum)| (name.to_owned(), datum.clone())).collect();
+        after.extend(columns.iter().map(|(name, datum)| ((*name).to_owned(), datum.clone())));
+        self.check(key.kind, uuid, after)?;
+        // What the change leaves out must still be what it was.
+        let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
+        let mut operations = vec![unchanged(key.kind.table(), uuid, row, &names)];
+        operations.extend(guards(key.kind, &columns));
+        let update = Operation::update(key.kind.table()).filter(Rows::is(uuid));
+        operations.push(columns.into_iter().fold(update, |row, (name, datum)| row.set(name, datum)));
         Ok(operations)
     }
 
     /// An uplink of a node, which is created with its first one.
-    pub fn add_uplink(&self, node: &Name, port: &str) -> Result<Vec<Operation>, EditError> {
+    ///
+    /// # Errors
+    /// [`EditError`] names the value and the rule.
+    pub fn add_uplink(&self, node: &Name, port: &str, may_exist: bool) -> Result<Vec<Operation>, EditError> {
         let port = port_name(port)?;
         let uplink = Datum::set([port]);
         match self.rows.named(table::NODE, node.as_str()) {
             Some((_, row)) if row.set_str("uplinks").is_ok_and(|ports| ports.contains(port)) => {
-                Err(EditError::UplinkExists { node: node.clone(), port: port.to_owned() })
+                let exists = EditError::UplinkExists { node: node.clone(), port: port.to_owned() };
+                if may_exist { Ok(Vec::new()) } else { Err(exists) }
             }
             Some((uuid, _)) => {
                 let there = Operation::wait(table::NODE, &["name"], Until::NotEqual, [], Duration::ZERO);
@@ -334,31 +397,46 @@ impl Snapshot {
         }
     }
 
-    /// Takes an uplink from a node. A node without uplinks goes too.
-    pub fn remove_uplink(&self, node: &str, port: &str) -> Result<Vec<Operation>, EditError> {
-        let Some((uuid, row)) = self.rows.named(table::NODE, node) else {
-            return Err(EditError::Unknown { kind: Kind::Node, name: node.to_owned() });
+    /// Takes an uplink from a node. A node without uplinks goes too. With `if_exists` one that is not there is as good.
+    ///
+    /// # Errors
+    /// [`EditError::Unknown`] of the node, [`EditError::NoUplink`] of the port.
+    pub fn remove_uplink(
+        &self,
+        node: &str,
+        port: &str,
+        if_exists: bool,
+    ) -> Result<Vec<Operation>, EditError> {
+        let refused = match self.rows.named(table::NODE, node) {
+            Some((uuid, row)) if row.set_str("uplinks").is_ok_and(|ports| ports.contains(port)) => {
+                let take =
+                    Operation::mutate(table::NODE).mutation("uplinks", Mutator::Delete, Datum::set([port]));
+                let last = Operation::delete(table::NODE).filter(Condition::eq("uplinks", Datum::empty()));
+                return Ok(vec![take.filter(Rows::is(uuid)), last.filter(Rows::is(uuid))]);
+            }
+            Some(_) => EditError::NoUplink { node: node.to_owned(), port: port.to_owned() },
+            None => EditError::Unknown { kind: Kind::Node, name: node.to_owned() },
         };
-        if !row.set_str("uplinks").is_ok_and(|ports| ports.contains(port)) {
-            return Err(EditError::NoUplink { node: node.to_owned(), port: port.to_owned() });
-        }
-        let take = Operation::mutate(table::NODE).mutation("uplinks", Mutator::Delete, Datum::set([port]));
-        let last = Operation::delete(table::NODE).filter(Condition::eq("uplinks", Datum::empty()));
-        Ok(vec![take.filter(Rows::is(uuid)), last.filter(Rows::is(uuid))])
+        if if_exists { Ok(Vec::new()) } else { Err(refused) }
     }
 
-    /// Removes a thing that nothing refers to; an invalid row too, by the name that stands there.
-    pub fn remove(&self, kind: Kind, name: &str) -> Result<Vec<Operation>, EditError> {
-        let Some((uuid, _)) = self.rows.named(kind.table(), name) else {
-            return Err(EditError::Unknown { kind, name: name.to_owned() });
+    /// Removes a thing that nothing refers to; an invalid row too, by the name that stands there. With `if_exists` one that
+    /// is not there is as good.
+    ///
+    /// # Errors
+    /// [`EditError::Unknown`] or [`EditError::InUse`].
+    pub fn remove(&self, key: &Key, if_exists: bool) -> Result<Vec<Operation>, EditError> {
+        let Some((uuid, _)) = self.find(key)? else {
+            return if if_exists { Ok(Vec::new()) } else { Err(Self::unknown(key)) };
         };
-        let users = self.users(kind, uuid);
+        let Key { kind, name, .. } = key;
+        let users = self.users(*kind, uuid);
         if !users.is_empty() {
-            return Err(EditError::InUse { kind, name: name.to_owned(), users: users.join(", ") });
+            return Err(EditError::InUse { kind: *kind, name: name.clone(), users: users.join(", ") });
         }
         let mut operations = vec![Operation::delete(kind.table()).filter(Rows::is(uuid))];
-        if kind == Kind::Router {
-            operations.push(Operation::delete(table::STATUS).filter(Condition::eq("router", name)));
+        if *kind == Kind::Router {
+            operations.push(Operation::delete(table::STATUS).filter(Condition::eq("router", name.as_str())));
         }
         Ok(operations)
     }
@@ -384,6 +462,45 @@ impl Snapshot {
         }
         users
     }
+}
+
+/// Columns that are as they were when the row came.
+const FIXED: [(Kind, &str); 5] = [
+    (Kind::Segment, "network"),
+    (Kind::Router, "network"),
+    (Kind::Vif, "router"),
+    (Kind::Vif, "kind"),
+    (Kind::Class, "network"),
+];
+
+/// Fails the transaction if somebody else breaks a rule between tables at the same time, which no index keeps.
+fn guards(kind: Kind, columns: &[(&'static str, Datum)]) -> Vec<Operation> {
+    let mut guards = Vec::new();
+    let column = |name: &str| columns.iter().find(|(known, _)| *known == name).map(|(_, datum)| datum);
+    match kind {
+        Kind::Vif => {
+            guards.extend(
+                column("name").map(|name| none(table::ACCESS, [Condition::eq("name", name.clone())])),
+            );
+            let mac = column("mac");
+            guards.extend(mac.map(|mac| none(table::ACCESS, [Condition::includes("macs", mac.clone())])));
+            if let (Some(router), Some(kind)) = (column("router"), column("kind"))
+                && *kind == Datum::from("control")
+            {
+                let same = [Condition::eq("router", router.clone()), Condition::eq("kind", kind.clone())];
+                guards.push(none(table::VIF, same));
+            }
+        }
+        Kind::Access => {
+            guards.extend(column("name").map(|name| none(table::VIF, [Condition::eq("name", name.clone())])));
+            if let Some(Datum::Set(macs)) = column("macs") {
+                let of = |mac: &Atom| none(table::VIF, [Condition::eq("mac", mac.clone())]);
+                guards.extend(macs.iter().map(of));
+            }
+        }
+        Kind::Node | Kind::Network | Kind::Segment | Kind::Router | Kind::Class => {}
+    }
+    guards
 }
 
 /// The one row of settings, for a database that was just created.

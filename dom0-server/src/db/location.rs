@@ -14,6 +14,9 @@ use super::{DATABASE, RowError, Rows, table};
 /// Greatest generation that the database takes.
 pub const GENERATION_MAX: u64 = i64::MAX.unsigned_abs();
 
+/// Columns that are read.
+pub(super) const COLUMNS: [&str; 4] = ["segment", "mac", "node", "generation"];
+
 /// A MAC address on a segment.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
@@ -44,6 +47,12 @@ impl Located {
         rows.of(table::LOCATION).filter_map(|(_, row)| parse(row).ok()).collect()
     }
 
+    /// The rows of a [`select`], likewise.
+    #[must_use]
+    pub fn of_rows(rows: &[Row]) -> Self {
+        rows.iter().filter_map(|row| parse(row).ok()).collect()
+    }
+
     /// Generations of the nodes that have claimed a place.
     #[must_use]
     pub fn claims(&self, place: &Place) -> Option<&BTreeMap<Name, u64>> {
@@ -54,6 +63,14 @@ impl Located {
     #[must_use]
     pub fn winner(&self, place: &Place) -> Option<&Name> {
         winner(self.0.get(place)?)
+    }
+
+    /// Every place with the node that has it, and since which generation.
+    pub fn winners(&self) -> impl Iterator<Item = (&Place, &Name, u64)> {
+        self.0.iter().filter_map(|(place, claims)| {
+            let node = winner(claims)?;
+            Some((place, node, *claims.get(node)?))
+        })
     }
 
     /// What a node has claimed, with its generations.
@@ -69,6 +86,12 @@ impl Located {
     }
 }
 
+/// Asks for all rows.
+#[must_use]
+pub fn select() -> Operation {
+    Operation::select(table::LOCATION)
+}
+
 fn winner(claims: &BTreeMap<Name, u64>) -> Option<&Name> {
     let rank = |(node, generation): &(&Name, &u64)| (**generation, std::cmp::Reverse((*node).clone()));
     claims.iter().max_by_key(rank).map(|(node, _)| node)
@@ -79,10 +102,17 @@ fn parse(row: &Row) -> Result<(Place, Name, u64), RowError> {
     Ok((place, row.str("node")?.parse()?, row.int("generation")?.unsigned_abs()))
 }
 
-/// What is watched: all of the table.
+/// What is watched: all of the table, and up to which number of the desired state it has been read.
 #[must_use]
 pub fn monitor() -> ovsdb::Monitor {
-    ovsdb::Monitor::new(DATABASE).table(table::LOCATION, &["segment", "mac", "node", "generation"])
+    let rows = ovsdb::Monitor::new(DATABASE).table(table::LOCATION, &COLUMNS);
+    rows.table(table::XENFLOW, &["next_cfg"])
+}
+
+/// `XenFlow.next_cfg` of what [`monitor`] has read.
+#[must_use]
+pub fn cfg(rows: &Rows) -> i64 {
+    rows.of(table::XENFLOW).next().and_then(|(_, row)| row.int("next_cfg").ok()).unwrap_or_default()
 }
 
 fn integer(generation: u64) -> Datum {

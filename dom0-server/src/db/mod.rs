@@ -12,15 +12,18 @@ pub mod contract;
 pub mod description;
 pub mod desired;
 pub mod edit;
+pub mod external_ids;
+pub mod happened;
 pub mod location;
 pub mod node_status;
 pub mod policy;
 pub mod rbac;
+pub mod retire;
 pub mod row;
 mod rows;
-mod sla;
 pub mod statistics;
 pub mod status;
+mod words;
 
 pub use class::TrafficClass;
 pub use contract::{Contract, Rate};
@@ -82,6 +85,11 @@ const DESIRED_COLUMNS: [(&str, &[&str]); 8] = [
         &["name", "network", "priority", "dscp", "protocol", "ports", "min_bps", "max_bps"],
     ),
 ];
+
+/// Tables and columns that a daemon keeps a copy of on its own host: the desired state, and what is where.
+pub(crate) fn kept_tables() -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
+    DESIRED_COLUMNS.into_iter().chain([(table::LOCATION, &location::COLUMNS[..])])
+}
 
 /// The columns of a table of the desired state.
 fn columns_of(table: &str) -> &'static [&'static str] {

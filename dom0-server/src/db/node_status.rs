@@ -33,6 +33,9 @@ pub struct NodeStatus {
 }
 
 impl NodeStatus {
+    /// The columns of a row, `node` first.
+    pub const COLUMNS: [&'static str; 8] =
+        ["node", "version", "ovs_version", "datapath", "started_ms", "seen_ms", "cfg", "problems"];
     /// The columns that a waiting command reads.
     pub const WAITED_FOR: [&'static str; 3] = ["node", "cfg", "seen_ms"];
 

@@ -66,13 +66,17 @@ fn rate(class: PuntClass, value: i64) -> Result<u32, RowError> {
     inside.ok_or_else(|| RowError::PuntRate { class, value: value.to_string() })
 }
 
-fn shown(text: &str) -> String {
+/// Somebody else's words, in a message.
+pub(super) fn shown(text: &str) -> String {
     text.chars().take(40).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 impl RouterPolicy {
     /// Reads the columns of a row of `Router`.
-    pub(super) fn parse(row: &Row) -> Result<Self, RowError> {
+    ///
+    /// # Errors
+    /// [`RowError`] names the value and the rule.
+    pub fn parse(row: &Row) -> Result<Self, RowError> {
         let mut policy = Self {
             fast_path: row.opt_str("fastpath")?.map(parse_fast_path).transpose()?,
             max_routes: row.opt_int("max_routes")?.map(max_routes).transpose()?,
@@ -86,7 +90,8 @@ impl RouterPolicy {
     }
 
     /// The columns that say this.
-    pub(super) fn columns(&self) -> [(&'static str, Datum); 3] {
+    #[must_use]
+    pub fn columns(&self) -> [(&'static str, Datum); 3] {
         let fast_path = self.fast_path.map(|policy| Atom::from(fast_path_str(policy)));
         let max_routes = self.max_routes.map(|max| Atom::from(i64::from(max)));
         let rates = self.punt_rates.iter().map(|(class, rate)| (class.as_str(), i64::from(*rate)));

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-use super::table;
+use super::{NodeStatus, Statistics, Status, table};
 
 /// The role of daemons.
 pub const ROLE: &str = "xenflow-node";
@@ -31,30 +31,13 @@ pub const PERMISSIONS: [Permission; 5] = [
     Permission {
         table: table::NODE_STATUS,
         authorization: &["node"],
-        update: &["version", "ovs_version", "datapath", "started_ms", "seen_ms", "cfg", "problems"],
+        update: but_first(&NodeStatus::COLUMNS),
     },
-    Permission {
-        table: table::STATUS,
-        authorization: &["node"],
-        update: &[
-            "router",
-            "state",
-            "since_ms",
-            "routes",
-            "acked_seq",
-            "message",
-            "neighbors",
-            "next_hops",
-            "prefixes",
-            "slow",
-            "ports",
-            "up",
-        ],
-    },
+    Permission { table: table::STATUS, authorization: &["node"], update: but_first(&Status::COLUMNS) },
     Permission {
         table: table::STATISTICS,
         authorization: &["node"],
-        update: &["scope", "name", "counters", "since_ms", "updated_ms"],
+        update: but_first(&Statistics::COLUMNS),
     },
     Permission {
         table: table::LOCATION,
@@ -67,6 +50,14 @@ pub const PERMISSIONS: [Permission; 5] = [
         update: &["phase", "generation", "error"],
     },
 ];
+
+/// The first names the node that a row is of.
+const fn but_first(columns: &'static [&'static str]) -> &'static [&'static str] {
+    match columns {
+        [_, others @ ..] => others,
+        [] => &[],
+    }
+}
 
 /// The tables that [`select`] reads.
 const READ: [&str; 4] = [table::XENFLOW, "Connection", "RBAC_Role", "RBAC_Permission"];

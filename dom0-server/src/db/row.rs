@@ -94,7 +94,7 @@ pub enum RowError {
         /// `priority`, `DSCP`, `protocol` or `port`.
         what: &'static str,
         /// What was asked for.
-        value: i64,
+        value: String,
         /// Least.
         min: i64,
         /// Greatest.
@@ -111,6 +111,11 @@ pub enum RowError {
     /// More ports than a class takes.
     #[error("{0} ports are too many: at most 64")]
     TooManyPorts(usize),
+    /// No key for `external_ids`.
+    #[error(
+        "\"{0}\" is not KEY=VALUE, or KEY to take it away: a key is 1 to 63 printable characters without blanks and ="
+    )]
+    ExternalId(String),
     /// The kind is neither `data` nor `control`.
     #[error("kind \"{0}\" is neither data nor control")]
     VifKind(String),
@@ -139,7 +144,7 @@ pub enum RowError {
         router_network: Name,
     },
     /// Another row has the same value, which must be unique.
-    #[error("{what} {value} is taken by {kind} {by}")]
+    #[error("{what} {value} is taken by {kind} {by}: choose another")]
     Taken {
         /// Which value: `name`, `vlan`, `MAC address`, `control vif of router`…
         what: &'static str,
@@ -213,6 +218,22 @@ impl Kind {
             Self::Vif => table::VIF,
             Self::Access => table::ACCESS,
             Self::Class => table::TRAFFIC_CLASS,
+        }
+    }
+}
+
+impl Kind {
+    /// The word of the command line.
+    #[must_use]
+    pub const fn noun(self) -> &'static str {
+        match self {
+            Self::Node => "node",
+            Self::Network => "network",
+            Self::Segment => "segment",
+            Self::Router => "router",
+            Self::Vif => "vif",
+            Self::Access => "access",
+            Self::Class => "class",
         }
     }
 }
@@ -369,6 +390,14 @@ pub fn usable_mac(mac: MacAddr) -> Result<MacAddr, RowError> {
     Err(RowError::MacUnusable { mac, rule })
 }
 
+/// Reads the address of an interface of a guest.
+///
+/// # Errors
+/// [`RowError::Mac`] or [`RowError::MacUnusable`].
+pub fn mac(text: &str) -> Result<MacAddr, RowError> {
+    usable_mac(text.parse()?)
+}
+
 /// Checks the name of an uplink's port: any interface name that Linux takes (`dev_valid_name`), in ASCII.
 pub fn port_name(text: &str) -> Result<&str, RowError> {
     let usable = text.bytes().all(|b| b.is_ascii_graphic() && b != b'/') && !matches!(text, "" | "." | "..");
@@ -380,7 +409,7 @@ pub fn port_name(text: &str) -> Result<&str, RowError> {
 }
 
 fn stored_mac(text: &str) -> Result<MacAddr, RowError> {
-    let mac = usable_mac(text.parse()?)?;
+    let mac = mac(text)?;
     if mac.to_string() == text { Ok(mac) } else { Err(RowError::MacCase(text.to_owned())) }
 }
 

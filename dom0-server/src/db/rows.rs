@@ -55,6 +55,13 @@ impl Rows {
         self.0.entry(Arc::from(table)).or_default().insert(uuid, Arc::new(row));
     }
 
+    /// These and those of another copy, of other tables.
+    #[must_use]
+    pub fn with(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+
     /// One row less.
     pub(super) fn remove(&mut self, table: &str, uuid: Uuid) {
         if let Some(rows) = self.0.get_mut(table) {

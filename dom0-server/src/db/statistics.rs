@@ -27,6 +27,9 @@ pub struct Statistics {
 }
 
 impl Statistics {
+    /// The columns of a row, `node` first.
+    pub const COLUMNS: [&'static str; 6] = ["node", "scope", "name", "counters", "since_ms", "updated_ms"];
+
     /// Reads a row of `Statistics`.
     ///
     /// # Errors

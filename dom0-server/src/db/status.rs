@@ -97,6 +97,23 @@ pub fn bounded(reasons: impl IntoIterator<Item = String>) -> BTreeSet<String> {
 }
 
 impl Status {
+    /// The columns of a row, `node` first.
+    pub const COLUMNS: [&'static str; 13] = [
+        "node",
+        "router",
+        "state",
+        "since_ms",
+        "routes",
+        "acked_seq",
+        "message",
+        "neighbors",
+        "next_hops",
+        "prefixes",
+        "slow",
+        "ports",
+        "up",
+    ];
+
     /// Reads a row of `Status`.
     pub fn parse(row: &Row) -> Result<Self, RowError> {
         let count = |column: &str| Ok::<_, RowError>(u64::try_from(row.int(column)?).unwrap_or_default());
@@ -130,17 +147,30 @@ impl Status {
         })
     }
 
-    /// Operations that put this report in the place of the one before.
+    /// Operations that put this report in the place of the one before, if there is one.
     #[must_use]
     pub fn upsert(&self) -> Vec<Operation> {
-        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        let prefixes = self.counts.prefixes.iter().map(|(kind, n)| (kind.as_str(), Atom::from(number(*n))));
-        let delete = Operation::delete(table::STATUS)
-            .filter(Condition::eq("node", self.node.as_str()))
-            .filter(Condition::eq("router", self.router.as_str()));
         let insert = Operation::insert(table::STATUS)
             .set("node", self.node.as_str())
-            .set("router", self.router.as_str())
+            .set("router", self.router.as_str());
+        vec![clear_router(&self.node, &self.router), self.columns(insert)]
+    }
+
+    /// Changes the row of the report before, if there is one; the count of the result says so. What is the same already
+    /// is no change for a server.
+    #[must_use]
+    pub fn update(&self) -> Operation {
+        let update = Operation::update(table::STATUS)
+            .filter(Condition::eq("node", self.node.as_str()))
+            .filter(Condition::eq("router", self.router.as_str()));
+        self.columns(update)
+    }
+
+    /// All but those that say of what the report is.
+    fn columns(&self, operation: Operation) -> Operation {
+        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let prefixes = self.counts.prefixes.iter().map(|(kind, n)| (kind.as_str(), Atom::from(number(*n))));
+        operation
             .set("state", self.state.as_str())
             .set("since_ms", number(self.since_ms))
             .set("routes", number(self.counts.routes))
@@ -151,8 +181,7 @@ impl Status {
             .set("message", self.message.chars().take(MESSAGE_MAX).collect::<String>())
             .set("slow", Datum::set(&self.slow))
             .set("ports", Datum::map(self.ports.iter().map(|(vif, port)| (vif.as_str(), port.as_str()))))
-            .set("up", Datum::set(self.up.iter().map(Name::as_str)));
-        vec![delete, insert]
+            .set("up", Datum::set(self.up.iter().map(Name::as_str)))
     }
 }
 
@@ -162,7 +191,7 @@ pub fn select(node: &Name) -> Operation {
     Operation::select(table::STATUS).filter(Condition::eq("node", node.as_str()))
 }
 
-/// Forgets every report of a node: for a daemon that starts.
+/// Forgets every report of a node: for a daemon that cannot read what is there.
 #[must_use]
 pub fn clear_node(node: &Name) -> Operation {
     Operation::delete(table::STATUS).filter(Condition::eq("node", node.as_str()))

@@ -108,11 +108,11 @@ fn a_row_that_breaks_a_rule_is_left_out_with_its_reason_and_nothing_else_is() {
         ),
         (table::NETWORK, row([]), "the row has no column 'name'"),
         (table::SEGMENT, segment("x", RED, 4095), "VLAN 4095 is out of range: 1 to 4094 are usable"),
-        (table::SEGMENT, segment("x", RED, 100), "VLAN 100 is taken by segment core"),
+        (table::SEGMENT, segment("x", RED, 100), "VLAN 100 is taken by segment core: choose another"),
         (table::SEGMENT, segment("x", R1, 7), "refers to a network that is not there or not valid"),
         (table::ROUTER, router("x", RED, 0), "router id 0 is out of range: 1 to 65535"),
         (table::ROUTER, router("x", RED, 65536), "router id 65536 is out of range: 1 to 65535"),
-        (table::ROUTER, router("x", BLUE, 1), "router id 1 is taken by router r1"),
+        (table::ROUTER, router("x", BLUE, 1), "router id 1 is taken by router r1: choose another"),
         (
             table::ROUTER,
             treated("x", RED, 7, Some("sometimes"), None, &[]),
@@ -144,15 +144,19 @@ fn a_row_that_breaks_a_rule_is_left_out_with_its_reason_and_nothing_else_is() {
         (
             table::VIF,
             vif("x", 3, "control", None, mac),
-            "the place of the control vif of router r1 is taken by vif r1-ctl",
+            "the place of the control vif of router r1 is taken by vif r1-ctl: choose another",
         ),
         (table::VIF, vif("x", 3, "tunnel", None, mac), "kind \"tunnel\" is neither data nor control"),
-        (table::VIF, vif("x", 1, "data", Some(CORE), mac), "vif number 1 is taken by vif r1-core"),
+        (
+            table::VIF,
+            vif("x", 1, "data", Some(CORE), mac),
+            "vif number 1 is taken by vif r1-core: choose another",
+        ),
         (table::VIF, vif("x", 4096, "data", Some(CORE), mac), "vif number 4096 is out of range: 1 to 4095"),
         (
             table::VIF,
             vif("x", 3, "data", Some(CORE), "52:54:00:00:00:01"),
-            "MAC address 52:54:00:00:00:01 is taken by vif r1-core",
+            "MAC address 52:54:00:00:00:01 is taken by vif r1-core: choose another",
         ),
         (
             table::VIF,
@@ -167,9 +171,9 @@ fn a_row_that_breaks_a_rule_is_left_out_with_its_reason_and_nothing_else_is() {
         (
             table::ACCESS,
             access("x", SKY, &["52:54:00:00:00:02"]),
-            "MAC address 52:54:00:00:00:02 is taken by vif r1-ctl",
+            "MAC address 52:54:00:00:00:02 is taken by vif r1-ctl: choose another",
         ),
-        (table::ACCESS, access("r1-core", SKY, &[]), "name r1-core is taken by vif r1-core"),
+        (table::ACCESS, access("r1-core", SKY, &[]), "name r1-core is taken by vif r1-core: choose another"),
         (table::ACCESS, access("x", RED, &[]), "refers to a segment that is not there or not valid"),
         (
             table::NODE,
@@ -255,4 +259,19 @@ fn the_monitor_fits_the_schema() {
     let schema = ovsdb::DatabaseSchema::from_json(&schema).unwrap();
     assert_eq!((schema.name.as_str(), schema.version.as_str()), (DATABASE, VERSION));
     ovsdb::Replica::new(&schema, &monitor()).unwrap();
+}
+
+#[test]
+fn what_daemons_write_has_the_columns_of_the_schema() {
+    let schema: serde_json::Value = serde_json::from_str(schema()).unwrap();
+    for (table, columns) in [
+        (table::STATUS, &Status::COLUMNS[..]),
+        (table::STATISTICS, &Statistics::COLUMNS),
+        (table::NODE_STATUS, &NodeStatus::COLUMNS),
+    ] {
+        let of_schema: std::collections::BTreeSet<_> =
+            schema["tables"][table]["columns"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(columns.iter().copied().collect::<std::collections::BTreeSet<_>>(), of_schema, "{table}");
+        assert_eq!(columns[0], "node");
+    }
 }

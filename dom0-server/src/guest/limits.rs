@@ -218,7 +218,7 @@ impl Limits {
             if is_late && !is_told {
                 account.told = Some(now);
                 let rate = self.change_rate;
-                tracing::warn!(router = %who, rate, "changes come faster than the rate a second, and wait");
+                tracing::warn!(name: "limit-reached", router = %who, rate, "changes come faster than the rate a second, and wait");
             }
             if is_late { wait } else { Duration::ZERO }
         });

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ovsdb::{Event as Said, Remote, Session, SessionConfig, SessionHandle, Tls};
+use ovsdb::{Event as Said, Remote, RowChange, Session, SessionConfig, SessionHandle, Tls};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -12,8 +12,10 @@ use xenflow_proto::Name;
 
 use super::{Claims, Write};
 use crate::core::Event;
+use crate::db::edit::is_lost_race;
 use crate::db::location::{self, Located, Place};
 use crate::db::{self, Rows};
+use crate::kept::keeper::{Keeper, Source};
 
 /// What is bound here and has a link; none: not known yet.
 pub type Here = Option<Arc<BTreeSet<Place>>>;
@@ -27,11 +29,13 @@ const RETRY: Duration = Duration::from_secs(1);
 /// A server that says nothing.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// Follows the rows until the core is gone. Nothing waits for it: what no row tells is learned, as ever.
+/// Follows the rows, and keeps them, until the core is gone. No packet waits for it: what no row tells is learned, as
+/// ever. What waits is the word that a state is confirmed; but not for what the database refuses.
 pub async fn run(
     remotes: Vec<Remote>,
     tls: Option<Tls>,
     node: Name,
+    kept: Option<Keeper>,
     mut here: watch::Receiver<Here>,
     events: mpsc::Sender<Event>,
 ) {
@@ -42,20 +46,32 @@ pub async fn run(
     let mut claims = Claims::new(node.clone());
     let mut rows = Rows::default();
     let mut located: Option<Located> = None;
-    let mut told = BTreeSet::new();
-    let mut writing: Option<JoinHandle<bool>> = None;
+    let mut fenced = BTreeSet::new();
+    let mut told = None;
+    let mut writing: Option<JoinHandle<Wrote>> = None;
     let mut again: Option<Instant> = None;
+    // What the core knows to be settled, and what was taken from `here` last.
+    let mut settled: Option<(i64, Here)> = None;
+    let mut places: Here = None;
+    let mut was_refused = false;
     loop {
+        let mut may_write = true;
         tokio::select! {
             said = session.next() => match said {
                 None => return,
                 Some(Said::Snapshot { changes, .. } | Said::Update { changes, .. }) => {
                     rows.apply(&changes);
+                    if let Some(kept) = &kept {
+                        let of_table = |change: &&RowChange| &*change.table == db::table::LOCATION;
+                        let locations: Vec<_> = changes.iter().filter(of_table).cloned().collect();
+                        kept.apply(Source::Locations, &locations);
+                    }
                     let now = Located::read(&rows);
                     let elsewhere = now.elsewhere(&node);
                     located = Some(now);
-                    if elsewhere != told {
-                        told.clone_from(&elsewhere);
+                    // The first one takes the place of what was kept, also if it says nothing.
+                    if told.as_ref() != Some(&elsewhere) {
+                        told = Some(elsewhere.clone());
                         if events.send(Event::Elsewhere(elsewhere)).await.is_err() {
                             return;
                         }
@@ -72,29 +88,43 @@ pub async fn run(
                 if changed.is_err() {
                     return;
                 }
-                if let Some(places) = &*here.borrow_and_update() {
+                places.clone_from(&here.borrow_and_update());
+                if let Some(places) = &places {
                     claims.follow(places);
                 }
+                was_refused = false;
             }
             wrote = done(&mut writing) => {
                 writing = None;
-                again = Some(Instant::now() + if wrote { SETTLE } else { RETRY });
-                continue;
+                again = Some(Instant::now() + if wrote == Wrote::Done { SETTLE } else { RETRY });
+                was_refused = wrote == Wrote::Refused;
+                may_write = false;
             }
             () = until(again) => again = None,
         }
-        if let (Some(located), None) = (&located, &writing) {
+        let Some(located) = &located else { continue };
+        let mut is_idle = false;
+        if writing.is_none() && may_write {
             let due = claims.due(located);
-            if !due.is_empty() {
+            fenced = log_fenced(&fenced, claims.passed_over(located), located);
+            is_idle = due.is_empty();
+            if !is_idle {
                 writing = Some(tokio::spawn(write(handle.clone(), node.clone(), due)));
+            }
+        }
+        let now = (location::cfg(&rows), places.clone());
+        if (is_idle || was_refused || claims.are_written(located)) && settled.as_ref() != Some(&now) {
+            settled = Some(now.clone());
+            if events.send(Event::Located(now.0, now.1)).await.is_err() {
+                return;
             }
         }
     }
 }
 
-async fn done(writing: &mut Option<JoinHandle<bool>>) -> bool {
+async fn done(writing: &mut Option<JoinHandle<Wrote>>) -> Wrote {
     match writing {
-        Some(job) => job.await.unwrap_or(false),
+        Some(job) => job.await.unwrap_or(Wrote::Lost),
         None => std::future::pending().await,
     }
 }
@@ -106,32 +136,36 @@ async fn until(at: Option<Instant>) {
     }
 }
 
-/// Many at once, or one by one where one of them is refused. True: all of it was done.
-async fn write(database: SessionHandle, node: Name, due: Vec<Write>) -> bool {
-    let mut is_done = true;
+/// Many at once, or one by one where one of them fails. What became of the one that fared worst; the first that is lost is
+/// the last that is tried.
+async fn write(database: SessionHandle, node: Name, due: Vec<Write>) -> Wrote {
+    let mut worst = Wrote::Done;
     for together in due.chunks(TOGETHER) {
         match transact(&database, &node, together).await {
             Wrote::Done => {}
-            Wrote::Lost => return false,
-            Wrote::Refused if together.len() == 1 => is_done = false,
-            Wrote::Refused => {
+            Wrote::Lost => return Wrote::Lost,
+            wrote if together.len() == 1 => worst = worst.max(wrote),
+            Wrote::Refused | Wrote::Raced => {
                 for write in together {
                     match transact(&database, &node, std::slice::from_ref(write)).await {
-                        Wrote::Done => {}
-                        Wrote::Refused => is_done = false,
-                        Wrote::Lost => return false,
+                        Wrote::Lost => return Wrote::Lost,
+                        wrote @ (Wrote::Done | Wrote::Refused | Wrote::Raced) => worst = worst.max(wrote),
                     }
                 }
             }
         }
     }
-    is_done
+    worst
 }
 
+/// From the best to the worst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Wrote {
     Done,
-    /// The rows are not as they were known.
+    /// The database never takes it.
     Refused,
+    /// The rows are not as they were known.
+    Raced,
     /// The database does not answer; nobody knows whether it was done.
     Lost,
 }
@@ -145,7 +179,11 @@ async fn transact(database: &SessionHandle, node: &Name, writes: &[Write]) -> Wr
         }
         Ok(Err(error)) => {
             tracing::debug!(error = &error as &dyn std::error::Error, "locations not written");
-            if error.server_error().is_some() { Wrote::Refused } else { Wrote::Lost }
+            match error.server_error() {
+                Some(_) if is_lost_race(&error) => Wrote::Raced,
+                Some(_) => Wrote::Refused,
+                None => Wrote::Lost,
+            }
         }
         Err(_) => {
             tracing::debug!("locations not written: the database does not answer");
@@ -154,16 +192,34 @@ async fn transact(database: &SessionHandle, node: &Name, writes: &[Write]) -> Wr
     }
 }
 
+/// Says which addresses are fenced now and were not, and the other way round.
+fn log_fenced(before: &BTreeSet<Place>, now: BTreeSet<Place>, located: &Located) -> BTreeSet<Place> {
+    for place @ Place { segment, mac } in now.difference(before) {
+        let owner = located.winner(place).map(tracing::field::display);
+        tracing::warn!(
+            name: "vif-fenced",
+            %segment,
+            %mac,
+            owner,
+            "another node has the address since: what the port here says is dropped"
+        );
+    }
+    for Place { segment, mac } in before.difference(&now) {
+        tracing::info!(name: "vif-unfenced", %segment, %mac, "the address is not fenced here any more");
+    }
+    now
+}
+
 fn log(write: &Write) {
     match write {
         Write::Claim(Place { segment, mac }, generation) => {
-            tracing::info!(%segment, %mac, generation, "the address is here");
+            tracing::info!(name: "location-taken", %segment, %mac, generation, "the address is here");
         }
         Write::Restore(Place { segment, mac }, generation) => {
-            tracing::warn!(%segment, %mac, generation, "the address is here, but its row was gone");
+            tracing::warn!(name: "location-taken", %segment, %mac, generation, "the address is here, but its row was gone");
         }
         Write::Withdraw(Place { segment, mac }, _) => {
-            tracing::info!(%segment, %mac, "the address is not here any more");
+            tracing::info!(name: "location-given-up", %segment, %mac, "the address is not here any more");
         }
     }
 }

@@ -3,17 +3,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ovsdb::{
     Condition, Datum, Event as Said, Monitor, Mutator, Operation, Remote, Row, RowChange, Session,
     SessionConfig, SessionHandle, Tls, Uuid,
 };
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use xenflow_flow_app::pipeline;
+use xenflow_proto::Name;
 use xenflow_proto::control::{HOST_MAC, HOST_PORT_NAME};
 
-use crate::core::Event;
+use crate::chain::Chain;
+use crate::core::{Event, Kept, kept_words};
+use crate::db::location::Located;
 use crate::db::{self, Desired};
+use crate::kept::keeper::{Keeper, Source};
 use crate::ovs::restore::{self, Restore, Stage, Step, View};
 use crate::ports::{ControlPort, SwitchBuild, SwitchPort, SwitchPorts};
 
@@ -33,8 +39,18 @@ const TRIES: [(u8, &[&str]); 3] = [
 /// In the `external_ids` of rows that are XenFlow's.
 const OWNER: (&str, &str) = ("created-by", "xenflow");
 
-/// Watches the XenFlow database until the core is gone; `tls` is for `ssl:` remotes. The handle is for writing status.
-pub fn desired(remotes: Vec<Remote>, tls: Option<Tls>, events: mpsc::Sender<Event>) -> SessionHandle {
+/// How long a start waits for the XenFlow database before it goes on with what was kept.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Watches the XenFlow database until the core is gone; `tls` is for `ssl:` remotes. What it says is kept, and a start
+/// without it goes on with that. The handle is for writing status.
+pub fn desired(
+    remotes: Vec<Remote>,
+    tls: Option<Tls>,
+    node: Name,
+    kept: Option<Keeper>,
+    events: mpsc::Sender<Event>,
+) -> SessionHandle {
     let mut config = SessionConfig::new(remotes).monitor(db::monitor());
     config.options.tls = tls;
     let mut session = Session::start(config);
@@ -43,24 +59,53 @@ pub fn desired(remotes: Vec<Remote>, tls: Option<Tls>, events: mpsc::Sender<Even
         let mut rows = db::Rows::default();
         let mut left_out = BTreeSet::new();
         let mut known = None;
-        while let Some(said) = session.next().await {
+        let mut patience = kept.is_some().then(|| Instant::now() + PATIENCE);
+        loop {
+            let said = tokio::select! {
+                said = session.next() => said,
+                () = until(patience) => {
+                    patience = None;
+                    if let Some(kept) = &kept
+                        && let Some((rows, saved_ms)) = kept.last().await
+                    {
+                        let kept = as_kept(&rows, saved_ms, &node);
+                        if events.send(Event::Kept(kept)).await.is_err() {
+                            return;
+                        }
+                    }
+                    continue;
+                }
+            };
+            let Some(said) = said else { return };
             let (changes, is_snapshot) = match said {
                 Said::Snapshot { changes, .. } => (changes, true),
                 Said::Update { changes, .. } => (changes, false),
                 Said::Connected { remote } => {
-                    tracing::info!(%remote, "XenFlow database connected");
+                    tracing::info!(name: "database-up", database = "XenFlow", %remote, "XenFlow database connected");
                     continue;
                 }
                 Said::Disconnected { reason } => {
-                    tracing::warn!(%reason, "no XenFlow database: going on with what is known");
+                    tracing::warn!(
+                        name: "database-lost",
+                        database = "XenFlow",
+                        reason = %Chain(&reason),
+                        "no XenFlow database: going on with what is known"
+                    );
                     continue;
                 }
             };
+            patience = None;
             rows.apply(&changes);
+            if let Some(kept) = &kept {
+                kept.apply(Source::Desired, &changes);
+            }
             let (desired, invalid) = Desired::assemble(&rows);
             let invalid: BTreeSet<String> = invalid.iter().map(ToString::to_string).collect();
             for row in invalid.difference(&left_out) {
-                tracing::warn!(%row, "a row of the XenFlow database is left out");
+                tracing::warn!(name: "problem", %row, "a row of the XenFlow database is left out");
+            }
+            for row in left_out.difference(&invalid) {
+                tracing::info!(name: "problem-gone", %row, "a row of the XenFlow database is left out no more");
             }
             left_out = invalid;
             if (is_snapshot && known.is_none()) || known.as_ref() != Some(&desired) {
@@ -72,6 +117,26 @@ pub fn desired(remotes: Vec<Remote>, tls: Option<Tls>, events: mpsc::Sender<Even
         }
     });
     handle
+}
+
+fn as_kept(rows: &db::Rows, saved_ms: u64, node: &Name) -> Kept {
+    let (desired, _) = Desired::assemble(rows);
+    tracing::warn!(
+        name: "problem",
+        networks = desired.networks.len(),
+        routers = desired.routers.len(),
+        "no XenFlow database within {} s: {}",
+        PATIENCE.as_secs(),
+        kept_words(saved_ms)
+    );
+    Kept { desired, elsewhere: Located::read(rows).elsewhere(node), saved_ms }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Watches the integration bridge until the core is gone or the daemon ends, and keeps it as it must be; arms
@@ -114,11 +179,16 @@ pub async fn ports(
         match said {
             Said::Snapshot { changes, .. } | Said::Update { changes, .. } => rows.apply(changes),
             Said::Connected { remote } => {
-                tracing::info!(%remote, "Open_vSwitch database connected");
+                tracing::info!(name: "database-up", database = OPEN_VSWITCH, %remote, "Open_vSwitch database connected");
                 continue;
             }
             Said::Disconnected { reason } => {
-                tracing::warn!(%reason, "no Open_vSwitch database: going on with what is known");
+                tracing::warn!(
+                    name: "database-lost",
+                    database = OPEN_VSWITCH,
+                    %reason,
+                    "no Open_vSwitch database: going on with what is known"
+                );
                 continue;
             }
         }
@@ -147,10 +217,10 @@ pub async fn ports(
 
 async fn repair(handle: &SessionHandle, bridge: &str, operations: &[Operation]) {
     match handle.transact(OPEN_VSWITCH, operations).await {
-        Ok(_) => tracing::info!(bridge, "integration bridge set up"),
+        Ok(_) => tracing::info!(name: "bridge-repaired", bridge, "integration bridge set up"),
         // The next change of the database, or the next connection, is the next try.
         Err(error) => {
-            tracing::error!(bridge, error = &error as &dyn std::error::Error, "the bridge cannot be set up");
+            tracing::error!(name: "problem", bridge, error = &error as &dyn std::error::Error, "the bridge cannot be set up");
         }
     }
 }
@@ -194,9 +264,9 @@ impl Tables {
                 }
                 Step::Arm => {
                     restore.armed();
-                    tracing::info!("flow-restore-wait is armed: a restart of the switch loses no packet");
+                    tracing::info!(name: "restore-armed", "flow-restore-wait is armed: a restart of the switch loses no packet");
                 }
-                Step::Disarm => tracing::info!("flow-restore-wait is disarmed"),
+                Step::Disarm => tracing::info!(name: "restore-disarmed", "flow-restore-wait is disarmed"),
             },
             Err(error) => {
                 tracing::warn!(

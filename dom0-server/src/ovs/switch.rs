@@ -93,7 +93,7 @@ pub async fn run(socket: PathBuf, mut orders: mpsc::Receiver<Order>, events: mps
             return;
         }
         if connection > before {
-            tracing::warn!(error = &reason as &dyn std::error::Error, "the switch is gone");
+            tracing::warn!(name: "switch-lost", error = &reason as &dyn std::error::Error, "the switch is gone");
             pause = BACKOFF_MIN;
             if events.send(Event::SwitchDown).await.is_err() {
                 return;
@@ -238,7 +238,8 @@ async fn converse(
 fn translate(said: Said, pending: &mut Pending) -> Vec<Event> {
     match said {
         Said::Up(features) => {
-            tracing::info!(datapath = format_args!("{:016x}", features.datapath_id), "switch connected");
+            let datapath = format_args!("{:016x}", features.datapath_id);
+            tracing::info!(name: "switch-up", datapath, "switch connected");
             Vec::new()
         }
         Said::Multipart { xid, body: MultipartReply::MeterFeatures(meters), .. }
@@ -304,7 +305,7 @@ fn translate(said: Said, pending: &mut Pending) -> Vec<Event> {
                 tracing::debug!(%error, "a question for counters is not answered");
                 return pending.part_of_poll(xid, false);
             }
-            tracing::error!(xid, %error, "the switch reports an error");
+            tracing::error!(name: "problem", xid, %error, "the switch reports an error");
             Vec::new()
         }
         other => {

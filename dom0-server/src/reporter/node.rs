@@ -10,8 +10,8 @@ use ovsdb::{SessionHandle, TransactError};
 use tokio::sync::watch;
 use xenflow_proto::Name;
 
-use super::now_ms;
-use crate::core::Core;
+use crate::clock::now_ms;
+use crate::core::{Core, kept_words};
 use crate::db::status::bounded;
 use crate::db::{self, NodeStatus};
 
@@ -68,6 +68,7 @@ fn problems(core: &Core) -> BTreeSet<String> {
     if !core.is_connected() {
         all.push("the switch is not connected".to_owned());
     }
+    all.extend(core.kept_ms().map(kept_words));
     match core.left_out_flows() {
         0 => {}
         n => all.push(format!("the switch refuses {n} flows of the topology: they are left out")),

@@ -6,7 +6,7 @@ use ovsdb::SessionHandle;
 use tokio::task::JoinHandle;
 use xenflow_proto::Name;
 
-use super::now_ms;
+use crate::clock::now_ms;
 use crate::counters::{Place, Totals};
 use crate::db::statistics::{self, Statistics};
 use crate::db::{self};

@@ -53,7 +53,7 @@ impl Own {
         }
         let pause = match self.renew(files, server).await {
             Ok(()) => {
-                tracing::info!(%ends, "this host's certificate would end soon: it was renewed");
+                tracing::info!(name: "certificate-renewed", %ends, "this host's certificate would end soon: it was renewed");
                 PAUSE
             }
             Err(error) => {

@@ -58,7 +58,7 @@ async fn run(files: Files, mut own: Own, sender: watch::Sender<Arc<Server>>) {
             Ok(server) if server.identity == before.identity => {
                 // The first look finds what the daemon started with.
                 if seen.is_some() {
-                    tracing::info!("certificates, keys and revocation lists were read again");
+                    tracing::info!(name: "certificates-read", "certificates, keys and revocation lists were read again");
                 }
                 tell_idle(&server);
                 (seen, failed) = (Some(stamp), None);

@@ -76,7 +76,7 @@ impl Renewals {
     pub async fn answer(&mut self, router: &Identity) -> Option<Renewed> {
         match self.renew().await {
             Ok(renewed) => {
-                tracing::info!(%router, "its certificate was renewed");
+                tracing::info!(name: "certificate-renewed", %router, "its certificate was renewed");
                 Some(renewed)
             }
             Err(RenewalError::TooSoon) => {

@@ -2,11 +2,15 @@
 //!
 //! Values stay text where the rules of the product judge them, so that every refusal has the same words.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use dom0_server::db::RowError;
-use dom0_server::db::policy::PolicyChange;
+
+use crate::node::NodeCommand;
+use crate::nouns::{
+    AccessCommand, ClassCommand, NetworkCommand, RouterCommand, SegmentCommand, UplinkCommand, VifCommand,
+};
 
 /// Configures the virtual networks, routers and ports of XenFlow, and shows how they are.
 #[derive(Debug, Parser)]
@@ -53,6 +57,9 @@ pub(crate) struct Target {
     /// The authority whose nodes are believed, for ssl: (PEM)
     #[arg(long, global = true, env = "XENFLOW_CA", value_name = "FILE")]
     pub(crate) ca_cert: Option<PathBuf>,
+    /// `--db` was said, not only its default.
+    #[arg(skip)]
+    pub(crate) is_named: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -101,6 +108,8 @@ pub(crate) enum Command {
         #[arg(long)]
         once: bool,
     },
+    #[command(flatten)]
+    Host(HostCommand),
     /// The private certificate authority
     #[command(subcommand)]
     Pki(PkiCommand),
@@ -109,6 +118,114 @@ pub(crate) enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages: one for each command
+    Man {
+        /// Into this directory, made if it is not there
+        dir: PathBuf,
+    },
+}
+
+/// Questions to the daemon of this host.
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostCommand {
+    /// How this host is: its daemon, its switch, the databases, the routers' sessions
+    Status {
+        #[command(flatten)]
+        socket: SocketArg,
+    },
+    /// A router's routes, as its guest says, and what becomes of their packets
+    Routes {
+        /// The router
+        router: String,
+        /// Only those of a prefix and within it, or those that an address may be looked up by
+        prefix: Option<String>,
+        #[command(flatten)]
+        socket: SocketArg,
+    },
+    /// What happened, one line each, the newest last; with --json one object each
+    ///
+    /// The daemon of this host keeps its last 4,096 events in memory: what it logs when something changes, with a kind
+    /// ('journalctl -u xenflow-dom0 XENFLOW_EVENT=KIND' has older ones). A line says when, on which node, the kind, what it is
+    /// about, and a sentence. With --all it is what changes in the rows that all nodes write; the database keeps no history,
+    /// so before that stands what the rows say the time of: since when sessions are as they are, daemons run, nodes are silent.
+    Events(EventsArgs),
+    /// The flows that a router should have in the switch, as ovs-ofctl writes them
+    Flows {
+        /// The router
+        router: String,
+        #[command(flatten)]
+        socket: SocketArg,
+    },
+    /// What becomes of a packet at each table, as XenFlow has it and as the switch does it; fails where the two differ
+    Explain(Box<ExplainArgs>),
+}
+
+/// A packet.
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("packet").required(true).args(["dst", "frame"]))]
+pub(crate) struct ExplainArgs {
+    /// The access port, vif or OVS port by which it comes in
+    #[arg(long, value_name = "NAME")]
+    pub(crate) from: String,
+    /// Its destination address
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) dst: Option<IpAddr>,
+    /// Its source address; the sender's, as a router knows it, if none is given
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "frame")]
+    pub(crate) src: Option<IpAddr>,
+    /// udp, tcp or icmp; udp if none is given
+    #[arg(long, conflicts_with = "frame")]
+    pub(crate) proto: Option<String>,
+    /// Its source port
+    #[arg(long, value_name = "PORT", conflicts_with = "frame")]
+    pub(crate) sport: Option<u16>,
+    /// Its destination port
+    #[arg(long, value_name = "PORT", conflicts_with = "frame")]
+    pub(crate) dport: Option<u16>,
+    /// Its TTL or hop limit; 64 if none is given
+    #[arg(long, conflicts_with = "frame")]
+    pub(crate) ttl: Option<u8>,
+    /// The router that it is sent to, where the segment has several
+    #[arg(long, conflicts_with = "frame")]
+    pub(crate) router: Option<String>,
+    /// Its destination MAC address, where that is no router's
+    #[arg(long, value_name = "MAC", conflicts_with_all = ["router", "frame"])]
+    pub(crate) dst_mac: Option<String>,
+    /// All of it, in hexadecimal digits from its destination MAC address on
+    #[arg(long, value_name = "HEX")]
+    pub(crate) frame: Option<String>,
+    /// Control socket of another node's daemon, forwarded here: the packet is followed to that node
+    #[arg(long = "host", value_name = "NODE=PATH")]
+    pub(crate) hosts: Vec<String>,
+    #[command(flatten)]
+    pub(crate) socket: SocketArg,
+}
+
+/// Which events, and from where.
+#[derive(Debug, clap::Args)]
+pub(crate) struct EventsArgs {
+    /// Go on until interrupted, through restarts of the daemon
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Of all nodes: what the database of --db shows of them, instead of what this host's daemon keeps; also if --db is said
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Only of this router
+    #[arg(long, value_name = "ROUTER")]
+    pub(crate) router: Option<String>,
+    /// Only of this kind, as session-lost; several with commas or by saying it again
+    #[arg(long = "kind", value_name = "KIND", value_delimiter = ',')]
+    pub(crate) kinds: Vec<String>,
+    #[command(flatten)]
+    pub(crate) socket: SocketArg,
+}
+
+/// Which daemon.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SocketArg {
+    /// Control socket of the daemon
+    #[arg(long, env = "XENFLOW_SOCKET", value_name = "PATH", default_value = dom0_server::config::CONTROL_SOCKET)]
+    pub(crate) socket: PathBuf,
 }
 
 /// Commands on the contents of the database.
@@ -116,22 +233,25 @@ pub(crate) enum Command {
 pub(crate) enum DatabaseCommand {
     /// Virtual networks
     #[command(subcommand)]
-    Network(NamedCommand),
+    Network(NetworkCommand),
     /// Virtual links of a network: one VLAN each
     #[command(subcommand)]
     Segment(SegmentCommand),
-    /// Virtual routers of a network
+    /// Virtual routers of a network. Its name stands in its certificate, too; a new one gets the lowest free number
     #[command(subcommand)]
     Router(RouterCommand),
-    /// Interfaces of routers
+    /// Interfaces of routers. Its name is external_ids:iface-id of its OVS interface
     #[command(subcommand)]
     Vif(VifCommand),
-    /// Ports of end hosts and ordinary VMs
+    /// Ports of end hosts and ordinary VMs. Its name is external_ids:iface-id of its OVS interface
     #[command(subcommand)]
     Access(AccessCommand),
     /// Trunks of nodes
     #[command(subcommand)]
     Uplink(UplinkCommand),
+    /// Hosts, by what their daemons report
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Contracts of networks: what they get of every uplink whenever they want it, and at most
     #[command(subcommand)]
     Sla(SlaCommand),
@@ -182,6 +302,16 @@ pub(crate) enum ClusterCommand {
     Status {
         #[command(flatten)]
         place: PlaceArgs,
+    },
+    /// End another member's membership: of one that is gone for good
+    Kick {
+        /// Its identifier or address, as 'status' shows them
+        server: String,
+        #[command(flatten)]
+        place: PlaceArgs,
+        /// Although there is a connection to it
+        #[arg(long)]
+        force: bool,
     },
     /// End this host's membership, and remove its copy of the database
     Leave {
@@ -256,229 +386,16 @@ pub(crate) enum ShowCommand {
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum NamedCommand {
-    /// Add one
-    Add {
-        /// Its name
-        name: String,
-    },
-    /// List all
-    List,
-    /// Remove one that nothing refers to
-    Remove {
-        /// Its name
-        name: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum SegmentCommand {
-    /// Add one
-    Add {
-        /// Its name
-        name: String,
-        /// The network it belongs to
-        #[arg(long)]
-        network: String,
-        /// Its VLAN, 1 to 4094, on every uplink
-        #[arg(long, allow_negative_numbers = true)]
-        vlan: i64,
-    },
-    /// List all
-    List,
-    /// Remove one that nothing refers to
-    Remove {
-        /// Its name
-        name: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum RouterCommand {
-    /// Add one; it gets the lowest free number
-    Add {
-        /// Its name, also in its certificate
-        name: String,
-        /// The network it belongs to
-        #[arg(long)]
-        network: String,
-        #[command(flatten)]
-        policy: PolicyArgs,
-    },
-    /// Change how one is treated; what is not given stays as it is
-    Set {
-        /// Its name
-        name: String,
-        #[command(flatten)]
-        policy: PolicyArgs,
-    },
-    /// List all
-    List,
-    /// Remove one that has no vif
-    Remove {
-        /// Its name
-        name: String,
-    },
-}
-
-/// How a router is treated.
-#[derive(Debug, clap::Args)]
-pub(crate) struct PolicyArgs {
-    /// Whether the host forwards for it: auto (where flows decide as its kernel would), always or never
-    #[arg(long, value_name = "POLICY", value_parser = ["auto", "always", "never"])]
-    pub(crate) fastpath: Option<String>,
-    /// Prefixes that the host forwards for it, at most; beyond them its guest forwards. A number or default
-    #[arg(long, value_name = "N|default")]
-    pub(crate) max_routes: Option<String>,
-    /// Packets/s of a class that its guest gets at most: routing, resolution, host, exception or transit, = and a
-    /// number or default
-    #[arg(long = "punt-rate", value_name = "CLASS=PPS")]
-    pub(crate) punt_rates: Vec<String>,
-}
-
-impl PolicyArgs {
-    /// By the rules of the product.
-    pub(crate) fn parse(&self) -> Result<PolicyChange, RowError> {
-        PolicyChange::parse(self.fastpath.as_deref(), self.max_routes.as_deref(), &self.punt_rates)
-    }
-}
-
-#[derive(Debug, Subcommand)]
 pub(crate) enum SlaCommand {
     /// Change a network's contract; what is not given stays as it is
     Set {
         /// The network
         network: String,
         #[command(flatten)]
-        contract: ContractArgs,
+        contract: crate::nouns::ContractArgs,
     },
     /// List all
     List,
-}
-
-/// A contract. Rates are whole numbers of bit, kbit, mbit, gbit or tbit a second, as 20mbit.
-#[derive(Debug, clap::Args)]
-pub(crate) struct ContractArgs {
-    /// What is promised; none takes it back
-    #[arg(long, value_name = "RATE|none")]
-    pub(crate) min: Option<String>,
-    /// The most there is; none: no bound
-    #[arg(long, value_name = "RATE|none")]
-    pub(crate) max: Option<String>,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ClassCommand {
-    /// Add one: packets that meet all that is given
-    Add {
-        /// The network
-        network: String,
-        /// Its name, unique within the network
-        name: String,
-        /// 1 to 1000: of two classes that a packet is in, the one of the greater priority gets it
-        #[arg(long, allow_negative_numbers = true)]
-        priority: i64,
-        /// A code point, 0 to 63 (RFC 2474)
-        #[arg(long, value_delimiter = ',', allow_negative_numbers = true)]
-        dscp: Vec<i64>,
-        /// IP protocol: a number, or tcp, udp, sctp, icmp, gre, esp, icmpv6, ospf
-        #[arg(long)]
-        protocol: Option<String>,
-        /// A TCP, UDP or SCTP port, as source or destination
-        #[arg(long = "port", value_delimiter = ',', allow_negative_numbers = true)]
-        ports: Vec<i64>,
-        #[command(flatten)]
-        contract: ContractArgs,
-    },
-    /// Change one's contract; what is not given stays as it is
-    Set {
-        /// The network
-        network: String,
-        /// Its name
-        name: String,
-        #[command(flatten)]
-        contract: ContractArgs,
-    },
-    /// List all
-    List,
-    /// Remove one
-    Remove {
-        /// The network
-        network: String,
-        /// Its name
-        name: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum VifCommand {
-    /// Add one: on a segment of the router's network, or on the control network
-    #[command(group = clap::ArgGroup::new("attachment").required(true))]
-    Add {
-        /// Its name: external_ids:iface-id of its OVS interface
-        name: String,
-        /// The router it belongs to
-        #[arg(long)]
-        router: String,
-        /// The segment it is on
-        #[arg(long, group = "attachment")]
-        segment: Option<String>,
-        /// It is the router's control vif
-        #[arg(long, group = "attachment")]
-        control: bool,
-        /// Its MAC address
-        #[arg(long)]
-        mac: String,
-    },
-    /// List all
-    List,
-    /// Remove one
-    Remove {
-        /// Its name
-        name: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum AccessCommand {
-    /// Add one
-    Add {
-        /// Its name: external_ids:iface-id of its OVS interface
-        name: String,
-        /// The segment it is on
-        #[arg(long)]
-        segment: String,
-        /// A source address its host may use, no vif's; any that is no vif's if none is given
-        #[arg(long = "mac", value_name = "MAC")]
-        macs: Vec<String>,
-    },
-    /// List all
-    List,
-    /// Remove one
-    Remove {
-        /// Its name
-        name: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum UplinkCommand {
-    /// Add one
-    Add {
-        /// The node
-        node: String,
-        /// Name of its OVS port
-        port: String,
-    },
-    /// List all, by node
-    List,
-    /// Remove one
-    Remove {
-        /// The node
-        node: String,
-        /// Name of its OVS port
-        port: String,
-    },
 }
 
 #[derive(Debug, Subcommand)]

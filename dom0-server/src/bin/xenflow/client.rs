@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use dom0_server::db::edit::{Snapshot, is_lost_race};
-use dom0_server::db::{DATABASE, Statistics, VERSION, select_all, statistics};
+use dom0_server::db::location::{self, Located};
+use dom0_server::db::{DATABASE, Statistics, VERSION, retire, select_all, statistics, table};
 use dom0_server::tls;
 use ovsdb::{Condition, Connection, Operation, Options, Remote, RequestError, Tls};
 use tokio::time::Instant;
@@ -39,7 +40,8 @@ impl Target {
         Self { remotes, ..self.clone() }
     }
 
-    fn tls(&self, remotes: &[Remote]) -> Result<Option<Tls>, Failure> {
+    /// For `ssl:` remotes, if there are any.
+    pub(crate) fn tls(&self, remotes: &[Remote]) -> Result<Option<Tls>, Failure> {
         let Some(ssl) = remotes.iter().find(|remote| matches!(remote, Remote::Ssl(_))) else {
             return Ok(None);
         };
@@ -62,10 +64,17 @@ pub(crate) async fn connect(db: &Target, seconds: u32) -> Result<Connection, Fai
     let options = Options { connect_timeout, tls: db.tls(&remotes)?, ..Options::default() };
     let mut last = anyhow!("no remote");
     for remote in &remotes {
-        last = match Connection::open(remote, &options).await {
-            Ok((connection, _)) if is_in_contact(&connection).await? => return Ok(connection),
-            Ok(_) => anyhow!("{remote} has no contact with the cluster of database {DATABASE}"),
-            Err(error) => error.into(),
+        let attempt = async {
+            let (connection, _) = Connection::open(remote, &options).await?;
+            if is_in_contact(&connection).await? {
+                return Ok(connection);
+            }
+            Err(anyhow!("{remote} has no contact with the cluster of database {DATABASE}"))
+        };
+        last = match tokio::time::timeout(connect_timeout, attempt).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) => error,
+            Err(_) => anyhow!("{remote} does not answer within {:.1} s", connect_timeout.as_secs_f64()),
         };
     }
     Err(last.into())
@@ -149,6 +158,12 @@ impl Client {
         Ok(Snapshot::from_select(&self.connection.transact(DATABASE, &select_all()).await?))
     }
 
+    /// Which node has which address.
+    pub(crate) async fn locations(&self) -> anyhow::Result<Located> {
+        let results = self.connection.transact(DATABASE, &[location::select()]).await?;
+        Ok(Located::of_rows(results.first().map(|result| result.rows()).unwrap_or_default()))
+    }
+
     /// What all nodes count. Rows that do not parse are left out.
     pub(crate) async fn statistics(&self) -> anyhow::Result<Vec<Statistics>> {
         let results = self.connection.transact(DATABASE, &[statistics::select(None)]).await?;
@@ -156,6 +171,12 @@ impl Client {
         let mut all: Vec<_> = rows.iter().filter_map(|row| Statistics::parse(row).ok()).collect();
         all.sort_by(|a, b| (&a.place, &a.node).cmp(&(&b.place, &b.node)));
         Ok(all)
+    }
+
+    /// Whether there is anything that a node has reported.
+    pub(crate) async fn has_reported(&self, node: &str) -> anyhow::Result<bool> {
+        let results = self.connection.transact(DATABASE, &retire::select(node)).await?;
+        Ok(results.iter().any(|result| !result.rows().is_empty()))
     }
 
     /// Commits what `build` makes of the database as it is now; again, if it changed in between.
@@ -166,6 +187,7 @@ impl Client {
         let mut attempt = 1;
         loop {
             let mut operations = build(&self.snapshot().await?).map_err(Into::into)?;
+            let may_place = operations.iter().any(may_place);
             match &self.waiter {
                 Some(_) => operations.extend(Waiter::operations()),
                 None if operations.is_empty() => return Ok(()),
@@ -175,7 +197,7 @@ impl Client {
             match self.connection.transact(DATABASE, &operations).await {
                 Ok(results) => {
                     return match &self.waiter {
-                        Some(waiter) => Ok(waiter.numbered(&results)?),
+                        Some(waiter) => Ok(waiter.numbered(&results, may_place)?),
                         None => Ok(()),
                     };
                 }
@@ -184,4 +206,10 @@ impl Client {
             }
         }
     }
+}
+
+/// Whether an address may come to a port by it, of which that port's node has to tell others.
+fn may_place(operation: &Operation) -> bool {
+    let is_written = matches!(operation.name(), "insert" | "update" | "mutate");
+    is_written && operation.table().is_some_and(|of| [table::VIF, table::ACCESS].contains(&of))
 }

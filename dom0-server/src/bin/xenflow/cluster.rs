@@ -25,7 +25,7 @@ use crate::args::{ClusterCommand, MemberArgs, PlaceArgs, Target};
 use crate::client::{Version, check_version, connect, is_in_contact};
 use crate::{Failure, init, output};
 use place::{Place, make_parent};
-use status::ClusterStatus;
+use status::{ClusterStatus, Member};
 
 /// Where a member's settings are.
 pub(crate) const SETTINGS: &str = "/etc/xenflow/cluster.env";
@@ -76,6 +76,9 @@ pub(crate) async fn run(
                 output::text(&status.page());
             }
             Ok(())
+        }
+        ClusterCommand::Kick { server, place, force } => {
+            output::report(&kick(&place, &server, force).await?, json)
         }
         ClusterCommand::Leave { place, last, to } => {
             output::report(&leave(&place, last.then_some(to.as_path())).await?, json)
@@ -392,6 +395,37 @@ async fn has_left(place: &Place) -> anyhow::Result<bool> {
         Err(error) if format!("{error:#}").contains("unknown cluster") => Ok(true),
         Err(error) => Err(not_running(place, error)),
     }
+}
+
+/// Has the others go on without a member that cannot say so itself.
+async fn kick(args: &PlaceArgs, server: &str, force: bool) -> Result<Vec<String>, Failure> {
+    let place = known(args)?;
+    let status = ask(&place).await?;
+    let member = status.members.iter().find(|member| member.server == server || member.address == server);
+    let Some(Member { server: id, address, is_self, connected, .. }) = member else {
+        return Err(input(format!(
+            "\"{server}\" is no member: 'xenflow cluster status' shows all, by ID and address"
+        )));
+    };
+    if *is_self {
+        return Err(input(format!(
+            "{id} is this member itself: 'xenflow cluster leave' ends its membership"
+        )));
+    }
+    if *connected && !force {
+        return Err(input(format!(
+            "{id} at {address} is connected: 'xenflow cluster leave' there ends its membership, or say --force"
+        )));
+    }
+    if !status.in_contact {
+        return Err(anyhow!("this member has no contact with a majority, which has to agree").into());
+    }
+    let asked = init::control(&place.ctl(), "cluster/kick", &[DATABASE, id]).await;
+    asked.with_context(|| format!("{id} cannot be kicked"))?;
+    while ask(&place).await?.members.iter().any(|member| member.server == *id) {
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(vec![format!("{id} at {address} is no member any more")])
 }
 
 async fn leave(args: &PlaceArgs, keep: Option<&Path>) -> Result<Vec<String>, Failure> {

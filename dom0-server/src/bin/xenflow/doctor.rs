@@ -23,25 +23,28 @@ mod trust;
 use facts::Facts;
 use finding::{Finding, Level};
 
+use crate::args::Target;
 use crate::show::printable;
-use crate::{Failure, client, output};
+use crate::{Failure, client, color, output};
 
-/// Steps of the collecting that each may take as long as `--timeout` says: two databases and the bridge, and the
-/// clock's daemon beside them.
-const STEPS: u32 = 4;
+/// Steps of the collecting that each may take as long as `--timeout` says: two databases and the bridge, the clock's
+/// daemon beside them, and a second look at the database.
+const STEPS: u32 = 5;
 
 /// Checks, prints, and fails if a check did.
 pub(crate) fn run(
-    db: &str,
+    db: &Target,
     seconds: u32,
     host_only: bool,
     config: &Path,
     as_json: bool,
 ) -> Result<(), Failure> {
-    client::block_on(seconds.saturating_mul(STEPS), async {
+    let limit = seconds.saturating_mul(STEPS).saturating_add(collect::SECOND_LOOK_S);
+    client::block_on(limit, async {
         let step = Duration::from_secs(seconds.into());
-        let remotes = ovsdb::Remote::parse_list(db)?;
-        let facts = collect::facts(db, &remotes, step, host_only, config).await;
+        let remotes = ovsdb::Remote::parse_list(&db.remotes)?;
+        let servers = collect::Servers { tls: db.tls(&remotes)?, remotes, step };
+        let facts = collect::facts(&db.remotes, &servers, host_only, config).await;
         let findings = judge(&facts);
         print(&findings, as_json);
         match findings.iter().filter(|finding| finding.level == Level::Fail).count() {
@@ -77,9 +80,11 @@ fn print(findings: &[Finding], as_json: bool) {
         return;
     }
     let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
+    let has_color = color::is_wanted(&std::io::stdout());
     let mut text = String::new();
     for Finding { check, level, seen, todo } in findings {
-        text += &format!("{:4}  {check:width$}  {}\n", level.as_str(), printable(seen));
+        let level = color::paint(has_color, level.color(), &format!("{:4}", level.as_str()));
+        text += &format!("{level}  {check:width$}  {}\n", printable(seen));
         if let Some(todo) = todo {
             text += &format!("{:4}  {:width$}  -> {}\n", "", "", printable(todo));
         }

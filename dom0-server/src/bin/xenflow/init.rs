@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, anyhow, bail};
 use dom0_server::db::{DATABASE, VERSION, edit, schema};
-use ovsdb::{Connection, Operation, Options, Remote, RequestError};
+use ovsdb::{Condition, Connection, Operation, Options, Remote, RequestError};
 
 use crate::Failure;
 use crate::args::Target;
@@ -103,11 +103,31 @@ pub(crate) async fn add(ctl: &Path, file: &Path) -> anyhow::Result<()> {
 
 /// `ovsdb-client convert`: rows stay, and new columns get their defaults.
 pub(crate) async fn convert(connection: &Connection) -> anyhow::Result<()> {
-    let schema: serde_json::Value = serde_json::from_str(schema()).context("the schema is no JSON")?;
+    let mut schema: serde_json::Value = serde_json::from_str(schema()).context("the schema is no JSON")?;
+    let select = Operation::select("Database").filter(Condition::eq("name", DATABASE));
+    let found = connection.transact("_Server", &[select]).await?;
+    let rows = found.first().map(|result| result.rows()).unwrap_or_default();
+    if rows.iter().any(|row| row.str("model").is_ok_and(|model| model == "clustered")) {
+        without_ephemeral(&mut schema);
+    }
     match connection.request("convert", &(DATABASE, schema)).await {
         // The connection may go before the answer comes; what became of it is asked for then.
         Ok(_) | Err(RequestError::OutcomeUnknown(_)) => Ok(()),
         Err(other) => Err(anyhow::Error::from(other).context("the server does not convert the database")),
+    }
+}
+
+/// Makes all columns persistent, as `ovsdb-tool create-cluster` and `ovsdb-client convert` do: a cluster has no other
+/// ones. A server does not refuse them, but writes the schema to the cluster's log, where no member can read it.
+fn without_ephemeral(schema: &mut serde_json::Value) {
+    let tables = schema.get_mut("tables").and_then(|tables| tables.as_object_mut());
+    for table in tables.into_iter().flat_map(|tables| tables.values_mut()) {
+        let columns = table.get_mut("columns").and_then(|columns| columns.as_object_mut());
+        for column in columns.into_iter().flat_map(|columns| columns.values_mut()) {
+            if let Some(column) = column.as_object_mut() {
+                column.remove("ephemeral");
+            }
+        }
     }
 }
 

@@ -6,14 +6,24 @@
 
 mod apply;
 mod args;
+mod ask;
 mod client;
 mod cluster;
+mod color;
 mod doctor;
+mod events;
+mod explain;
+mod flows;
 mod init;
+mod man;
+mod node;
+mod nouns;
 mod output;
 mod persist;
 mod pki;
+mod routes;
 mod show;
+mod status;
 mod top;
 mod view;
 mod wait;
@@ -21,23 +31,16 @@ mod wait;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::anyhow;
-use args::{
-    AccessCommand, Args, ClassCommand, Command, ContractArgs, DatabaseCommand, NamedCommand, RouterCommand,
-    SegmentCommand, SlaCommand, UplinkCommand, VifCommand,
-};
-use clap::{CommandFactory, Parser};
+use args::{Args, Command, DatabaseCommand, SlaCommand};
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches};
 use client::Client;
 use dom0_server::db::apply::ApplyError;
-use dom0_server::db::class::Matching;
-use dom0_server::db::contract::ContractChange;
 use dom0_server::db::description::DescriptionError;
-use dom0_server::db::edit::EditError;
-use dom0_server::db::policy::PolicyChange;
-use dom0_server::db::{self, Attachment, Contract, Kind, RouterPolicy, RowError};
+use dom0_server::db::edit::{EditError, Key};
+use dom0_server::db::{Kind, RowError};
 use xenflow_proto::identity::NameError;
 use xenflow_proto::types::{MacParseError, VlanRangeError};
-use xenflow_proto::{Name, VlanId};
 
 /// Why a command ends with another code than 0.
 #[derive(Debug)]
@@ -78,14 +81,14 @@ input!(
 );
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let args = match parse() {
         Ok(args) => args,
         Err(error) if error.use_stderr() => {
             output::error(&usage(&error));
             return ExitCode::from(2);
         }
         Err(help) => {
-            output::text(&help.to_string());
+            output::help(&help.render());
             return ExitCode::SUCCESS;
         }
     };
@@ -100,6 +103,15 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn parse() -> Result<Args, clap::Error> {
+    let matches = Args::command().try_get_matches()?;
+    let mut args = Args::from_arg_matches(&matches)?;
+    // Said before a subcommand it is known there, and said behind one only there.
+    let mut levels = std::iter::successors(Some(&matches), |level| Some(level.subcommand()?.1));
+    args.db.is_named = levels.any(|level| level.value_source("remotes") == Some(ValueSource::CommandLine));
+    Ok(args)
 }
 
 /// What clap says, without its heading and its pointer to the help.
@@ -118,10 +130,12 @@ fn run(args: Args) -> Result<(), Failure> {
             output::completions(shell, &mut Args::command());
             Ok(())
         }
+        Command::Man { dir } => output::report(&man::run(&dir)?, json),
+        Command::Host(command) => ask::run(command, &db, timeout, json),
         Command::Pki(command) => pki::run(command, json),
-        Command::Doctor { host_only, config } => doctor::run(&db.remotes, timeout, host_only, &config, json),
+        Command::Doctor { host_only, config } => doctor::run(&db, timeout, host_only, &config, json),
         Command::Top { interval, once } => {
-            top::run(&db.remotes, &top::Options { interval_s: interval, once, json, timeout_s: timeout })
+            top::run(&db, &top::Options { interval_s: interval, once, json, timeout_s: timeout })
         }
         Command::Init { db_file, forget: true, defaults, .. } => {
             output::report(&[persist::run(&defaults, &db_file, true)?], json)
@@ -152,81 +166,19 @@ fn run(args: Args) -> Result<(), Failure> {
 /// Commands on the contents of the database.
 async fn database(client: &Client, command: DatabaseCommand, json: bool) -> Result<(), Failure> {
     match command {
-        DatabaseCommand::Network(command) => match command {
-            NamedCommand::Add { name } => {
-                let name: Name = name.parse()?;
-                client.edit(|now| now.add_network(&name)).await
-            }
-            NamedCommand::List => list(client, Kind::Network, json).await,
-            NamedCommand::Remove { name } => remove(client, Kind::Network, &name).await,
-        },
-        DatabaseCommand::Segment(command) => match command {
-            SegmentCommand::Add { name, network, vlan } => {
-                let (name, network): (Name, Name) = (name.parse()?, network.parse()?);
-                let vlan = VlanId::try_from(vlan)?;
-                client.edit(|now| now.add_segment(&name, &network, vlan)).await
-            }
-            SegmentCommand::List => list(client, Kind::Segment, json).await,
-            SegmentCommand::Remove { name } => remove(client, Kind::Segment, &name).await,
-        },
-        DatabaseCommand::Router(command) => match command {
-            RouterCommand::Add { name, network, policy } => {
-                let (name, network): (Name, Name) = (name.parse()?, network.parse()?);
-                let policy = policy.parse()?.applied(&RouterPolicy::default());
-                client.edit(|now| now.add_router(&name, &network, &policy)).await
-            }
-            RouterCommand::Set { name, policy } => {
-                let name: Name = name.parse()?;
-                let change = policy.parse()?;
-                if change == PolicyChange::default() {
-                    return Err(Failure::Input(anyhow!(
-                        "nothing to set: say --fastpath, --max-routes or --punt-rate"
-                    )));
-                }
-                client.edit(|now| now.set_router(&name, &change)).await
-            }
-            RouterCommand::List => list(client, Kind::Router, json).await,
-            RouterCommand::Remove { name } => remove(client, Kind::Router, &name).await,
-        },
-        DatabaseCommand::Vif(command) => match command {
-            VifCommand::Add { name, router, segment, control: _, mac } => {
-                let (name, router): (Name, Name) = (name.parse()?, router.parse()?);
-                let attachment = match segment {
-                    Some(segment) => Attachment::Segment(segment.parse()?),
-                    None => Attachment::Control,
-                };
-                let mac = mac.parse()?;
-                client.edit(|now| now.add_vif(&name, &router, &attachment, mac)).await
-            }
-            VifCommand::List => list(client, Kind::Vif, json).await,
-            VifCommand::Remove { name } => remove(client, Kind::Vif, &name).await,
-        },
-        DatabaseCommand::Access(command) => match command {
-            AccessCommand::Add { name, segment, macs } => {
-                let (name, segment): (Name, Name) = (name.parse()?, segment.parse()?);
-                let macs = macs.iter().map(|mac| mac.parse()).collect::<Result<_, _>>()?;
-                client.edit(|now| now.add_access(&name, &segment, &macs)).await
-            }
-            AccessCommand::List => list(client, Kind::Access, json).await,
-            AccessCommand::Remove { name } => remove(client, Kind::Access, &name).await,
-        },
-        DatabaseCommand::Uplink(command) => match command {
-            UplinkCommand::Add { node, port } => {
-                let node: Name = node.parse()?;
-                client.edit(|now| now.add_uplink(&node, &port)).await
-            }
-            UplinkCommand::List => list(client, Kind::Node, json).await,
-            UplinkCommand::Remove { node, port } => client.edit(|now| now.remove_uplink(&node, &port)).await,
-        },
-        DatabaseCommand::Sla(command) => match command {
-            SlaCommand::Set { network, contract } => {
-                let network: Name = network.parse()?;
-                let change = change(&contract)?;
-                client.edit(|now| now.set_contract(&network, &change)).await
-            }
-            SlaCommand::List => list(client, Kind::Network, json).await,
-        },
-        DatabaseCommand::Class(command) => class(client, command, json).await,
+        DatabaseCommand::Network(verb) => nouns::run(client, Kind::Network, verb, json).await,
+        DatabaseCommand::Segment(verb) => nouns::run(client, Kind::Segment, verb, json).await,
+        DatabaseCommand::Router(verb) => nouns::run(client, Kind::Router, verb, json).await,
+        DatabaseCommand::Vif(verb) => nouns::run(client, Kind::Vif, verb, json).await,
+        DatabaseCommand::Access(verb) => nouns::run(client, Kind::Access, verb, json).await,
+        DatabaseCommand::Class(verb) => nouns::run(client, Kind::Class, verb, json).await,
+        DatabaseCommand::Uplink(command) => nouns::uplink(client, command, json).await,
+        DatabaseCommand::Node(command) => node::run(client, command, json).await,
+        DatabaseCommand::Sla(SlaCommand::Set { network, contract }) => {
+            let key = Key { kind: Kind::Network, network: None, name: network };
+            nouns::set(client, &key, &contract).await
+        }
+        DatabaseCommand::Sla(SlaCommand::List) => nouns::list(client, Kind::Network, json).await,
         DatabaseCommand::Apply { file, dry_run, adopt } => {
             apply::run(client, &file, dry_run, adopt, json).await
         }
@@ -241,52 +193,4 @@ async fn database(client: &Client, command: DatabaseCommand, json: bool) -> Resu
             Ok(())
         }
     }
-}
-
-async fn class(client: &Client, command: ClassCommand, json: bool) -> Result<(), Failure> {
-    match command {
-        ClassCommand::Add { network, name, priority, dscp, protocol, ports, contract } => {
-            let (network, name): (Name, Name) = (network.parse()?, name.parse()?);
-            let protocol = protocol.as_deref().map(db::class::protocol).transpose()?;
-            let matching = Matching::new(dscp, protocol, ports)?;
-            let priority = db::class::priority(priority)?;
-            let change = ContractChange::parse(contract.min.as_deref(), contract.max.as_deref())?;
-            let contract = change.applied(&Contract::default())?;
-            client.edit(|now| now.add_class(&network, &name, priority, &matching, &contract)).await
-        }
-        ClassCommand::Set { network, name, contract } => {
-            let (network, name): (Name, Name) = (network.parse()?, name.parse()?);
-            let change = change(&contract)?;
-            client.edit(|now| now.set_class(&network, &name, &change)).await
-        }
-        ClassCommand::List => list(client, Kind::Class, json).await,
-        ClassCommand::Remove { network, name } => {
-            let (network, name): (Name, Name) = (network.parse()?, name.parse()?);
-            client.edit(|now| now.remove_class(&network, &name)).await
-        }
-    }
-}
-
-/// A change of a contract that changes something.
-fn change(contract: &ContractArgs) -> Result<ContractChange, Failure> {
-    let change = ContractChange::parse(contract.min.as_deref(), contract.max.as_deref())?;
-    if change.is_empty() {
-        return Err(Failure::Input(anyhow!("nothing to set: say --min or --max")));
-    }
-    Ok(change)
-}
-
-async fn list(client: &Client, kind: Kind, json: bool) -> Result<(), Failure> {
-    let now = client.snapshot().await?;
-    let rows = view::list(&now.desired, kind);
-    if json {
-        output::json(&rows)
-    } else {
-        output::text(&view::columns(&rows))
-    }
-    Ok(())
-}
-
-async fn remove(client: &Client, kind: Kind, name: &str) -> Result<(), Failure> {
-    client.edit(|now| now.remove(kind, name)).await
 }

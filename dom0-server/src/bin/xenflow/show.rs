@@ -6,7 +6,7 @@ use dom0_server::counters::Scope;
 use dom0_server::db::edit::{EditError, Snapshot};
 use dom0_server::db::policy::fast_path_str;
 use dom0_server::db::row::{Network, Router};
-use dom0_server::db::{Attachment, Kind, NodeStatus, Segment, Statistics, Status, Vif, table};
+use dom0_server::db::{Attachment, Kind, NodeStatus, Segment, Statistics, Status, Vif};
 use serde_json::{Value, json};
 use xenflow_proto::Name;
 
@@ -133,8 +133,7 @@ impl Now {
         let desired = &self.snapshot.desired;
         let reporting =
             self.statistics.iter().map(|row| &row.node).chain(self.status.iter().map(|row| &row.node));
-        let rows = self.snapshot.rows.of(table::NODE_STATUS);
-        let reports: Vec<NodeStatus> = rows.filter_map(|(_, row)| NodeStatus::parse(row).ok()).collect();
+        let reports = self.snapshot.nodes();
         let names = desired.uplinks.keys().chain(reporting).chain(reports.iter().map(|row| &row.node));
         names
             .map(|name| {
@@ -167,6 +166,24 @@ fn node_json(now: &Now, node: &Node) -> Value {
     json!({
         "name": name, "uplinks": uplinks.collect::<Vec<_>>(), "counters": of(Scope::Node, name), "status": status,
     })
+}
+
+/// Every node in a few words, one object each.
+pub(crate) async fn nodes(client: &Client) -> Result<Vec<Value>, Failure> {
+    let snapshot = client.snapshot().await?;
+    let now = Now { status: snapshot.status(), snapshot, statistics: client.statistics().await? };
+    let asked = now.snapshot.desired.cfg;
+    let row = |node: &Node| {
+        let of = |text: fn(&NodeStatus) -> &str| node.status.as_ref().map(text);
+        json!({
+            "node": node.name.as_str(), "uplinks": node.uplinks, "version": of(|status| &status.version),
+            "ovs_version": of(|status| &status.ovs_version), "datapath": of(|status| &status.datapath),
+            "seen_ms": node.status.as_ref().map(|status| status.seen_ms),
+            "is_behind": node.status.as_ref().map(|status| status.cfg < Some(asked)),
+            "problems": node.status.as_ref().map(|status| status.problems.len()),
+        })
+    };
+    Ok(now.nodes().values().map(row).collect())
 }
 
 /// What a node reports of itself.

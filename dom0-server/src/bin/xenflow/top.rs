@@ -3,9 +3,10 @@
 //! Owns the watch on the database and the terminal. Rates are `model`'s, pages `table`'s, keys and drawing `screen`'s.
 
 use std::io::IsTerminal;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use dom0_server::clock::now_ms;
 use dom0_server::db::Rows;
 use ovsdb::{Event as Said, Remote, Session, SessionConfig};
 use ratatui::DefaultTerminal;
@@ -25,7 +26,8 @@ use model::Model;
 use sample::Sample;
 use screen::{Screen, Then};
 
-use crate::{Failure, output};
+use crate::args::Target;
+use crate::{Failure, color, output};
 
 /// How long the reader of keys sleeps before it sees that nobody wants them.
 const KEYS_WAIT: Duration = Duration::from_millis(200);
@@ -39,8 +41,10 @@ pub(crate) struct Options {
     pub(crate) timeout_s: u32,
 }
 
-pub(crate) fn run(db: &str, options: &Options) -> Result<(), Failure> {
-    let remotes = Remote::parse_list(db)?;
+pub(crate) fn run(db: &Target, options: &Options) -> Result<(), Failure> {
+    let remotes = Remote::parse_list(&db.remotes)?;
+    let mut config = SessionConfig::new(remotes.clone()).monitor(sample::watched());
+    config.options.tls = db.tls(&remotes)?;
     if options.json && !options.once {
         return Err(Failure::Input(anyhow!("--json prints one sample: say --once too")));
     }
@@ -49,15 +53,10 @@ pub(crate) fn run(db: &str, options: &Options) -> Result<(), Failure> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     runtime.block_on(async {
-        let mut watch = Watch::start(db, remotes, Duration::from_secs(options.timeout_s.into())).await?;
+        let mut watch = Watch::start(db, config, Duration::from_secs(options.timeout_s.into())).await?;
         let pause = Duration::from_secs(options.interval_s.into());
         if options.once { once(&mut watch, pause, options.json).await } else { live(&mut watch, pause).await }
     })
-}
-
-fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A copy of the database that keeps itself.
@@ -70,8 +69,8 @@ struct Watch {
 }
 
 impl Watch {
-    async fn start(db: &str, remotes: Vec<Remote>, limit: Duration) -> Result<Self, Failure> {
-        let session = Session::start(SessionConfig::new(remotes).monitor(sample::watched()));
+    async fn start(db: &Target, config: SessionConfig, limit: Duration) -> Result<Self, Failure> {
+        let session = Session::start(config);
         let mut watch =
             Self { session, rows: Rows::default(), model: Model::default(), trouble: String::new() };
         let synced = async {
@@ -151,8 +150,7 @@ impl Drop for Restore {
 }
 
 async fn live(watch: &mut Watch, pause: Duration) -> Result<(), Failure> {
-    // See no-color.org.
-    let has_color = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let has_color = color::is_wanted(&std::io::stdout());
     let mut ends = [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt()]
         .map(|kind| signal(kind).context("no signals"));
     let [terminate, hangup, interrupt] = &mut ends;

@@ -4,12 +4,14 @@ use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use dom0_server::db::class::{Matching, protocol_name};
-use dom0_server::db::edit::Snapshot;
+use dom0_server::db::edit::{EditError, Key, Snapshot};
 use dom0_server::db::policy::{PuntClass, fast_path_str};
 use dom0_server::db::row::{Network, Router};
 use dom0_server::db::{Access, Attachment, Contract, Desired, Kind, Rate, Status, TrafficClass, Vif};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
+
+use crate::show::printable;
 
 /// A list, one object each.
 pub(crate) fn list(desired: &Desired, kind: Kind) -> Vec<Value> {
@@ -100,27 +102,78 @@ pub(crate) fn status(status: &Status) -> Value {
     })
 }
 
-/// Objects with the same members as columns, in a fixed order: `name` (or `node`) first.
-pub(crate) fn columns(rows: &[Value]) -> String {
-    let Some(Value::Object(first)) = rows.first() else { return String::new() };
+/// All that the database holds of one thing.
+pub(crate) fn one(now: &Snapshot, key: &Key) -> Result<Value, EditError> {
+    let row = now.row(key)?;
+    let is_it = |value: &Value| {
+        let name = if key.kind == Kind::Node { "node" } else { "name" };
+        value[name] == *key.name && key.network.as_ref().is_none_or(|network| value["network"] == **network)
+    };
+    let mut value = list(&now.desired, key.kind).into_iter().find(is_it).unwrap_or_default();
+    value["external_ids"] = row.map_str_str("external_ids").unwrap_or_default().into_iter().collect();
+    Ok(value)
+}
+
+/// Members of an object in a fixed order: `name` (or `node`) first.
+fn heads(first: &Map<String, Value>) -> Vec<&str> {
     let mut heads: Vec<&str> = first.keys().map(String::as_str).collect();
     let order = [
-        "node", "name", "network", "router", "number", "id", "vlan", "kind", "segment", "mac", "priority",
-        "dscp", "protocol", "ports", "min_bps", "max_bps",
+        "node",
+        "name",
+        "network",
+        "router",
+        "number",
+        "id",
+        "vlan",
+        "kind",
+        "segment",
+        "mac",
+        "priority",
+        "dscp",
+        "protocol",
+        "ports",
+        "min_bps",
+        "max_bps",
+        "version",
+        "ovs_version",
+        "datapath",
+        "seen",
+        "is_behind",
+        "problems",
     ];
     heads.sort_by_key(|head| order.iter().position(|known| known == head).unwrap_or(order.len()));
-    let empty = Map::new();
+    heads
+}
+
+fn cell(value: Option<&Value>) -> String {
     let item = |item: &Value| item.as_str().map_or_else(|| item.to_string(), str::to_owned);
-    let cell = |row: &Value, head: &str| match row.as_object().unwrap_or(&empty).get(head) {
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Array(items)) if items.is_empty() => "-".to_owned(),
-        Some(Value::Array(items)) => items.iter().map(item).collect::<Vec<_>>().join(","),
-        Some(Value::Null) | None => "-".to_owned(),
-        Some(Value::Object(pairs)) => {
-            pairs.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+    match value {
+        Some(Value::Array(items)) if !items.is_empty() => {
+            items.iter().map(item).collect::<Vec<_>>().join(",")
         }
-        Some(other) => other.to_string(),
-    };
+        Some(Value::Object(pairs)) if !pairs.is_empty() => {
+            let pairs = pairs.iter().map(|(key, value)| format!("{key}={}", item(value)));
+            pairs.collect::<Vec<_>>().join(",")
+        }
+        Some(Value::Array(_) | Value::Object(_) | Value::Null) | None => "-".to_owned(),
+        Some(other) => printable(&item(other)),
+    }
+}
+
+/// An object, one member on a line.
+pub(crate) fn record(value: &Value) -> String {
+    let Value::Object(members) = value else { return String::new() };
+    let heads = heads(members);
+    let width = heads.iter().map(|head| head.len()).max().unwrap_or(0);
+    let line = |head: &&str| format!("{head:width$}  {}\n", printable(&cell(members.get(*head))));
+    heads.iter().map(line).collect()
+}
+
+/// Objects with the same members, as columns.
+pub(crate) fn columns(rows: &[Value]) -> String {
+    let Some(Value::Object(first)) = rows.first() else { return String::new() };
+    let heads = heads(first);
+    let cell = |row: &Value, head: &str| cell(row.get(head));
     let mut lines = vec![heads.iter().map(|head| head.to_uppercase()).collect::<Vec<_>>()];
     lines.extend(rows.iter().map(|row| heads.iter().map(|head| cell(row, head)).collect()));
     let width = |at: usize| lines.iter().filter_map(|line| line.get(at)).map(String::len).max().unwrap_or(0);

@@ -1,5 +1,8 @@
 //! `xenflow --wait`: a change is made with a number of its own (`XenFlow.next_cfg`), and the command ends when every
 //! node has reported that its switch has confirmed the state with that number.
+//!
+//! A node reports that when others can know which addresses it has. So a change by which one may come to a port is followed
+//! by a second number: with that, the others have their flows to it as well.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -7,8 +10,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context, anyhow};
 use dom0_server::db::{DATABASE, NodeStatus, table};
 use ovsdb::{
-    Datum, Event, Monitor, Mutator, OpResult, Operation, Remote, Row, RowChange, Session, SessionConfig, Tls,
-    Uuid,
+    Datum, Event, Monitor, Mutator, OpResult, Operation, Remote, RequestError, Row, RowChange, Session,
+    SessionConfig, Tls, TransactError, Uuid,
 };
 use tokio::time::Instant;
 
@@ -21,6 +24,7 @@ pub(crate) struct Waiter {
     deadline: Instant,
     seconds: u32,
     number: Cell<Option<i64>>,
+    may_place: Cell<bool>,
 }
 
 impl Waiter {
@@ -30,7 +34,7 @@ impl Waiter {
         let mut config = SessionConfig::new(remotes).monitor(monitor);
         config.options.tls = tls;
         let session = Session::start(config);
-        Self { session, deadline, seconds, number: Cell::new(None) }
+        Self { session, deadline, seconds, number: Cell::new(None), may_place: Cell::new(false) }
     }
 
     /// Operations that give a change its number. Those of two commands come one after the other, however close, so each
@@ -40,18 +44,17 @@ impl Waiter {
         [next, Operation::select(table::XENFLOW).columns(&["next_cfg"])]
     }
 
-    /// The results of a transaction with [`operations`](Self::operations).
-    pub(crate) fn numbered(&self, results: &[OpResult]) -> anyhow::Result<()> {
-        let row = results.iter().rev().find_map(|result| result.rows().first());
-        let row =
-            row.context("the change is made, but there is no number to wait for: run 'xenflow init'")?;
-        self.number.set(Some(row.int("next_cfg")?));
+    /// The results of a transaction with [`operations`](Self::operations). `may_place`: an address may have come to a port
+    /// by it.
+    pub(crate) fn numbered(&self, results: &[OpResult], may_place: bool) -> anyhow::Result<()> {
+        self.number.set(Some(number(results)?));
+        self.may_place.set(may_place);
         Ok(())
     }
 
     /// Ends when every node that reports has the change; at once if the command has made none.
     pub(crate) async fn wait(mut self) -> Result<(), Failure> {
-        let Some(number) = self.number.get() else { return Ok(()) };
+        let Some(mut number) = self.number.get() else { return Ok(()) };
         let mut nodes = Nodes::default();
         loop {
             match tokio::time::timeout_at(self.deadline, self.session.next()).await {
@@ -59,25 +62,56 @@ impl Waiter {
                     nodes.apply(&changes)
                 }
                 Ok(Some(Event::Connected { .. } | Event::Disconnected { .. })) => continue,
-                Ok(None) | Err(_) => {
-                    let seconds = self.seconds;
-                    let who =
-                        nodes.late(number).unwrap_or_else(|| "the database does not say in which".to_owned());
-                    return Err(anyhow!(
-                        "the change is made, but not in every switch within {seconds} s: {who}"
-                    )
-                    .into());
-                }
+                Ok(None) | Err(_) => return Err(self.late(nodes.late(number))),
             }
             if nodes.rows.is_empty() {
                 output::error("no node reports to the database: the change is made, and in nobody's switch");
                 return Ok(());
             }
-            if nodes.late(number).is_none() {
+            if nodes.late(number).is_some() {
+                continue;
+            }
+            if !self.may_place.take() {
                 return Ok(());
+            }
+            number = match tokio::time::timeout_at(self.deadline, self.again()).await {
+                Ok(number) => number?,
+                Err(_) => return Err(self.late(None)),
+            };
+        }
+    }
+
+    /// One more number, for what nodes have told each other until now. Asked for once more if a connection ends before
+    /// it has come: one too many harms nobody.
+    async fn again(&self) -> anyhow::Result<i64> {
+        let handle = self.session.handle();
+        loop {
+            let connection = handle.connected().await?;
+            match connection.transact(DATABASE, &Self::operations()).await {
+                Ok(results) => return number(&results),
+                Err(TransactError::Request(
+                    RequestError::OutcomeUnknown(_) | RequestError::Disconnected(_),
+                )) => {
+                    connection.closed().await;
+                }
+                Err(error) => {
+                    return Err(error).context("the change is made, but perhaps not in every switch");
+                }
             }
         }
     }
+
+    fn late(&self, who: Option<String>) -> Failure {
+        let who = who.unwrap_or_else(|| "the database does not say in which".to_owned());
+        anyhow!("the change is made, but not in every switch within {} s: {who}", self.seconds).into()
+    }
+}
+
+/// The number of a transaction.
+fn number(results: &[OpResult]) -> anyhow::Result<i64> {
+    let row = results.iter().rev().find_map(|result| result.rows().first());
+    let row = row.context("the change is made, but there is no number to wait for: run 'xenflow init'")?;
+    Ok(row.int("next_cfg")?)
 }
 
 /// What nodes have reported.
@@ -112,6 +146,7 @@ impl Nodes {
             })
             .collect();
         late.sort();
-        (self.is_known && !late.is_empty()).then(|| late.join(", "))
+        let todo = "'xenflow node remove NODE' ends the waiting for one that is gone for good";
+        (self.is_known && !late.is_empty()).then(|| format!("{}; {todo}", late.join(", ")))
     }
 }

@@ -121,6 +121,39 @@ fn without_a_hold_time_nothing_is_ever_swept() {
 }
 
 #[test]
+fn routes_that_flap_are_counted_each_time() {
+    let mut core = ready();
+    let counted = |core: &mut Core| {
+        core.handle(Event::Counted(Poll::default()));
+        let counters = core.totals().get(&(Scope::Router, "r1".to_owned()));
+        counters.and_then(|counters| counters.get("routes_changed")).copied()
+    };
+    live(&mut core, 1);
+    assert_eq!(counted(&mut core), None);
+    let gone = |seq| GuestMessage::Changes {
+        seq: Seq(seq),
+        changes: (0..5).map(|third| Change::Remove(route(third).key())).collect(),
+    };
+    // Between two looks they come, go and come: no more are there than one coming would leave.
+    for message in [changes(3, 0..5), gone(4), changes(5, 0..5)] {
+        let effects = say(&mut core, 1, message);
+        confirm_all(&mut core, effects);
+    }
+    assert_eq!(counted(&mut core), Some(15));
+    // Told again as they are, nothing has changed; one that the next snapshot leaves out goes.
+    let effects = say(&mut core, 1, changes(6, 0..5));
+    confirm_all(&mut core, effects);
+    assert_eq!(counted(&mut core), Some(15));
+    open(&mut core, 2, 1);
+    for message in [GuestMessage::SnapshotBegin(Seq(1)), changes(2, 0..4), GuestMessage::SnapshotEnd(Seq(3))]
+    {
+        let effects = say(&mut core, 2, message);
+        confirm_all(&mut core, effects);
+    }
+    assert_eq!(counted(&mut core), Some(16));
+}
+
+#[test]
 fn limits_are_counted_for_their_router_or_the_node() {
     use crate::guest::limits::Limit;
     let mut core = ready();

@@ -130,3 +130,27 @@ fn a_routers_own_flows_are_waited_for() {
     core.handle(limit(3, "r2"));
     assert_eq!(core.confirmed_cfg(), Some(3), "it has none");
 }
+
+/// What others have is part of a state as far as it was written before its number, and so is that others can know what is
+/// here.
+#[test]
+fn locations_are_waited_for() {
+    let mut core = plugged().with_locations();
+    let id = sent(&core.handle(asking(1, &[1, 2, 3])));
+    core.handle(Event::Confirmed(id, TOOK));
+    assert_eq!(core.confirmed_cfg(), Some(0), "nobody has read what others have");
+    let here = core.here().cloned();
+    let other = here.as_ref().unwrap().first().unwrap().clone();
+    core.handle(Event::Located(1, None));
+    assert_eq!(core.confirmed_cfg(), Some(0), "others do not know what is here");
+    let id = sent(&core.handle(Event::Elsewhere([other].into())));
+    let here = core.here().cloned().or(here);
+    core.handle(Event::Located(1, here.clone()));
+    assert_eq!(core.confirmed_cfg(), Some(0), "it is under way");
+    core.handle(Event::Confirmed(id, TOOK));
+    assert_eq!(core.confirmed_cfg(), Some(1));
+    core.handle(Event::Located(2, here));
+    assert_eq!(core.confirmed_cfg(), Some(1), "only the one connection has read it");
+    core.handle(asking(2, &[1, 2, 3]));
+    assert_eq!(core.confirmed_cfg(), Some(2));
+}

@@ -4,55 +4,83 @@
 use std::fs;
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use dom0_server::clock::now_ms;
 use dom0_server::config::Config;
 use dom0_server::db::edit::Snapshot;
-use dom0_server::db::{DATABASE, Statistics, select_all, statistics, table};
+use dom0_server::db::{DATABASE, Statistics, select_all, statistics};
 use openflow::{Event, FlowFilter, Message, MultipartReply, MultipartRequest, Session};
-use ovsdb::{Condition, Connection, Operation, Options, Remote};
+use ovsdb::{Condition, Connection, Operation, Options, Remote, Tls};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use x509_parser::time::ASN1Time;
 use xenflow_flow_app::pipeline::cookie;
 
-use super::facts::{Disk, Facts, Fleet, Life, Node, Server, Switch, Trust, select_switch};
+use super::facts::{Disk, Facts, Fleet, Life, Server, Switch, Trust, select_switch};
+use super::fleet;
 use crate::client::{Version, check_version};
+use crate::output;
 
 /// Where `ovsdb-server` keeps databases.
 const DISKS: [&str; 2] = ["/etc/openvswitch", "/var/lib/openvswitch"];
+/// Seconds between two looks at counters: daemons write theirs every 5 s if not told otherwise.
+pub(super) const SECOND_LOOK_S: u32 = 6;
 /// Bits of a cookie that say whose it is.
 const OWNER: u64 = 0xffff << 48;
 
-pub(super) async fn facts(
-    db: &str,
-    remotes: &[Remote],
-    step: Duration,
-    host_only: bool,
-    path: &Path,
-) -> Facts {
+/// Of the XenFlow database, and how to speak with them.
+pub(super) struct Servers {
+    pub(super) remotes: Vec<Remote>,
+    pub(super) tls: Option<Tls>,
+    /// The time of each step.
+    pub(super) step: Duration,
+}
+
+impl Servers {
+    async fn open(&self, remotes: &[Remote]) -> anyhow::Result<Connection> {
+        let options = Options { connect_timeout: self.step, tls: self.tls.clone(), ..Options::default() };
+        let opened = Connection::open_any(remotes, &options).await?;
+        opened.map(|(connection, _)| connection).ok_or_else(|| anyhow!("no remote"))
+    }
+}
+
+pub(super) async fn facts(db: &str, servers: &Servers, host_only: bool, path: &Path) -> Facts {
+    let Servers { remotes, step, .. } = servers;
+    let step = *step;
     let config = path.exists().then(|| Config::load(path).map_err(|error| words(error.into())));
     let settings = config.as_ref().and_then(|config| config.as_ref().ok());
     let bridge = settings.map_or("br-xf".to_owned(), |settings| settings.bridge.clone());
     let rundir = settings.map_or_else(|| rundir(remotes), |settings| settings.ovs_rundir.clone());
     let ovs = settings.map_or(db, |settings| &settings.ovs_db);
-    let switch = within(step, switch(ovs, step)).await;
+    let switch = within(step, switch(ovs, servers)).await;
     let has_bridge = switch.as_ref().is_ok_and(|switch| switch.bridge(&bridge).is_some());
     let flows = match has_bridge {
         true => Some(within(step, flows(&rundir.join(format!("{bridge}.mgmt")))).await),
         false => None,
     };
-    let mut servers = Vec::new();
+    let mut answers = Vec::new();
     let mut fleet = None;
+    let mut seen_ms = now_ms();
     if !host_only {
         for remote in remotes {
-            servers.push((remote.to_string(), within(step, server(remote, step)).await));
+            answers.push((remote.to_string(), within(step, server(remote, servers)).await));
         }
-        fleet = Some(within(step, read(remotes, step)).await);
+        let mut read = within(step, read(servers)).await;
+        // Before the second look: that is what the age of all else is told by.
+        seen_ms = now_ms();
+        if let Ok(fleet) = &mut read
+            && fleet::may_grow(&fleet.statistics, seen_ms)
+        {
+            output::progress(&format!("looking at the meters again in {SECOND_LOOK_S} s"));
+            tokio::time::sleep(Duration::from_secs(SECOND_LOOK_S.into())).await;
+            fleet.later = Some(within(step, counted(servers)).await);
+        }
+        fleet = Some(read);
     }
     Facts {
-        now_ms: now_ms(),
+        now_ms: seen_ms,
         node: config.as_ref().map(|config| config.as_ref().map(|c| c.node.clone()).map_err(Clone::clone)),
         config: path.to_owned(),
         bridge,
@@ -63,14 +91,9 @@ pub(super) async fn facts(
         synchronized: synchronized().await,
         disks: DISKS.iter().filter_map(|dir| disk(Path::new(dir))).collect(),
         trust: settings.map(trust).unwrap_or_default(),
-        servers,
+        servers: answers,
         fleet,
     }
-}
-
-fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn words(error: anyhow::Error) -> String {
@@ -93,14 +116,8 @@ fn rundir(remotes: &[Remote]) -> PathBuf {
     dir.unwrap_or(Path::new("/var/run/openvswitch")).to_owned()
 }
 
-async fn open(remotes: &[Remote], connect_timeout: Duration) -> anyhow::Result<Connection> {
-    let options = Options { connect_timeout, ..Options::default() };
-    let opened = Connection::open_any(remotes, &options).await?;
-    opened.map(|(connection, _)| connection).ok_or_else(|| anyhow!("no remote"))
-}
-
-async fn switch(db: &str, step: Duration) -> anyhow::Result<Switch> {
-    let connection = open(&Remote::parse_list(db)?, step).await?;
+async fn switch(db: &str, servers: &Servers) -> anyhow::Result<Switch> {
+    let connection = servers.open(&Remote::parse_list(db)?).await?;
     let rows = connection.transact("Open_vSwitch", &select_switch()).await?;
     Ok(Switch::parse(&rows)?)
 }
@@ -147,8 +164,8 @@ async fn flows(socket: &Path) -> anyhow::Result<(u64, u64)> {
     }
 }
 
-async fn server(remote: &Remote, step: Duration) -> anyhow::Result<Server> {
-    let connection = open(std::slice::from_ref(remote), step).await?;
+async fn server(remote: &Remote, servers: &Servers) -> anyhow::Result<Server> {
+    let connection = servers.open(std::slice::from_ref(remote)).await?;
     let select = Operation::select("Database").filter(Condition::eq("name", DATABASE));
     let results = connection.transact("_Server", &[select]).await?;
     let row = results.first().and_then(|result| result.rows().first());
@@ -156,23 +173,32 @@ async fn server(remote: &Remote, step: Duration) -> anyhow::Result<Server> {
     Ok(Server::parse(row)?)
 }
 
-async fn read(remotes: &[Remote], step: Duration) -> anyhow::Result<Fleet> {
-    let connection = open(remotes, step).await?;
+async fn read(servers: &Servers) -> anyhow::Result<Fleet> {
+    let connection = servers.open(&servers.remotes).await?;
     let schema = connection.get_schema(DATABASE).await?;
     if let Version::Older = check_version(&schema.version)? {
         bail!("its schema is {}, older than this xenflow: run 'xenflow init' to convert it", schema.version);
     }
     let now = Snapshot::from_select(&connection.transact(DATABASE, &select_all()).await?);
-    let more = [statistics::select(None), Operation::select(table::NODE_STATUS)];
-    let more = connection.transact(DATABASE, &more).await?;
-    let rows = |at: usize| more.get(at).map(|result| result.rows()).unwrap_or_default();
+    let statistics = statistics(&connection).await?;
     Ok(Fleet {
         invalid: now.invalid.iter().map(ToString::to_string).collect(),
         status: now.status(),
+        nodes: now.nodes(),
         desired: now.desired,
-        statistics: rows(0).iter().filter_map(|row| Statistics::parse(row).ok()).collect(),
-        nodes: rows(1).iter().filter_map(|row| Node::parse(row).ok()).collect(),
+        statistics,
+        later: None,
     })
+}
+
+async fn statistics(connection: &Connection) -> anyhow::Result<Vec<Statistics>> {
+    let rows = connection.transact(DATABASE, &[statistics::select(None)]).await?;
+    let rows = rows.iter().flat_map(|result| result.rows());
+    Ok(rows.filter_map(|row| Statistics::parse(row).ok()).collect())
+}
+
+async fn counted(servers: &Servers) -> anyhow::Result<Vec<Statistics>> {
+    statistics(&servers.open(&servers.remotes).await?).await
 }
 
 /// What systemd-timesyncd notes, or else what `timedatectl` finds out of the kernel, whoever keeps its clock.

@@ -1,9 +1,12 @@
 //! What is known of the host and of the database: what the checks look at. Reads rows into types, and judges nothing.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use dom0_server::db::{Desired, Statistics, Status};
+use dom0_server::db::{Desired, NodeStatus, Statistics, Status};
 use ovsdb::{OpResult, Operation, Row, Uuid};
+use xenflow_proto::MacAddr;
+use xenflow_proto::control::HOST_PORT_NAME;
 
 /// Everything. A fact that could not be had is the reason why, in words.
 pub(super) struct Facts {
@@ -99,6 +102,7 @@ pub(super) struct Bridge {
 pub(super) struct Port {
     pub(super) name: String,
     pub(super) iface_id: Option<String>,
+    pub(super) attached_mac: Option<MacAddr>,
     /// The bridge's own, or XenFlow's.
     pub(super) is_own: bool,
     pub(super) mtu: Option<i64>,
@@ -116,17 +120,22 @@ impl Switch {
     /// The results of [`select_switch`].
     pub(super) fn parse(results: &[OpResult]) -> Result<Self, ovsdb::ColumnError> {
         let rows = |at: usize| results.get(at).map(OpResult::rows).unwrap_or_default();
-        let row = |at: usize, uuid: Uuid| rows(at).iter().find(|row| row.uuid("_uuid") == Ok(uuid));
+        let by_uuid = |at: usize| -> BTreeMap<Uuid, &Row> {
+            rows(at).iter().filter_map(|row| Some((row.uuid("_uuid").ok()?, row))).collect()
+        };
+        let (bridges, all_ports, interfaces) = (by_uuid(1), by_uuid(2), by_uuid(3));
         let mut switch = Self::default();
         let Some(root) = rows(0).first() else { return Ok(switch) };
         switch.version = root.opt_str("ovs_version")?.map(str::to_owned);
         switch.restore_wait = root.map_get("other_config", "flow-restore-wait")? == Some("true");
         switch.restore_is_ours = root.map_get("external_ids", "xenflow-flow-restore-wait")? == Some("armed");
         switch.behind = root.int("next_cfg")? - root.int("cur_cfg")?;
-        for bridge in root.set_uuid("bridges")?.into_iter().filter_map(|uuid| row(1, uuid)) {
+        for bridge in root.set_uuid("bridges")?.into_iter().filter_map(|uuid| bridges.get(&uuid)) {
             let mut ports = Vec::new();
-            for port in bridge.set_uuid("ports")?.into_iter().filter_map(|uuid| row(2, uuid)) {
-                for interface in port.set_uuid("interfaces")?.into_iter().filter_map(|uuid| row(3, uuid)) {
+            for port in bridge.set_uuid("ports")?.into_iter().filter_map(|uuid| all_ports.get(&uuid)) {
+                for interface in
+                    port.set_uuid("interfaces")?.into_iter().filter_map(|uuid| interfaces.get(&uuid))
+                {
                     ports.push(Port::parse(bridge, port, interface)?);
                 }
             }
@@ -152,10 +161,14 @@ impl Port {
     fn parse(bridge: &Row, port: &Row, interface: &Row) -> Result<Self, ovsdb::ColumnError> {
         let name = interface.str("name")?;
         let is_ours = |row: &Row| Ok(row.map_get("external_ids", "created-by")? == Some("xenflow"));
+        let mac = interface.map_get("external_ids", "attached-mac")?;
         Ok(Self {
             name: name.to_owned(),
             iface_id: interface.map_get("external_ids", "iface-id")?.map(str::to_owned),
-            is_own: name == bridge.str("name")? || is_ours(port)? || is_ours(interface)?,
+            attached_mac: mac.and_then(|mac| mac.to_ascii_lowercase().parse().ok()),
+            is_own: [bridge.str("name")?, HOST_PORT_NAME].contains(&name)
+                || is_ours(port)?
+                || is_ours(interface)?,
             mtu: interface.opt_int("mtu")?,
             has_link: interface.opt_str("link_state")? == Some("up"),
             error: interface.opt_str("error")?.map(str::to_owned),
@@ -192,30 +205,7 @@ pub(super) struct Fleet {
     pub(super) invalid: Vec<String>,
     pub(super) status: Vec<Status>,
     pub(super) statistics: Vec<Statistics>,
-    pub(super) nodes: Vec<Node>,
-}
-
-/// What a daemon reports of its node.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Node {
-    pub(super) name: String,
-    pub(super) version: String,
-    pub(super) switch: String,
-    pub(super) datapath: String,
-    pub(super) seen_ms: u64,
-    pub(super) problems: Vec<String>,
-}
-
-impl Node {
-    pub(super) fn parse(row: &Row) -> Result<Self, ovsdb::ColumnError> {
-        let text = |column: &str| row.str(column).map(str::to_owned);
-        Ok(Self {
-            name: text("node")?,
-            version: text("version")?,
-            switch: text("ovs_version")?,
-            datapath: text("datapath")?,
-            seen_ms: u64::try_from(row.int("seen_ms")?).unwrap_or_default(),
-            problems: row.set_str("problems")?.into_iter().map(str::to_owned).collect(),
-        })
-    }
+    /// A second look at them; none was needed.
+    pub(super) later: Option<Result<Vec<Statistics>, String>>,
+    pub(super) nodes: Vec<NodeStatus>,
 }

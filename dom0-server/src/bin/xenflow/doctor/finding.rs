@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::color::Color;
+
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -20,6 +22,14 @@ impl Level {
             Self::Ok => "OK",
             Self::Warn => "WARN",
             Self::Fail => "FAIL",
+        }
+    }
+
+    pub(super) const fn color(self) -> Color {
+        match self {
+            Self::Ok => Color::Good,
+            Self::Warn => Color::Doubtful,
+            Self::Fail => Color::Bad,
         }
     }
 }

@@ -4,19 +4,21 @@ use std::collections::BTreeSet;
 
 use dom0_server::counters::Scope;
 use dom0_server::db::policy::PuntClass;
-use dom0_server::db::{SessionState, Statistics, Status};
+use dom0_server::db::retire::SILENT_MS;
+use dom0_server::db::{NodeStatus, SessionState, Statistics, Status};
 
-use super::facts::{Facts, Fleet, Node, Server};
+use super::facts::{Facts, Fleet, Server};
 use super::finding::{Finding, fail, ok, or_ok, some, span, version, warn};
 
-/// After so long without a word a node is taken for gone, in milliseconds: nine of its reports.
-const SILENT_MS: u64 = 90_000;
 /// Clocks that are kept by NTP differ by less, in milliseconds.
 const AHEAD_MS: u64 = 2_000;
 /// A session is back after less, in milliseconds.
 const DOWN_MS: u64 = 60_000;
 /// Share of a router's `max_routes`, in percent, at which more is to be asked for.
 const FULL: u64 = 80;
+/// Counters that have not been written for longer do not grow: three times the default of `statistics_interval_s`, in
+/// milliseconds.
+const WRITTEN_MS: u64 = 15_000;
 
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let mut all = servers(&facts.servers);
@@ -36,7 +38,7 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
             all.extend(slow(&fleet.status));
             all.extend(limits(fleet));
             all.extend(neighbors(&fleet.status));
-            all.extend(policed(&fleet.statistics));
+            all.extend(policed(&fleet.statistics, fleet.later.as_ref()));
         }
     }
     all
@@ -89,7 +91,7 @@ pub(super) fn rows(invalid: &[String]) -> Vec<Finding> {
 pub(super) fn nodes(fleet: &Fleet, now_ms: u64) -> Vec<Finding> {
     let check = "nodes";
     let mut wrong = Vec::new();
-    for Node { name, seen_ms, problems, .. } in &fleet.nodes {
+    for NodeStatus { node: name, seen_ms, problems, .. } in &fleet.nodes {
         let silent = now_ms.saturating_sub(*seen_ms);
         let ahead = seen_ms.saturating_sub(now_ms);
         if silent > SILENT_MS {
@@ -110,7 +112,7 @@ pub(super) fn nodes(fleet: &Fleet, now_ms: u64) -> Vec<Finding> {
         }
     }
     for name in fleet.desired.uplinks.keys() {
-        if !fleet.nodes.iter().any(|node| node.name == name.as_str()) {
+        if !fleet.nodes.iter().any(|node| node.node == *name) {
             let seen = format!("node {name} has uplinks here and reports nothing of itself");
             wrong.push(warn(check, seen, "start xenflow-dom0 there, or take its uplinks away"));
         }
@@ -118,12 +120,13 @@ pub(super) fn nodes(fleet: &Fleet, now_ms: u64) -> Vec<Finding> {
     or_ok(wrong, check, format!("{}, all seen within {} s", fleet.nodes.len(), SILENT_MS / 1000))
 }
 
-pub(super) fn versions(nodes: &[Node]) -> Vec<Finding> {
+pub(super) fn versions(nodes: &[NodeStatus]) -> Vec<Finding> {
     let mut wrong = Vec::new();
-    let different = |of: fn(&Node) -> &str| nodes.iter().map(of).collect::<BTreeSet<_>>();
-    for (what, all) in
-        [("xenflow-dom0", different(|node| &node.version)), ("Open vSwitch", different(|node| &node.switch))]
-    {
+    let different = |of: fn(&NodeStatus) -> &str| nodes.iter().map(of).collect::<BTreeSet<_>>();
+    for (what, all) in [
+        ("xenflow-dom0", different(|node| &node.version)),
+        ("Open vSwitch", different(|node| &node.ovs_version)),
+    ] {
         if all.len() > 1 {
             let all: Vec<_> = all.into_iter().collect();
             let seen = format!("{what} differs between nodes: {}", some(&all));
@@ -131,12 +134,12 @@ pub(super) fn versions(nodes: &[Node]) -> Vec<Finding> {
         }
     }
     for node in nodes {
-        if version(&node.switch).is_some_and(|found| found < (2, 17)) {
-            let seen = format!("node {} has Open vSwitch {}, older than 2.17", node.name, node.switch);
+        if version(&node.ovs_version).is_some_and(|found| found < (2, 17)) {
+            let seen = format!("node {} has Open vSwitch {}, older than 2.17", node.node, node.ovs_version);
             wrong.push(fail("node-versions", seen, "upgrade openvswitch-switch there"));
         }
         if node.datapath == "netdev" {
-            let seen = format!("node {} forwards in user space (netdev)", node.name);
+            let seen = format!("node {} forwards in user space (netdev)", node.node);
             wrong.push(warn("node-versions", seen, "run xenflow doctor there"));
         }
     }
@@ -226,21 +229,66 @@ pub(super) fn neighbors(status: &[Status]) -> Vec<Finding> {
     or_ok(wrong.collect(), "neighbors", "every router with routes has one that answers")
 }
 
-/// What meters have dropped on the way to guests.
-pub(super) fn policed(statistics: &[Statistics]) -> Vec<Finding> {
-    let routers = statistics.iter().filter(|row| row.place.0 == Scope::Router);
-    let wrong = routers.flat_map(|row| {
-        PuntClass::ALL.iter().filter_map(|class| {
-            let class = class.as_str();
-            let dropped = row.counters.get(&format!("policed_{class}_packets")).filter(|n| **n > 0)?;
+/// The counters of a router's meters that are not zero: class and packets.
+fn dropped(row: &Statistics) -> impl Iterator<Item = (&'static str, u64)> {
+    let is_router = row.place.0 == Scope::Router;
+    PuntClass::ALL.iter().filter(move |_| is_router).filter_map(|class| {
+        let class = class.as_str();
+        let packets = row.counters.get(&format!("policed_{class}_packets"))?;
+        (*packets > 0).then_some((class, *packets))
+    })
+}
+
+/// Counters of meters may be growing: they are not zero, and their rows are being written. Only a second look tells.
+pub(super) fn may_grow(statistics: &[Statistics], now_ms: u64) -> bool {
+    let is_written = |row: &&Statistics| now_ms.saturating_sub(row.updated_ms) <= WRITTEN_MS;
+    statistics.iter().filter(is_written).any(|row| dropped(row).next().is_some())
+}
+
+/// What meters drop now on the way to guests: by how much their counters, which never shrink, have grown between two
+/// looks. There is no second one where [`may_grow`] is false.
+pub(super) fn policed(
+    first: &[Statistics],
+    second: Option<&Result<Vec<Statistics>, String>>,
+) -> Vec<Finding> {
+    let check = "policed";
+    let second = match second {
+        None => first,
+        Some(Ok(second)) => second,
+        Some(Err(reason)) => {
+            let seen = format!("what meters drop cannot be read a second time: {reason}");
+            return vec![warn(check, seen, "run xenflow doctor again")];
+        }
+    };
+    let mut wrong = Vec::new();
+    let mut total = 0_u64;
+    for row in second {
+        let before = first.iter().find(|before| before.node == row.node && before.place == row.place);
+        for (class, packets) in dropped(row) {
+            total = total.saturating_add(packets);
+            // A row that was not there may have counted for long.
+            let Some(before) = before else { continue };
+            let is_same = before.since_ms == row.since_ms;
+            let known = before.counters.get(&format!("policed_{class}_packets")).filter(|_| is_same);
+            let more = packets.saturating_sub(known.copied().unwrap_or_default());
+            if more == 0 {
+                continue;
+            }
             let router = &row.place.1;
-            let seen =
-                format!("router {router} on {}: {dropped} packets of class {class} were too many", row.node);
+            let seen = format!(
+                "router {router} on {}: {more} packets of class {class} were too many just now, {packets} since \
+                 counting began",
+                row.node
+            );
             let todo = format!(
                 "watch xenflow top; if they are wanted: xenflow router set {router} --punt-rate {class}=PPS"
             );
-            Some(warn("policed", seen, todo))
-        })
-    });
-    or_ok(wrong.collect(), "policed", "no packet for a guest was too many")
+            wrong.push(warn(check, seen, todo));
+        }
+    }
+    let well = match total {
+        0 => "no packet for a guest was too many".to_owned(),
+        _ => format!("no packet for a guest is too many now; {total} were since counting began"),
+    };
+    or_ok(wrong, check, well)
 }

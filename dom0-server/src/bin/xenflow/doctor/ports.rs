@@ -1,8 +1,10 @@
 //! Checks of the bridge's ports against the database: what is missing, dark, too small or without shaping.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dom0_server::db::Desired;
+use dom0_server::ports::Owners;
+use xenflow_proto::Name;
 
 use super::facts::{Bridge, Facts, Port, Switch};
 use super::finding::{Finding, fail, ok, or_ok, some, warn};
@@ -69,44 +71,71 @@ pub(super) fn trunks(bridge: &Bridge, uplinks: &BTreeSet<String>) -> Vec<Finding
     or_ok(wrong.collect(), "uplinks", seen)
 }
 
-/// Ports of nobody: what comes in by them is dropped.
+/// Ports of nobody, and those that want to be one thing: what comes in by them is dropped.
 pub(super) fn dark(bridge: &Bridge, desired: &Desired, uplinks: &BTreeSet<String>) -> Vec<Finding> {
-    let known = |id: &str| {
-        desired.vifs.keys().chain(desired.access.keys()).any(|name| name.as_str() == id)
-            || uplinks.contains(id)
-    };
-    let is_dark = |port: &&Port| {
-        !port.is_own && !uplinks.contains(&port.name) && !port.iface_id.as_deref().is_some_and(known)
-    };
-    let dark: Vec<_> = bridge.ports.iter().filter(is_dark).collect();
-    let wrong = dark.iter().map(|port| match &port.iface_id {
-        Some(id) => warn(
+    let owners = Owners::of(desired);
+    let mut claims: BTreeMap<&Name, Vec<&str>> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for port in bridge.ports.iter().filter(|port| !port.is_own && !uplinks.contains(&port.name)) {
+        match owners.owner(port.attached_mac, port.iface_id.as_deref()) {
+            Some(name) => claims.entry(name).or_default().push(&port.name),
+            None => wrong.push(unclaimed(port)),
+        }
+    }
+    for (name, mut ports) in claims.into_iter().filter(|(_, ports)| ports.len() > 1) {
+        ports.sort_unstable();
+        wrong.push(warn(
             "dark-ports",
+            format!("ports {} all claim to be {name}: none is used", some(&ports)),
+            format!("ovs-vsctl del-port {} all but one", bridge.name),
+        ));
+    }
+    or_ok(wrong, "dark-ports", "every port is a vif, an access port or an uplink")
+}
+
+fn unclaimed(port: &Port) -> Finding {
+    let check = "dark-ports";
+    match (&port.iface_id, port.attached_mac) {
+        // What libvirt and vif-xenflow set; the name that they give is none that anybody chose.
+        (Some(id), Some(mac)) => warn(
+            check,
+            format!(
+                "port {} has {mac} (external_ids:attached-mac) and is {id} (iface-id), which the database does not know",
+                port.name
+            ),
+            format!("xenflow vif add NAME --mac {mac} … or xenflow access add NAME --mac {mac} …"),
+        ),
+        (None, Some(mac)) => warn(
+            check,
+            format!(
+                "port {} has {mac} (external_ids:attached-mac), which the database does not know",
+                port.name
+            ),
+            format!("xenflow vif add NAME --mac {mac} … or xenflow access add NAME --mac {mac} …"),
+        ),
+        (Some(id), None) => warn(
+            check,
             format!("port {} is {id} (external_ids:iface-id), which the database does not know", port.name),
             format!("xenflow vif add {id} … or xenflow access add {id} …"),
         ),
-        None => warn(
-            "dark-ports",
+        (None, None) => warn(
+            check,
             format!("port {} has no external_ids:iface-id: its packets are dropped", port.name),
             format!(
                 "ovs-vsctl set interface {} external_ids:iface-id=NAME, of a vif or access port",
                 port.name
             ),
         ),
-    });
-    or_ok(wrong.collect(), "dark-ports", "every port is a vif, an access port or an uplink")
+    }
 }
 
 /// The kernel's datapath does not count a tag in the MTU of a device; user space does.
 pub(super) fn mtu(bridge: &Bridge, desired: &Desired, uplinks: &BTreeSet<String>) -> Vec<Finding> {
     let check = "mtu";
     let trunks: Vec<_> = uplinks.iter().filter_map(|name| find(bridge, name)).collect();
-    let guests = bridge.ports.iter().filter(|port| {
-        let is_known = |id: &String| {
-            desired.vifs.keys().chain(desired.access.keys()).any(|name| name.as_str() == id.as_str())
-        };
-        port.iface_id.as_ref().is_some_and(is_known)
-    });
+    let owners = Owners::of(desired);
+    let guests = (bridge.ports.iter())
+        .filter(|port| owners.owner(port.attached_mac, port.iface_id.as_deref()).is_some());
     let Some(largest) = guests.filter_map(|port| Some((port.mtu?, port.name.as_str()))).max() else {
         return vec![ok(check, "no guest's port to compare with")];
     };

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use dom0_server::counters::Scope;
-use dom0_server::db::{Counts, Desired, Rows, SessionState, Statistics, Status, table};
+use dom0_server::db::{Counts, Desired, NodeStatus, Rows, SessionState, Statistics, Status, table};
 use ovsdb::{Atom, Datum, Row, Uuid};
 
 use super::facts::*;
@@ -214,6 +214,20 @@ fn ports_are_somebodys() {
     let dark = ports::dark(&bridge, &desired, &trunks());
     assert_eq!(levels(&dark), [Warn, Warn]);
     assert!(dark[0].seen.contains("tap3") && dark[0].seen.contains("r9-core"), "{dark:?}");
+    // By the address that a toolstack says; the name may be one that it made up.
+    bridge.ports[1].iface_id = Some("7c1d1a52-5f0e-4d5c-9a9e-0d2f6f3b8a01".into());
+    assert_eq!(ports::dark(&bridge, &desired, &trunks()).len(), 3);
+    bridge.ports[1].attached_mac = "52:54:00:00:00:01".parse().ok();
+    assert_eq!(ports::dark(&bridge, &desired, &trunks()), dark);
+    bridge.ports[4].attached_mac = bridge.ports[1].attached_mac;
+    let dark = ports::dark(&bridge, &desired, &trunks());
+    assert_eq!(dark.len(), 2, "trunk1 is an uplink whatever else is said of it: {dark:?}");
+    bridge.ports[5].attached_mac = bridge.ports[1].attached_mac;
+    let dark = ports::dark(&bridge, &desired, &trunks());
+    assert!(
+        dark.iter().any(|one| one.seen == "ports tap1, tap3 all claim to be r1-core: none is used"),
+        "{dark:?}"
+    );
     bridge.ports[1].error = Some("could not open network device tap1".into());
     assert_eq!(levels(&ports::errors(&bridge)), [Warn]);
     bridge.ports.retain(|port| port.name != "trunk1");
@@ -269,31 +283,42 @@ fn a_cluster_needs_most_of_its_members() {
 
 const NOW: u64 = 1_800_000_000_000;
 
-fn node(name: &str, seen_ms: u64) -> Node {
-    let (version, switch) = ("0.1.0".to_owned(), "3.1.0".to_owned());
-    Node { name: name.into(), seen_ms, version, switch, datapath: "system".into(), problems: vec![] }
+fn node(name: &str, seen_ms: u64) -> NodeStatus {
+    NodeStatus {
+        node: name.parse().unwrap(),
+        version: "0.1.0".into(),
+        ovs_version: "3.1.0".into(),
+        datapath: "system".into(),
+        started_ms: 0,
+        seen_ms,
+        cfg: Some(0),
+        problems: BTreeSet::new(),
+    }
 }
 
 #[test]
 fn nodes_are_seen_with_clocks_that_agree() {
-    let check = |nodes: Vec<Node>| {
+    let check = |nodes: Vec<NodeStatus>| {
         levels(&fleet::nodes(&Fleet { nodes, desired: desired(None), ..Fleet::default() }, NOW))
     };
     assert_eq!(check(vec![node("a", NOW - 9_000)]), [Well]);
     assert_eq!(check(vec![node("a", NOW - 91_000)]), [Fail]);
     assert_eq!(check(vec![node("a", NOW + 5_000)]), [Warn]);
     assert_eq!(check(vec![node("b", NOW)]), [Warn]);
-    let troubled = Node { problems: vec!["no bridge".into()], ..node("a", NOW) };
+    let troubled = NodeStatus { problems: ["no bridge".into()].into(), ..node("a", NOW) };
     assert_eq!(check(vec![troubled]), [Warn]);
 }
 
 #[test]
 fn nodes_run_the_same() {
-    let check = |nodes: &[Node]| levels(&fleet::versions(nodes));
+    let check = |nodes: &[NodeStatus]| levels(&fleet::versions(nodes));
     assert_eq!(check(&[node("a", 0), node("b", 0)]), [Well]);
-    assert_eq!(check(&[node("a", 0), Node { version: "0.2.0".into(), ..node("b", 0) }]), [Warn]);
-    assert_eq!(check(&[node("a", 0), Node { switch: "2.13.0".into(), ..node("b", 0) }]), [Warn, Fail]);
-    assert_eq!(check(&[Node { datapath: "netdev".into(), ..node("b", 0) }]), [Warn]);
+    assert_eq!(check(&[node("a", 0), NodeStatus { version: "0.2.0".into(), ..node("b", 0) }]), [Warn]);
+    assert_eq!(
+        check(&[node("a", 0), NodeStatus { ovs_version: "2.13.0".into(), ..node("b", 0) }]),
+        [Warn, Fail]
+    );
+    assert_eq!(check(&[NodeStatus { datapath: "netdev".into(), ..node("b", 0) }]), [Warn]);
     assert_eq!(check(&[]), []);
 }
 
@@ -354,12 +379,35 @@ fn guests_limits_neighbors_and_meters() {
         place: (Scope::Router, "r1".into()),
         counters: [("policed_host_packets".to_owned(), dropped)].into(),
         since_ms: 0,
-        updated_ms: 0,
+        updated_ms: NOW,
     };
-    assert_eq!(levels(&fleet::policed(&[counted(0)])), [Well]);
-    assert_eq!(levels(&fleet::policed(&[counted(5)])), [Warn]);
+    policed(&counted);
     assert_eq!(levels(&fleet::rows(&[])), [Well]);
     assert_eq!(levels(&fleet::rows(&["segment \"x\": vlan 0".into()])), [Warn]);
+}
+
+/// What was dropped once is told in a sum; only what is dropped now is a warning.
+fn policed(counted: &dyn Fn(u64) -> Statistics) {
+    use Level::{Ok as Well, Warn};
+    let check =
+        |first: Vec<Statistics>, second: Option<Result<_, String>>| fleet::policed(&first, second.as_ref());
+    let again = |packets| Ok(vec![counted(packets)]);
+    assert_eq!(levels(&check(vec![counted(0)], None)), [Well]);
+    assert_eq!(levels(&check(vec![], Some(again(5)))), [Well], "nobody knows since when");
+    for seen in [check(vec![counted(5)], None), check(vec![counted(5)], Some(again(5)))] {
+        assert_eq!(levels(&seen), [Well]);
+        assert_eq!(seen[0].seen, "no packet for a guest is too many now; 5 were since counting began");
+    }
+    for before in [counted(5), Statistics { since_ms: 1, ..counted(9) }] {
+        assert_eq!(levels(&check(vec![before], Some(again(7)))), [Warn]);
+    }
+    let grows = check(vec![counted(5)], Some(again(7)));
+    assert!(grows[0].seen.contains(": 2 packets of class host were too many just now, 7 since"), "{grows:?}");
+    assert_eq!(levels(&check(vec![counted(5)], Some(Err("gone".into())))), [Warn]);
+    // A second look is for what may be growing only.
+    let may_grow = |packets, now_ms| fleet::may_grow(&[counted(packets)], now_ms);
+    assert!(may_grow(5, NOW) && may_grow(5, NOW + 15_000) && may_grow(5, NOW - 1));
+    assert!(!may_grow(5, NOW + 15_001) && !may_grow(0, NOW));
 }
 
 #[test]

@@ -28,11 +28,10 @@ pub(super) struct NetworkRow {
     pub(super) out_bps: f64,
     pub(super) in_pps: f64,
     pub(super) out_pps: f64,
-    /// The contract, in bit/s. That it is kept is not known here.
+    /// The contract, in bit/s and for each uplink. How much of it is used, and that it is kept, is not known here: what
+    /// goes out is counted at all ports, those inside a host too.
     pub(super) min_bps: Option<u64>,
     pub(super) max_bps: Option<u64>,
-    /// What goes out, in percent of what is promised.
-    pub(super) use_percent: Option<f64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -48,7 +47,7 @@ pub(super) struct RouterRow {
     pub(super) forwarded_bps: f64,
     pub(super) forwarded_pps: f64,
     pub(super) routes: u64,
-    /// What came less what went.
+    /// Those that came, changed or went: one that flaps counts each time.
     pub(super) routes_per_s: f64,
     /// Packets/s for the guest, by class.
     pub(super) punted_pps: BTreeMap<&'static str, f64>,
@@ -88,7 +87,6 @@ pub(super) struct View {
 pub(super) struct Model {
     last: Option<Sample>,
     rates: BTreeMap<Key, Rates>,
-    churn: BTreeMap<String, f64>,
     elapsed_ms: u64,
     has_moved: bool,
 }
@@ -150,14 +148,6 @@ impl Model {
             };
             self.rates.insert(key.clone(), counted.counters.iter().map(rate).collect());
         }
-        let seconds = self.elapsed_ms.max(1) as f64 / 1000.0;
-        let moved = new.reports.iter().filter_map(|(router, report)| {
-            let last = old.reports.get(router)?;
-            // On another node a router begins at no route.
-            (last.node == report.node)
-                .then(|| (router.clone(), (report.routes as f64 - last.routes as f64) / seconds))
-        });
-        self.churn = moved.collect();
     }
 
     /// The sum of a counter's rates over nodes.
@@ -182,16 +172,14 @@ impl Model {
     fn networks(&self, now: &Sample) -> Vec<NetworkRow> {
         let row = |(name, network): (&String, &super::sample::Network)| {
             let rate = |counter: &str| self.sum(Scope::Network, name, |known| known == counter);
-            let out_bps = rate("out_bytes") * 8.0;
             NetworkRow {
                 name: name.clone(),
                 in_bps: rate("in_bytes") * 8.0,
-                out_bps,
+                out_bps: rate("out_bytes") * 8.0,
                 in_pps: rate("in_packets"),
                 out_pps: rate("out_packets"),
                 min_bps: network.min_bps,
                 max_bps: network.max_bps,
-                use_percent: network.min_bps.map(|min| out_bps * 100.0 / min as f64),
             }
         };
         now.networks.iter().map(row).collect()
@@ -214,7 +202,7 @@ impl Model {
                 forwarded_bps: rate("forwarded_bytes") * 8.0,
                 forwarded_pps: rate("forwarded_packets"),
                 routes: report.map_or(0, |report| report.routes),
-                routes_per_s: self.churn.get(name).copied().unwrap_or_default(),
+                routes_per_s: rate("routes_changed"),
                 punted_pps: punted.collect(),
                 policed_pps: self.sum(Scope::Router, name, |known| known.starts_with("policed_")),
             }

@@ -5,34 +5,17 @@ use std::collections::BTreeMap;
 
 use dom0_server::counters::Scope;
 use dom0_server::db::edit::Snapshot;
-use dom0_server::db::{Rows, SessionState, Statistics, monitor, table};
+use dom0_server::db::{NodeStatus, Rows, SessionState, Statistics, Status, monitor, table};
 use ovsdb::{ColumnError, Monitor, Row};
 use serde::Serialize;
 
 /// What is watched: all that [`Sample::of`] reads.
 pub(super) fn watched() -> Monitor {
     monitor()
-        .table(table::STATISTICS, &["node", "scope", "name", "counters", "since_ms", "updated_ms"])
-        .table(
-            table::STATUS,
-            &[
-                "node",
-                "router",
-                "state",
-                "since_ms",
-                "routes",
-                "acked_seq",
-                "message",
-                "neighbors",
-                "next_hops",
-                "prefixes",
-                "slow",
-                "ports",
-                "up",
-            ],
-        )
+        .table(table::STATISTICS, &Statistics::COLUMNS)
+        .table(table::STATUS, &Status::COLUMNS)
         .table(table::MIGRATION, &["router", "from", "to", "phase", "generation", "error"])
-        .table(table::NODE_STATUS, &["node", "version", "ovs_version", "seen_ms", "problems"])
+        .table(table::NODE_STATUS, &NodeStatus::COLUMNS)
 }
 
 /// Who counts what.
@@ -131,7 +114,7 @@ impl Sample {
         sample.migrations = rows.of(table::MIGRATION).filter_map(|(_, row)| migration(row).ok()).collect();
         sample.migrations.sort_by(|a, b| (&a.router, a.generation).cmp(&(&b.router, b.generation)));
         sample.nodes = now.desired.uplinks.keys().map(|name| (name.to_string(), Node::default())).collect();
-        sample.nodes.extend(rows.of(table::NODE_STATUS).filter_map(|(_, row)| node(row).ok()));
+        sample.nodes.extend(now.nodes().into_iter().map(node));
         sample
     }
 }
@@ -148,12 +131,7 @@ fn migration(row: &Row) -> Result<Migration, ColumnError> {
     })
 }
 
-fn node(row: &Row) -> Result<(String, Node), ColumnError> {
-    let node = Node {
-        version: row.str("version")?.to_owned(),
-        switch: row.str("ovs_version")?.to_owned(),
-        seen_ms: Some(u64::try_from(row.int("seen_ms")?).unwrap_or_default()),
-        problems: row.set_str("problems")?.len(),
-    };
-    Ok((row.str("node")?.to_owned(), node))
+fn node(status: NodeStatus) -> (String, Node) {
+    let NodeStatus { node, version, ovs_version: switch, seen_ms, problems, .. } = status;
+    (node.to_string(), Node { version, switch, seen_ms: Some(seen_ms), problems: problems.len() })
 }

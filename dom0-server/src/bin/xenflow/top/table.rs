@@ -31,8 +31,10 @@ impl Page {
     /// What a reader of this page must know.
     pub(super) const fn note(self) -> &'static str {
         match self {
-            Self::Networks => "no shaping yet: MIN and MAX are promised, not enforced; USE: OUT of MIN",
-            Self::Routers => "forwarded by hosts; ROUTES/S: what came less what went",
+            Self::Networks => {
+                "no shaping yet: MIN and MAX are promised for each uplink, not enforced; OUT: all ports"
+            }
+            Self::Routers => "forwarded by hosts; ROUTES/S: those that came, changed or went",
             Self::Punts => "packets/s for guests, by class, before the meter; POLICED: what it dropped",
             Self::Nodes => "IN and OUT: uplinks; REFUSED: packets/s that the tagger did not admit",
             Self::Migrations => "routers on their way from node to node",
@@ -58,8 +60,6 @@ pub(super) enum Cell {
     Rate(Option<f64>),
     /// A number, a second or by itself; `None`: not known.
     Number(Option<f64>),
-    /// Percent.
-    Share(Option<f64>),
     /// Seconds; `None`: never.
     Age(Option<u64>),
 }
@@ -88,7 +88,6 @@ impl Cell {
             Self::Text(text) if text.is_empty() => "-".to_owned(),
             Self::Text(text) => crate::show::printable(text),
             Self::Rate(rate) | Self::Number(rate) => number(*rate),
-            Self::Share(share) => share.map_or("-".to_owned(), |share| format!("{share:.0}%")),
             Self::Age(age) => match age {
                 None => "never".to_owned(),
                 Some(s @ 0..100) => format!("{s}s"),
@@ -107,7 +106,7 @@ impl Cell {
     fn value(&self) -> f64 {
         match self {
             Self::Text(_) => 0.0,
-            Self::Rate(value) | Self::Number(value) | Self::Share(value) => value.unwrap_or(-1.0),
+            Self::Rate(value) | Self::Number(value) => value.unwrap_or(-1.0),
             Self::Age(age) => age.map_or(f64::MAX, |age| age as f64),
         }
     }
@@ -131,7 +130,7 @@ impl Table {
         let number = |number: f64| Cell::Number(Some(number));
         let (heads, rows): (Vec<&str>, Vec<Vec<Cell>>) = match page {
             Page::Networks => (
-                vec!["NETWORK", "IN", "IN/S", "OUT", "OUT/S", "MIN", "MAX", "USE"],
+                vec!["NETWORK", "IN", "IN/S", "OUT", "OUT/S", "MIN", "MAX"],
                 view.networks
                     .iter()
                     .map(|row| {
@@ -144,7 +143,6 @@ impl Table {
                             number(row.out_pps),
                             contract(row.min_bps),
                             contract(row.max_bps),
-                            Cell::Share(row.use_percent),
                         ]
                     })
                     .collect(),

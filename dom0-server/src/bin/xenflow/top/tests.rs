@@ -23,8 +23,7 @@ fn look(at_s: u64, written_s: u64, bytes: u64, punts: u64) -> Sample {
         counters: counters.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
     };
     let key = |scope, name: &str| ("a".to_owned(), scope, name.to_owned());
-    let report =
-        Report { node: "a".into(), state: SessionState::Up, since_ms: T0 - 60_000, routes: 1000 + at_s * 10 };
+    let report = Report { node: "a".into(), state: SessionState::Up, since_ms: T0 - 60_000, routes: 1000 };
     Sample {
         at_ms: T0 + at_s * 1000,
         counted: BTreeMap::from([
@@ -36,6 +35,7 @@ fn look(at_s: u64, written_s: u64, bytes: u64, punts: u64) -> Sample {
                     ("forwarded_packets", bytes / 100),
                     ("punted_host_packets", punts),
                     ("policed_host_packets", punts / 2),
+                    ("routes_changed", written_s * 200),
                 ]),
             ),
         ]),
@@ -76,11 +76,11 @@ fn a_rate_is_over_the_time_between_two_writes() {
     for at_s in [3, 5, 7] {
         let view = after([look(0, 0, 0, 0), look(at_s, 5, 12_500_000, 100)]);
         assert_eq!(out_bps(&view), 20_000_000.0, "{at_s}");
-        assert_eq!(view.networks.iter().find(|row| row.name == "red").unwrap().use_percent, Some(100.0));
         let r1 = &view.routers[0];
         assert_eq!((r1.forwarded_bps, r1.forwarded_pps), (20_000_000.0, 25_000.0));
         assert_eq!((r1.punted_pps["host"], r1.punted_pps["transit"], r1.policed_pps), (20.0, 0.0, 10.0));
-        assert_eq!((r1.routes_per_s, r1.session, r1.age_s), (10.0, "up", 60 + at_s));
+        // As many came as went.
+        assert_eq!((r1.routes, r1.routes_per_s, r1.session, r1.age_s), (1000, 200.0, "up", 60 + at_s));
     }
     let first = out_bps(&after([look(0, 0, 7, 0)]));
     assert!(first == 0.0 && first.is_sign_positive(), "{first}");
@@ -131,9 +131,11 @@ fn counters_that_begin_anew_count_from_zero() {
 }
 
 #[test]
-fn a_router_that_moved_has_no_churn_by_that() {
+fn a_router_that_moved_has_no_churn_by_what_its_new_node_had_counted() {
     let mut moved = look(5, 5, 0, 0);
     moved.reports.get_mut("r1").unwrap().node = "b".into();
+    let counted = moved.counted.remove(&("a".into(), Scope::Router, "r1".into())).unwrap();
+    moved.counted.insert(("b".into(), Scope::Router, "r1".into()), counted);
     assert_eq!(after([look(0, 0, 0, 0), moved]).routers[0].routes_per_s, 0.0);
 }
 
@@ -196,10 +198,10 @@ fn press(screen: &mut Screen, keys: &[KeyCode]) {
 fn the_first_page() {
     let view = after([look(0, 0, 0, 0), look(5, 5, 12_500_000, 0)]);
     let expected = " Networks   Routers   Punts   Nodes   Migrations
-NETWORK  IN  IN/S   OUTv  OUT/S    MIN  MAX   USE
-red       0     0  20.0M  25.0k  20.0M    -  100%
-blue      0     0      0      0      -    -     -
-2 of 2; no shaping yet: MIN and MAX are promised, not enforc
+NETWORK  IN  IN/S   OUTv  OUT/S    MIN  MAX
+red       0     0  20.0M  25.0k  20.0M    -
+blue      0     0      0      0      -    -
+2 of 2; no shaping yet: MIN and MAX are promised for each up
 q quit  Tab page  <- -> order  r reverse  up/down scroll  /
 ";
     let mut screen = Screen::new(false);

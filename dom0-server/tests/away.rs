@@ -1,0 +1,301 @@
+//! The whole daemon while the XenFlow database, on a server of its own, is away: it starts with what it kept, goes on with
+//! that, and when the database is back only what differs is written to the switch.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use support::{Dir, ok, run};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Flows by all that makes them, with the seconds that the switch has had them.
+type Flows = BTreeMap<String, f64>;
+
+/// A host of a segment, an uplink, two end hosts that are plugged in, a third one that is not yet, and a fourth one on
+/// another node.
+struct Host {
+    dir: Dir,
+    others: Vec<Child>,
+    database: Option<Child>,
+    daemon: Option<Child>,
+}
+
+impl Host {
+    fn start() -> Self {
+        let mut host = Self { dir: Dir::new(), others: Vec::new(), database: None, daemon: None };
+        host.tool("ovsdb-tool", &["create", "conf.db", "/usr/share/openvswitch/vswitch.ovsschema"]);
+        fs::write(host.path("other.ovsschema"), support::OTHER).unwrap();
+        host.tool("ovsdb-tool", &["create", "other.db", "other.ovsschema"]);
+        let child = host.spawn("ovsdb-server", &["conf.db", "--remote=punix:db.sock", "--unixctl=db.ctl"]);
+        host.others.push(child);
+        host.until("ovsdb-server", |host| host.path("db.sock").exists());
+        host.tool("ovs-vsctl", &["--db=unix:db.sock", "--no-wait", "init"]);
+        let child =
+            host.spawn("ovs-vswitchd", &["unix:db.sock", "--enable-dummy=override", "--unixctl=sw.ctl"]);
+        host.others.push(child);
+        host.start_database("other.db");
+        host.until("its control socket", |host| host.path("xf.ctl").exists());
+        let at = host.dir.0.display().to_string();
+        host.xenflow(&format!("init --db-file {at}/xenflow.db --ctl {at}/xf.ctl"));
+        host.xenflow(&format!("pki init {at}/pki"));
+        host.xenflow(&format!("pki issue node a --ca {at}/pki"));
+        for line in ["network add red", "segment add lan --network red --vlan 100", "uplink add a trunk0"] {
+            host.xenflow(line);
+        }
+        for number in 1..=4 {
+            host.xenflow(&format!("access add h{number} --segment lan --mac 02:00:00:00:01:0{number}"));
+        }
+        let far = r#"{"segment":"lan","mac":"02:00:00:00:01:04","node":"b","generation":1}"#;
+        let far = format!(r#"["XenFlow",{{"op":"insert","table":"Location","row":{far}}}]"#);
+        host.tool("ovsdb-client", &["transact", "unix:xf.sock", &far]);
+        let config = format!(
+            "node = \"a\"\nca = \"{at}/pki/ca.pem\"\ncert = \"{at}/pki/a.pem\"\nkey = \"{at}/pki/a.key\"\n\
+             ovs_db = \"unix:{at}/db.sock\"\nxenflow_db = \"unix:{at}/xf.sock\"\novs_rundir = \"{at}\"\n\
+             statistics_interval_s = 0\ncontrol_socket = \"{at}/control.sock\"\nstate_dir = \"{at}\"\n"
+        );
+        fs::write(host.path("dom0.toml"), config).unwrap();
+        host.start_daemon();
+        host.until("the bridge", |host| host.vsctl(&["list-br"]) == "br-xf");
+        for (port, id) in [("trunk0", "-"), ("p1", "h1"), ("p2", "h2")] {
+            host.plug(port, id);
+        }
+        host
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.0.join(name)
+    }
+
+    fn spawn(&self, program: &str, arguments: &[&str]) -> Child {
+        let mut command = Command::new(program);
+        command.current_dir(&self.dir.0).args(arguments).arg("-vconsole:off").stdin(Stdio::null());
+        for key in ["OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR"] {
+            command.env(key, &self.dir.0);
+        }
+        command.spawn().unwrap_or_else(|error| panic!("{program} is needed: {error}"))
+    }
+
+    fn start_database(&mut self, file: &str) {
+        self.database =
+            Some(self.spawn("ovsdb-server", &[file, "--remote=punix:xf.sock", "--unixctl=xf.ctl"]));
+        self.until("the XenFlow database", |host| {
+            let mut list = Command::new("ovsdb-client");
+            let list = list.arg("list-dbs").arg(format!("unix:{}", host.path("xf.sock").display()));
+            list.stderr(Stdio::null()).output().unwrap().status.success()
+        });
+    }
+
+    fn kill_database(&mut self) {
+        end(self.database.take().unwrap());
+        for file in ["xf.sock", "xf.ctl"] {
+            fs::remove_file(self.path(file)).unwrap();
+        }
+    }
+
+    fn start_daemon(&mut self) {
+        let log = fs::File::create(self.path("daemon.log")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xenflow-dom0"));
+        command.arg("run").arg("--config").arg(self.path("dom0.toml")).stderr(log);
+        self.daemon = Some(command.spawn().unwrap());
+    }
+
+    fn plug(&self, port: &str, id: &str) {
+        let id = format!("external_ids:iface-id={id}");
+        self.vsctl(&["add-port", "br-xf", port, "--", "set", "Interface", port, "type=dummy", &id]);
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
+    }
+
+    fn until(&self, what: &str, done: impl Fn(&Self) -> bool) {
+        let end = Instant::now() + LIMIT;
+        while !done(self) {
+            assert!(Instant::now() < end, "no {what}: {}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn tool(&self, program: &str, arguments: &[&str]) -> String {
+        let mut command = Command::new(program);
+        command.current_dir(&self.dir.0).env("OVS_RUNDIR", &self.dir.0).args(arguments);
+        let output = command.output().unwrap_or_else(|error| panic!("{program} is needed: {error}"));
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn vsctl(&self, arguments: &[&str]) -> String {
+        self.tool("ovs-vsctl", &[&["--db=unix:db.sock", "--timeout=20", "--no-wait"], arguments].concat())
+    }
+
+    fn xenflow(&self, line: &str) -> String {
+        ok(line, run(&format!("unix:{}", self.path("xf.sock").display()), line))
+    }
+
+    fn status(&self) -> Value {
+        let line = format!("status --json --socket {}", self.path("control.sock").display());
+        let output = run("unix:/nonexistent", &line);
+        // The daemon may not be that far yet.
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+
+    /// Until the daemon says that the switch has everything, and whether that is by what was kept.
+    fn in_step(&self, is_kept: bool) {
+        self.until("step", |host| {
+            let status = host.status();
+            let kept = &status["databases"]["XenFlow"]["kept_ms"];
+            status["switch"]["in_step"] == true
+                && kept.is_u64() == is_kept
+                && status["databases"]["XenFlow"]["known"] == true
+        });
+    }
+
+    /// Without what the switch learns by itself.
+    fn flows(&self) -> Flows {
+        let bridge = format!("unix:{}", self.path("br-xf.mgmt").display());
+        let said = self.tool("ovs-ofctl", &["-OOpenFlow15", "dump-flows", &bridge]);
+        let flows = said
+            .lines()
+            .filter(|line| line.contains("cookie=") && !line.contains("cookie=0x584603"))
+            .map(|line| {
+                let (cookie, rest) = line.trim().split_once(", duration=").unwrap();
+                let (seconds, rest) = rest.split_once("s, ").unwrap();
+                let counts = |word: &&str| {
+                    !["n_packets=", "n_bytes=", "idle_age="].iter().any(|it| word.starts_with(it))
+                };
+                let rest: Vec<&str> = rest.split(' ').filter(counts).collect();
+                (format!("{cookie} {}", rest.join(" ")), seconds.parse().unwrap())
+            });
+        flows.collect()
+    }
+
+    /// A packet of h1 to the end host on the other node; how many have left by the uplink.
+    fn send(&self) -> u64 {
+        let packet = "in_port(1),eth(src=02:00:00:00:01:01,dst=02:00:00:00:01:04),eth_type(0x0800),\
+                      ipv4(src=10.0.0.1,dst=10.0.0.4,proto=17,tos=0,ttl=64,frag=no),udp(src=1,dst=9)";
+        let target = self.path("sw.ctl").display().to_string();
+        self.tool("ovs-appctl", &["-t", &target, "netdev-dummy/receive", "p1", packet]);
+        let bridge = format!("unix:{}", self.path("br-xf.mgmt").display());
+        let said = self.tool("ovs-ofctl", &["-OOpenFlow15", "dump-ports", &bridge, "trunk0"]);
+        let sent = said.split("tx pkts=").nth(1).unwrap();
+        sent.split(',').next().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let children = self.others.drain(..).chain(self.database.take()).chain(self.daemon.take());
+        children.for_each(end);
+    }
+}
+
+fn end(mut child: Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// What is no flow of `before`, or was touched since then, and what is gone.
+fn difference(before: &Flows, since: Instant, now: &Flows) -> (Vec<String>, Vec<String>) {
+    let age = since.elapsed().as_secs_f64();
+    let is_new = |(flow, seconds): &(&String, &f64)| **seconds < age || !before.contains_key(*flow);
+    let new = now.iter().filter(is_new).map(|(flow, _)| flow.clone()).collect();
+    (new, before.keys().filter(|flow| !now.contains_key(*flow)).cloned().collect())
+}
+
+#[test]
+fn a_daemon_that_starts_without_a_database_goes_on_and_later_only_differences_are_written() {
+    let mut host = Host::start();
+    host.until("flows", |host| host.flows().keys().any(|flow| flow.contains("02:00:00:00:01:02")));
+    host.in_step(false);
+    let port_of = |port: &str| host.vsctl(&["get", "Interface", port, "ofport"]);
+    let in_port = |number: &str| format!("in_port={number}");
+    let p2 = port_of("p2");
+    let far = |flow: &String| flow.contains("dl_dst=02:00:00:00:01:04");
+    host.until("the way to another node", |host| host.flows().keys().any(far));
+    host.until("a file", |host| {
+        let kept = fs::read_to_string(host.path("desired.json")).unwrap_or_default();
+        kept.contains("\"generation\":1")
+    });
+    let before = host.flows();
+    let sent = host.send();
+
+    // Daemon and database are gone; the daemon comes back.
+    let mark = Instant::now();
+    end(host.daemon.take().unwrap());
+    host.kill_database();
+    host.start_daemon();
+    host.in_step(true);
+    let said = "no XenFlow database within 3 s: works with the desired state of 20";
+    assert_eq!(host.log().matches(said).count(), 1, "{}", host.log());
+    assert_eq!(difference(&before, mark, &host.flows()), (vec![], vec![]), "{}", host.log());
+    let status = host.status();
+    assert_eq!(status["databases"]["XenFlow"]["connected"], false);
+    assert_eq!(host.send(), sent + 1);
+    let problem = |text: &Value| text.as_str().unwrap().starts_with("works with the desired state of 20");
+    assert!(status["problems"].as_array().unwrap().iter().any(problem), "{status}");
+
+    // What this host can do by itself goes on.
+    host.plug("p3", "h3");
+    host.until("a number of the port", |host| {
+        host.vsctl(&["get", "Interface", "p3", "ofport"]).parse::<u32>().is_ok()
+    });
+    let p3 = host.vsctl(&["get", "Interface", "p3", "ofport"]);
+    let of = |flows: &Flows, port: &str| flows.keys().filter(|flow| flow.contains(&in_port(port))).count();
+    host.until("flows of a new port", |host| of(&host.flows(), &p3) > 0);
+    host.in_step(true);
+    let with = host.flows();
+    let (new, gone) = difference(&before, mark, &with);
+    assert!(new.iter().all(|flow| !before.contains_key(flow)), "only new ones: {new:?}");
+    assert!(gone.iter().all(|flow| !flow.contains("dl_dst=")), "at most what floods: {gone:?}");
+
+    // The database was written to meanwhile, where the daemon does not look.
+    let at = ["xenflow.db", "--remote=punix:other.sock", "--unixctl=xf.ctl"];
+    host.database = Some(host.spawn("ovsdb-server", &at));
+    host.until("the database at another place", |host| host.path("other.sock").exists());
+    ok("remove", run(&format!("unix:{}", host.path("other.sock").display()), "access remove h2"));
+    end(host.database.take().unwrap());
+    let mark = Instant::now();
+    host.start_database("xenflow.db");
+    host.until("the difference", |host| of(&host.flows(), &p2) == 0);
+    host.in_step(false);
+    let (new, gone) = difference(&with, mark, &host.flows());
+    let floods = |flow: &String| !flow.contains("in_port=") && !flow.contains("dl_dst=02:00:00:00:01:0");
+    let is_of_h2 = |flow: &&String| flow.contains(&in_port(&p2)) || flow.contains("02:00:00:00:01:02");
+    assert!(new.iter().all(floods), "{new:?}");
+    assert!(!gone.is_empty() && gone.iter().all(|flow| is_of_h2(&flow) || floods(flow)), "{gone:?}");
+    assert!(host.status()["problems"].as_array().unwrap().iter().all(|text| !problem(text)));
+
+    assert_eq!(host.send(), sent + 2);
+
+    // What is new is in the file when the daemon has ended well.
+    host.xenflow("access remove h3");
+    host.until("the removal", |host| of(&host.flows(), &p3) == 0);
+    host.tool("kill", &["-TERM", &host.daemon.as_ref().unwrap().id().to_string()]);
+    assert!(host.daemon.take().unwrap().wait().unwrap().success());
+    let kept = fs::read_to_string(host.path("desired.json")).unwrap();
+    assert!(kept.contains("\"h1\"") && !kept.contains("\"h3\""), "{kept}");
+
+    // A file that is broken is none: nothing is known, so nothing is touched.
+    fs::write(host.path("desired.json"), kept.replace("02:00:00:00:01:01", "02:00:00:00:01:0a")).unwrap();
+    host.kill_database();
+    let (mark, before) = (Instant::now(), host.flows());
+    host.start_daemon();
+    let said = "the desired state that was kept is not used path=";
+    host.until("refusal", |host| host.log().contains(said));
+    host.until("second try", |host| host.status()["switch"]["connected"] == true);
+    assert_eq!(host.status()["databases"]["XenFlow"]["known"], false);
+    assert_eq!(host.log().matches("its checksum is ").count(), 1, "{}", host.log());
+    assert_eq!(difference(&before, mark, &host.flows()), (vec![], vec![]), "{}", host.log());
+    host.start_database("xenflow.db");
+    host.in_step(false);
+    assert_eq!(difference(&before, mark, &host.flows()), (vec![], vec![]), "{}", host.log());
+    assert_eq!(host.send(), sent + 3);
+}

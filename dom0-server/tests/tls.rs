@@ -1,0 +1,385 @@
+//! A database over TLS, whose clients have roles: two nodes' locations when one of them is cut off, the whole daemon and
+//! the operator's tools by a certificate, and a server that shows the wrong one.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use dom0_server::core::Event;
+use dom0_server::db::location::{self, Place};
+use dom0_server::db::{DATABASE, rbac};
+use dom0_server::locations::watch::{self, Here};
+use dom0_server::tls::{self, Files};
+use ovsdb::{Connection, Operation, Options, Remote};
+use serde_json::{Value, json};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::{mpsc, watch as state};
+use tokio::task::{JoinHandle, JoinSet};
+
+use support::{Dir, ok, run};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// An `ovsdb-server` that serves `XenFlow` to nodes over TLS, and to root by a socket.
+struct Server {
+    dir: Dir,
+    port: u16,
+    children: Vec<Child>,
+}
+
+impl Server {
+    /// One that shows the certificate of a node, or of whom `shows` says.
+    fn start(shows: &str) -> Self {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        // Below the ports that systems give out by themselves.
+        let port = 10_000 + u16::try_from((std::process::id() * 8) % 20_000).unwrap();
+        let port = port + NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut server = Self { dir: Dir::new(), port, children: Vec::new() };
+        let pki = server.path("pki");
+        ok("pki init", run("unix:/nonexistent", &format!("pki init {pki}")));
+        for who in ["node a", "node b", "node s", "router r1", "operator ann"] {
+            ok(who, run("unix:/nonexistent", &format!("pki issue {who} --ca {pki}")));
+        }
+        fs::write(server.path("xenflow.ovsschema"), dom0_server::db::schema()).unwrap();
+        server.tool("ovsdb-tool", &["create", "xenflow.db", "xenflow.ovsschema"]);
+        let identity = server.identity(shows);
+        let mut arguments = vec!["xenflow.db", "--remote=punix:db.sock", "--unixctl=db.ctl"];
+        arguments.push("--remote=db:XenFlow,XenFlow,connections");
+        arguments.extend(identity.iter().map(String::as_str));
+        server.spawn("ovsdb-server", &arguments);
+        server.until("its socket", |server| PathBuf::from(server.path("db.sock")).exists());
+        let results = server.transact(&rbac::select());
+        let operations = rbac::operations(&results, &format!("pssl:{port}:127.0.0.1")).unwrap();
+        server.transact(&operations);
+        server.until("its port", |server| std::net::TcpStream::connect(("127.0.0.1", server.port)).is_ok());
+        server
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.0.join(name).to_str().unwrap().to_owned()
+    }
+
+    fn spawn(&mut self, program: &str, arguments: &[&str]) {
+        let mut command = Command::new(program);
+        command.current_dir(&self.dir.0).args(arguments).args(["-vconsole:off", "-vsyslog:off"]);
+        let child = command.env("OVS_RUNDIR", &self.dir.0).stdin(Stdio::null()).spawn();
+        self.children.push(child.unwrap_or_else(|error| panic!("{program} is needed: {error}")));
+    }
+
+    fn tool(&self, program: &str, arguments: &[&str]) -> String {
+        let ran = Command::new(program)
+            .current_dir(&self.dir.0)
+            .env("OVS_RUNDIR", &self.dir.0)
+            .args(arguments)
+            .output();
+        let ran = ran.unwrap_or_else(|error| panic!("{program} is needed: {error}"));
+        assert!(ran.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8(ran.stdout).unwrap()
+    }
+
+    /// As root, by the socket.
+    fn transact(&self, operations: &[Value]) -> Value {
+        let all = [&[json!(DATABASE)], operations].concat();
+        let said = self.tool("ovsdb-client", &["transact", "unix:db.sock", &Value::from(all).to_string()]);
+        assert!(!said.contains("error"), "{operations:?}: {said}");
+        serde_json::from_str(&said).unwrap()
+    }
+
+    fn until(&self, what: &str, mut done: impl FnMut(&Self) -> bool) {
+        let end = Instant::now() + LIMIT;
+        while !done(self) {
+            assert!(Instant::now() < end, "no {what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// How to be somebody, for tools.
+    fn identity(&self, who: &str) -> [String; 3] {
+        let pki = self.path("pki");
+        [
+            format!("--private-key={pki}/{who}.key"),
+            format!("--certificate={pki}/{who}.pem"),
+            format!("--ca-cert={pki}/ca.pem"),
+        ]
+    }
+
+    fn tls(&self, who: &str) -> ovsdb::Tls {
+        let file = |name: &str| PathBuf::from(self.path("pki")).join(name);
+        let (ca, cert, key) = (file("ca.pem"), file(&format!("{who}.pem")), file(&format!("{who}.key")));
+        tls::database(&Files { ca, cert, key, crl: None }).unwrap()
+    }
+
+    fn remote(&self) -> String {
+        format!("ssl:127.0.0.1:{}", self.port)
+    }
+
+    /// The built `xenflow` over TLS.
+    fn xenflow(&self, who: Option<&str>, line: &str) -> Output {
+        let identity = who.map(|who| self.identity(who).join(" ")).unwrap_or_default();
+        run(&self.remote(), format!("{line} {identity}").trim_end())
+    }
+
+    /// Node, last byte of the address and generation of every location.
+    fn locations(&self) -> BTreeSet<(String, String, i64)> {
+        let said = self.transact(&[json!({"op": "select", "table": "Location", "where": []})]);
+        let text = |row: &Value, column: &str| row[column].as_str().unwrap().to_owned();
+        let row = |row: &Value| {
+            (text(row, "node"), text(row, "mac").split_off(15), row["generation"].as_i64().unwrap())
+        };
+        said[0]["rows"].as_array().unwrap().iter().map(row).collect()
+    }
+
+    async fn has(&self, wanted: &[(&str, &str, i64)]) {
+        let wanted: BTreeSet<_> =
+            wanted.iter().map(|(a, b, n)| ((*a).to_owned(), (*b).to_owned(), *n)).collect();
+        let end = Instant::now() + LIMIT;
+        while self.locations() != wanted {
+            assert!(Instant::now() < end, "{:?}, not {wanted:?}", self.locations());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A way to a server that can be cut.
+struct Way {
+    to: SocketAddr,
+    at: SocketAddr,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Way {
+    fn open(server: &Server) -> Self {
+        let to = SocketAddr::from(([127, 0, 0, 1], server.port));
+        let mut way = Self { to, at: SocketAddr::from(([127, 0, 0, 1], 0)), task: None };
+        way.mend();
+        way
+    }
+
+    fn mend(&mut self) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind(self.at).unwrap();
+        let listener = socket.listen(16).unwrap();
+        self.at = listener.local_addr().unwrap();
+        let to = self.to;
+        self.task = Some(tokio::spawn(async move {
+            // They end with this task.
+            let mut streams = JoinSet::new();
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                streams.spawn(async move {
+                    let mut far = TcpStream::connect(to).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                });
+            }
+        }));
+    }
+
+    async fn cut(&mut self) {
+        let task = self.task.take().unwrap();
+        task.abort();
+        assert!(task.await.unwrap_err().is_cancelled());
+    }
+}
+
+fn place(last: u8) -> Place {
+    Place { segment: "s1".parse().unwrap(), mac: format!("02:00:00:00:00:{last:02x}").parse().unwrap() }
+}
+
+/// What of a node's daemon says where addresses are.
+struct Node {
+    here: state::Sender<Here>,
+    events: mpsc::Receiver<Event>,
+    task: JoinHandle<()>,
+}
+
+impl Node {
+    fn start(server: &Server, name: &str, remote: &str) -> Self {
+        let (here, watched) = state::channel(None);
+        let (sender, events) = mpsc::channel(16);
+        let (remotes, tls) = (Remote::parse_list(remote).unwrap(), Some(server.tls(name)));
+        let task = tokio::spawn(watch::run(remotes, tls, name.parse().unwrap(), None, watched, sender));
+        Self { here, events, task }
+    }
+
+    fn has(&self, last: &[u8]) {
+        self.here.send_replace(Some(Arc::new(last.iter().copied().map(place).collect())));
+    }
+
+    /// Waits until it knows that others have these.
+    async fn knows(&mut self, last: &[u8]) {
+        let wanted: BTreeSet<Place> = last.iter().copied().map(place).collect();
+        loop {
+            let event = tokio::time::timeout(LIMIT, self.events.recv()).await.unwrap().unwrap();
+            if matches!(event, Event::Elsewhere(places) if places == wanted) {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_cut_off_takes_nothing_back() {
+    let server = Server::start("s");
+    let mut way = Way::open(&server);
+    let remote = format!("ssl:{}", way.at);
+    let mut a = Node::start(&server, "a", &remote);
+    let mut b = Node::start(&server, "b", &server.remote());
+    a.has(&[1, 2]);
+    b.has(&[]);
+    server.has(&[("a", "01", 1), ("a", "02", 1)]).await;
+    b.knows(&[1, 2]).await;
+
+    // a is cut off; the first address moves. a still has its port, and knows of nothing.
+    way.cut().await;
+    b.has(&[1]);
+    let moved = [("a", "01", 1), ("a", "02", 1), ("b", "01", 2)];
+    server.has(&moved).await;
+    // What comes to it meanwhile waits.
+    a.has(&[1, 2, 3]);
+    way.mend();
+    a.knows(&[1]).await;
+    server.has(&[&moved[..], &[("a", "03", 1)]].concat()).await;
+
+    // It is cut off again, and its daemon starts anew meanwhile: what it finds is no coming.
+    way.cut().await;
+    drop(a);
+    let mut a = Node::start(&server, "a", &remote);
+    a.has(&[1, 2]);
+    way.mend();
+    a.knows(&[1]).await;
+    server.has(&moved).await;
+
+    // What it had said before is delivered only now.
+    let connection = |who: &str| {
+        let options = Options { tls: Some(server.tls(who)), ..Options::default() };
+        let remote: Remote = server.remote().parse().unwrap();
+        async move { Connection::open(&remote, &options).await.unwrap() }
+    };
+    let (late, _notifications) = connection("a").await;
+    let node = |name: &str| name.parse().unwrap();
+    let say = |operations: Vec<Operation>| {
+        let late = late.clone();
+        async move { late.transact(DATABASE, &operations).await.map(drop).map_err(|error| error.to_string()) }
+    };
+    for generation in [1, 2] {
+        let claim = say(location::claim(&place(1), &node("a"), generation)).await.unwrap_err();
+        assert!(claim.contains("timed out"), "{claim}");
+    }
+    let restore = say(location::restore(&place(1), &node("a"), 1)).await.unwrap_err();
+    assert!(restore.contains("timed out"), "{restore}");
+    assert_eq!(server.locations().len(), moved.len());
+    // Nor can it take the row of the other one away, or give it another generation.
+    let theirs = say(vec![location::withdraw(&place(1), &node("b"), 9)]).await.unwrap_err();
+    assert!(theirs.contains("permission error"), "{theirs}");
+    let theirs = say(location::claim(&place(9), &node("b"), 1)).await.unwrap_err();
+    assert!(theirs.contains("permission error"), "{theirs}");
+    server.has(&moved).await;
+
+    // Its port goes and comes: that is a coming, and a withdrawal of the time before does not undo it.
+    a.has(&[2]);
+    server.has(&moved[1..]).await;
+    a.has(&[1, 2]);
+    let back = [("a", "01", 3), ("a", "02", 1), ("b", "01", 2)];
+    server.has(&back).await;
+    b.knows(&[1, 2]).await;
+    say(vec![location::withdraw(&place(1), &node("a"), 1)]).await.unwrap();
+    server.has(&back).await;
+}
+
+/// The daemon, with the certificate of a node, of a host whose `Open_vSwitch` has no switch.
+fn daemon(server: &mut Server) -> PathBuf {
+    server.tool("ovsdb-tool", &["create", "conf.db", "/usr/share/openvswitch/vswitch.ovsschema"]);
+    server.spawn("ovsdb-server", &["conf.db", "--remote=punix:ovs.sock", "--unixctl=ovs.ctl"]);
+    server.until("Open_vSwitch", |server| PathBuf::from(server.path("ovs.sock")).exists());
+    server.tool("ovs-vsctl", &["--db=unix:ovs.sock", "--no-wait", "init"]);
+    let (at, remote) = (server.dir.0.display(), server.remote());
+    let config = format!(
+        "node = \"a\"\nca = \"{at}/pki/ca.pem\"\ncert = \"{at}/pki/a.pem\"\nkey = \"{at}/pki/a.key\"\n\
+         ovs_db = \"unix:{at}/ovs.sock\"\nxenflow_db = \"{remote}\"\novs_rundir = \"{at}\"\n\
+         control_socket = \"{at}/control.sock\"\n"
+    );
+    fs::write(server.path("dom0.toml"), config).unwrap();
+    let log = PathBuf::from(server.path("daemon.log"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xenflow-dom0"));
+    command.args(["run", "--config", &server.path("dom0.toml")]).stderr(fs::File::create(&log).unwrap());
+    server.children.push(command.spawn().unwrap());
+    log
+}
+
+#[test]
+fn the_daemon_and_the_tools_work_by_their_certificates() {
+    let mut server = Server::start("s");
+    let root = format!("unix:{}", server.path("db.sock"));
+    ok("add", run(&root, "network add red"));
+    ok("add", run(&root, "router add r1 --network red"));
+    daemon(&mut server);
+    // It reports of its node over TLS, as its role permits.
+    server.until("report", |server| {
+        let shown = ok("show", server.xenflow(Some("ann"), "show node --json"));
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        shown[0]["name"] == "a" && shown[0]["status"]["version"] == env!("CARGO_PKG_VERSION")
+    });
+
+    let top = ok("top", server.xenflow(Some("ann"), "top --once --json --interval 1"));
+    let top: Value = serde_json::from_str(&top).unwrap();
+    assert_eq!(top["routers"][0]["name"], "r1", "{top}");
+    let doctor = server.xenflow(Some("ann"), &format!("doctor --json --config {}", server.path("dom0.toml")));
+    let said: Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let found = |check: &str| {
+        let all = said["findings"].as_array().unwrap();
+        let one = all.iter().find(|finding| finding["check"] == check).unwrap_or_else(|| panic!("{said}"));
+        (one["level"].as_str().unwrap().to_owned(), one["seen"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(found("cluster"), ("ok".to_owned(), "1 servers, 0 of a cluster".to_owned()));
+    assert_eq!(found("database").0, "ok");
+
+    for line in ["top --once", "doctor"] {
+        let rule = "an ssl: remote needs --certificate, --private-key and --ca-cert";
+        let ran = server.xenflow(None, line);
+        support::refused(line, &ran, 2, &format!("remote {}: {rule}", server.remote()));
+    }
+}
+
+#[test]
+fn a_server_that_is_no_node_is_refused_in_words() {
+    for shows in ["r1", "ann"] {
+        let mut server = Server::start(shows);
+        let said = format!(
+            "cannot connect to {}: invalid peer certificate: certificate does not allow extended key usage for server \
+             authentication",
+            server.remote()
+        );
+        for line in ["network list", "top --once --timeout 2"] {
+            let ran = server.xenflow(Some("ann"), line);
+            let stderr = String::from_utf8_lossy(&ran.stderr);
+            assert!(stderr.contains(&said), "{line}: {stderr}");
+            assert_eq!(ran.status.code(), Some(1), "{line}");
+        }
+        let log = daemon(&mut server);
+        server.until("refusal", |_| fs::read_to_string(&log).unwrap().contains(&said));
+    }
+}

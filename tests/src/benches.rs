@@ -8,14 +8,25 @@ use std::str::FromStr;
 use anyhow::{Result, anyhow, bail};
 
 use crate::scenario::Scenario;
+use crate::setup;
 
+mod control;
 pub mod fairness;
 mod flood;
 mod resume;
 mod update_loss;
 
 /// Every bench.
-pub const ALL: &[Scenario] = &[update_loss::BENCH, flood::BENCH, resume::BENCH, fairness::BENCH];
+pub const ALL: &[Scenario] =
+    &[update_loss::BENCH, flood::BENCH, resume::BENCH, fairness::BENCH, control::BENCH];
+
+/// Fetches what a bench needs of this machine beyond what all need.
+///
+/// # Errors
+/// Why it cannot be had.
+pub fn prepare(bench: &Scenario) -> Result<()> {
+    if bench.name == control::BENCH.name { setup::ovn::unpack() } else { Ok(()) }
+}
 
 /// The arguments of a bench or scenario: `--name value` pairs, as they stand after `--`.
 #[derive(Debug)]

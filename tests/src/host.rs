@@ -198,9 +198,7 @@ impl Host {
 
     /// Starts the switch (again) and waits until it has taken what the database says.
     pub fn start_vswitchd(&mut self) -> Result<()> {
-        wait_for("an uptime of 10 s, which ovs-vswitchd needs", Duration::from_secs(12), || {
-            Ok((uptime_s() >= OVS_MIN_UPTIME_S).then_some(()))
-        })?;
+        wait_uptime()?;
         let control = self.run.join("ovs-vswitchd.ctl");
         let mut command = self.command("ovs-vswitchd");
         command
@@ -251,4 +249,11 @@ impl Host {
         })?;
         Ok(())
     }
+}
+
+/// Waits until the kernel is old enough for `ovs-vswitchd`.
+pub fn wait_uptime() -> Result<()> {
+    wait_for("an uptime of 10 s, which ovs-vswitchd needs", Duration::from_secs(12), || {
+        Ok((uptime_s() >= OVS_MIN_UPTIME_S).then_some(()))
+    })
 }

@@ -40,6 +40,7 @@ pub mod second;
 pub mod setup;
 pub mod shell;
 pub mod suite;
+pub mod systemd;
 pub mod trunk;
 pub mod uml;
 pub mod virtual_router;

@@ -88,7 +88,7 @@ impl Node {
         let config = host.rundir().join("dom0.toml");
         let certificate = pki.issue("node", name, &[])?;
         let text = format!(
-            "node = \"{name}\"\n{certificate}ovs_db = \"unix:{}\"\novs_rundir = \"{}\"\nlog = \"debug\"\n",
+            "node = \"{name}\"\n{certificate}ovs_db = \"unix:{0}\"\novs_rundir = \"{1}\"\ncontrol_socket = \"{1}/control.sock\"\nlog = \"debug\"\n",
             host.db_socket().display(),
             host.rundir().display()
         );
@@ -107,9 +107,16 @@ impl Node {
 
     /// Makes a host whose daemon follows the XenFlow database of another one.
     pub fn create_with(lab: &Lab, name: &str, pki: &Pki, database: &Self) -> Result<Self> {
+        let socket = database.host.db_socket();
+        let remote = format!("unix:{}", socket.display());
+        Self::create_at(lab, name, pki, socket, &remote)
+    }
+
+    /// Makes a host whose daemon follows the XenFlow database at `remotes`; operators use the socket.
+    pub fn create_at(lab: &Lab, name: &str, pki: &Pki, socket: PathBuf, remotes: &str) -> Result<Self> {
         let mut node = Self::bare(lab, name, pki)?;
-        node.database = database.host.db_socket();
-        node.configure_daemon(&format!("xenflow_db = \"unix:{}\"", node.database.display()))?;
+        node.database = socket;
+        node.configure_daemon(&format!("xenflow_db = \"{remotes}\""))?;
         Ok(node)
     }
 
@@ -129,6 +136,11 @@ impl Node {
     /// The host below, to stop and start its switch.
     pub fn host_mut(&mut self) -> &mut Host {
         &mut self.host
+    }
+
+    /// The command `xenflow`, without arguments.
+    pub fn program(&self) -> &Path {
+        &self.xenflow
     }
 
     /// The command `xenflow` of this node's database, to add arguments to.

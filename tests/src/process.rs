@@ -216,6 +216,22 @@ pub fn retry<T>(what: &str, limit: Duration, mut attempt: impl FnMut() -> Result
     }
 }
 
+/// Processes with this parent.
+pub fn children(parent: u32) -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // One that has ended meanwhile has no file; the name in parentheses may hold anything.
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let fields = text.rsplit_once(") ").map(|(_, fields)| fields).unwrap_or_default();
+        if fields.split(' ').nth(1).and_then(|parent| parent.parse().ok()) == Some(parent) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
 /// The last `lines` lines of a text.
 pub fn tail(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.trim_end().lines().collect();

@@ -7,6 +7,7 @@ mod boot;
 pub mod broken;
 mod chain;
 mod churn;
+mod cluster;
 mod controls;
 mod demo;
 mod fpm;
@@ -18,6 +19,7 @@ mod oracle;
 mod plain;
 mod plane;
 mod restart;
+mod service;
 mod topology;
 mod twin;
 
@@ -37,7 +39,9 @@ pub const ALL: &[Scenario] = &[
     boot::SCENARIO,
     moves::SCENARIO,
     restart::SCENARIO,
+    service::SCENARIO,
     topology::SCENARIO,
+    cluster::SCENARIO,
     broken::SCENARIO,
 ];
 
@@ -60,13 +64,18 @@ pub fn may_run_beside(name: &str) -> bool {
         boot::SCENARIO,
         moves::SCENARIO,
         topology::SCENARIO,
+        cluster::SCENARIO,
     ];
     all.iter().any(|scenario| scenario.name == name)
 }
 
 /// Arguments with which `lab test` runs a scenario.
 pub fn suite_args(name: &str) -> &'static [&'static str] {
-    if name == churn::SCENARIO.name { churn::SUITE_ARGS } else { &[] }
+    match name {
+        name if name == churn::SCENARIO.name => churn::SUITE_ARGS,
+        name if name == cluster::SCENARIO.name => cluster::SUITE_ARGS,
+        _ => &[],
+    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,9 @@ use crate::job::Product;
 use crate::process::{describe, output_with_input};
 use crate::progress::say;
 
+mod fetch;
 pub mod frr;
+pub mod ovn;
 
 /// Packages, each with a file that is there if and only if it is installed.
 const PACKAGES: &[(&str, &str)] = &[

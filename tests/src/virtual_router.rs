@@ -20,6 +20,11 @@ use crate::scenario::Lab;
 pub const CONTROL: &str = "ctl";
 const START: Duration = Duration::from_secs(20);
 
+/// The MAC address of the vif with this index of the router with this number.
+pub fn vif_mac(router: u8, index: usize) -> String {
+    format!("02:52:00:00:{router:02x}:{index:02x}")
+}
+
 /// A vif of a router on a segment.
 #[derive(Debug, Clone)]
 pub struct Link<'a> {
@@ -88,7 +93,7 @@ impl VirtualRouter {
 
     /// The MAC address of its vif with this index; 99 is the control vif.
     pub fn mac(&self, index: usize) -> String {
-        format!("02:52:00:00:{:02x}:{index:02x}", self.number)
+        vif_mac(self.number, index)
     }
 
     /// Configures the router with its vifs.

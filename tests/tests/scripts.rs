@@ -270,7 +270,9 @@ fn install(root: &Dir, programs: &Dir, arguments: &[&str]) -> String {
 fn built() -> Dir {
     let programs = Dir::new();
     for name in ["xenflow", "xenflow-dom0", "xenflow-guest"] {
-        programs.program(name, "echo \"# $*\"");
+        // The one that writes manual pages does so, too.
+        let pages = r#"[ "$1" != man ] || { mkdir -p "$2"; echo page >"$2/xenflow-network.1"; }"#;
+        programs.program(name, &format!("echo \"# $*\"\n{pages}"));
     }
     programs
 }
@@ -289,6 +291,9 @@ fn what_is_installed_is_taken_away_again() {
     let mut wanted: Vec<String> =
         ["bin/xenflow-dom0", "bin/xenflow", "bin/xenflow-guest"].map(str::to_owned).to_vec();
     wanted.push("share/bash-completion/completions/xenflow".to_owned());
+    wanted.push("share/zsh/vendor-completions/_xenflow".to_owned());
+    wanted.push("share/fish/vendor_completions.d/xenflow.fish".to_owned());
+    wanted.push("share/man/man1/xenflow-network.1".to_owned());
     for entry in fs::read_dir(SCRIPTS).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         if name.ends_with(".service") || name.ends_with(".timer") {

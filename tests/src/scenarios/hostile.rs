@@ -104,12 +104,14 @@ fn run(lab: &mut Lab) -> Result<Value> {
     );
 
     let tries = tries();
+    // A nudge may have ended a handshake of r1's own, for a better one.
+    let first = ended(&mut site.node)?.len();
     for (number, one) in tries.iter().enumerate() {
         lab.step(one.name);
-        attempt(&mut site, number, one, &before).with_context(|| format!("in \"{}\"", one.name))?;
+        attempt(&mut site, first + number, one, &before).with_context(|| format!("in \"{}\"", one.name))?;
     }
     lab.step("a session by IPv4");
-    by_ipv4(&mut site, tries.len())?;
+    by_ipv4(&mut site, first + tries.len())?;
     lab.step(format!("{HALF_OPEN} connections that say nothing, while r1's client starts anew"));
     let comeback = half_open(&mut site)?;
     untouched(&mut site, &before)?;
@@ -177,9 +179,9 @@ fn next_end(node: &mut Node, before: usize) -> Result<String> {
     lines.last().cloned().context("no line")
 }
 
-fn attempt(site: &mut Site, number: usize, one: &Try, flows_before: &[String]) -> Result<()> {
+fn attempt(site: &mut Site, lines: usize, one: &Try, flows_before: &[String]) -> Result<()> {
     let lines_before = ended(&mut site.node)?.len();
-    ensure!(lines_before == number, "{lines_before} lines of {number} tries");
+    ensure!(lines_before == lines, "{lines_before} lines before, not {lines}");
     let foreign = foreign(site)?;
     let pki = site.pki.dir();
     let door = Door { ns: site.evil.guest().netns(), ca: pki.join("ca.pem"), pki, foreign };

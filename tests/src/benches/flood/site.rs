@@ -16,7 +16,7 @@ use crate::net::Netns;
 use crate::node::{self, Node, Pki};
 use crate::process::{self, wait_for};
 use crate::scenario::Lab;
-use crate::virtual_router::{Link, VirtualRouter};
+use crate::virtual_router::{Link, VirtualRouter, vif_mac};
 
 const ATTACKER_PORT: &str = "red-evil";
 /// The attacker's MAC address.
@@ -63,8 +63,7 @@ pub(super) struct Site {
 
 /// The MAC address of a network's router on its first or second segment.
 pub(super) fn router_mac(network: usize, link: usize) -> String {
-    // As `VirtualRouter` makes them.
-    format!("02:52:00:00:{:02x}:{link:02x}", network + 1)
+    vif_mac(u8::try_from(network + 1).unwrap_or(u8::MAX), link)
 }
 
 impl Site {

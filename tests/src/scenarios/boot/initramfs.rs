@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use crate::net::Netns;
 use crate::node::Pki;
-use crate::process::{Process, wait_for};
+use crate::process::{self, Process, wait_for};
 use crate::scenario::Lab;
 use crate::virtual_router::{Sessions, Watch};
 
@@ -90,7 +90,7 @@ impl Initramfs {
             Ok(UnixStream::connect(&socket).is_ok().then_some(()))
         })?;
         let parent = process.id();
-        let pid = wait_for("process 1", START, || Ok(children(parent)?.first().copied()))?;
+        let pid = wait_for("process 1", START, || Ok(process::children(parent)?.first().copied()))?;
         Ok(Running { process, pid, socket })
     }
 
@@ -121,7 +121,7 @@ impl Running {
 
     /// Processes that it has started, or that were left to it.
     pub(super) fn children(&self) -> Result<usize> {
-        Ok(children(self.pid)?.len())
+        Ok(process::children(self.pid)?.len())
     }
 
     /// Asks it to end; how long that took.
@@ -132,20 +132,4 @@ impl Running {
         ensure!(status.success(), "the client ended with {status}");
         Ok(start.elapsed())
     }
-}
-
-/// Processes with this parent.
-fn children(parent: u32) -> Result<Vec<u32>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        // One that has ended meanwhile has no file; the name in parentheses may hold anything.
-        let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let fields = text.rsplit_once(") ").map(|(_, fields)| fields).unwrap_or_default();
-        if fields.split(' ').nth(1).and_then(|parent| parent.parse().ok()) == Some(parent) {
-            found.push(pid);
-        }
-    }
-    Ok(found)
 }

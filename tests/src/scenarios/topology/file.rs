@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use crate::virtual_router::vif_mac;
+
 const NETWORKS: u16 = 30;
 const ROUTERS: u16 = 200;
 /// A VLAN that changes, before and after.
@@ -59,7 +61,7 @@ impl Live {
     }
 
     fn mac(&self, at: usize, index: usize) -> String {
-        format!("02:52:00:00:{:02x}:{index:02x}", self.number(at))
+        vif_mac(self.number(at), index)
     }
 
     fn describe(&self, text: &mut String) {

@@ -12,9 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use support::{Dir, ok, run};
-
-const LIMIT: Duration = Duration::from_secs(30);
+use support::{Dir, LIMIT, ok, run, serves};
 
 /// Flows by all that makes them, with the seconds that the switch has had them.
 type Flows = BTreeMap<String, f64>;
@@ -36,13 +34,13 @@ impl Host {
         host.tool("ovsdb-tool", &["create", "other.db", "other.ovsschema"]);
         let child = host.spawn("ovsdb-server", &["conf.db", "--remote=punix:db.sock", "--unixctl=db.ctl"]);
         host.others.push(child);
-        host.until("ovsdb-server", |host| host.path("db.sock").exists());
+        host.until("ovsdb-server", |host| serves(&host.path("db.sock")));
         host.tool("ovs-vsctl", &["--db=unix:db.sock", "--no-wait", "init"]);
         let child =
             host.spawn("ovs-vswitchd", &["unix:db.sock", "--enable-dummy=override", "--unixctl=sw.ctl"]);
         host.others.push(child);
         host.start_database("other.db");
-        host.until("its control socket", |host| host.path("xf.ctl").exists());
+        host.until("its control socket", |host| serves(&host.path("xf.ctl")));
         let at = host.dir.0.display().to_string();
         host.xenflow(&format!("init --db-file {at}/xenflow.db --ctl {at}/xf.ctl"));
         host.xenflow(&format!("pki init {at}/pki"));
@@ -177,16 +175,33 @@ impl Host {
         flows.collect()
     }
 
-    /// A packet of h1 to the end host on the other node; how many have left by the uplink.
-    fn send(&self) -> u64 {
-        let packet = "in_port(1),eth(src=02:00:00:00:01:01,dst=02:00:00:00:01:04),eth_type(0x0800),\
-                      ipv4(src=10.0.0.1,dst=10.0.0.4,proto=17,tos=0,ttl=64,frag=no),udp(src=1,dst=9)";
-        let target = self.path("sw.ctl").display().to_string();
-        self.tool("ovs-appctl", &["-t", &target, "netdev-dummy/receive", "p1", packet]);
+    /// What is no flow of `before`, or was touched since then, and what is gone.
+    fn difference(&self, before: &Flows, since: Instant) -> (Vec<String>, Vec<String>) {
+        // Before the switch is asked: what it had then was not touched since.
+        let age = since.elapsed().as_secs_f64();
+        let now = self.flows();
+        let is_new = |(flow, seconds): &(&String, &f64)| **seconds < age || !before.contains_key(*flow);
+        let new = now.iter().filter(is_new).map(|(flow, _)| flow.clone()).collect();
+        (new, before.keys().filter(|flow| !now.contains_key(*flow)).cloned().collect())
+    }
+
+    /// Packets that have left by the uplink.
+    fn sent(&self) -> u64 {
         let bridge = format!("unix:{}", self.path("br-xf.mgmt").display());
         let said = self.tool("ovs-ofctl", &["-OOpenFlow15", "dump-ports", &bridge, "trunk0"]);
         let sent = said.split("tx pkts=").nth(1).unwrap();
         sent.split(',').next().unwrap().parse().unwrap()
+    }
+
+    /// A packet of h1 to the end host on the other node; how many have left by the uplink then.
+    fn send(&self) -> u64 {
+        let before = self.sent();
+        let packet = "in_port(1),eth(src=02:00:00:00:01:01,dst=02:00:00:00:01:04),eth_type(0x0800),\
+                      ipv4(src=10.0.0.1,dst=10.0.0.4,proto=17,tos=0,ttl=64,frag=no),udp(src=1,dst=9)";
+        let target = self.path("sw.ctl").display().to_string();
+        self.tool("ovs-appctl", &["-t", &target, "netdev-dummy/receive", "p1", packet]);
+        self.until("packet at the uplink", |host| host.sent() > before);
+        self.sent()
     }
 }
 
@@ -200,14 +215,6 @@ impl Drop for Host {
 fn end(mut child: Child) {
     let _ = child.kill();
     let _ = child.wait();
-}
-
-/// What is no flow of `before`, or was touched since then, and what is gone.
-fn difference(before: &Flows, since: Instant, now: &Flows) -> (Vec<String>, Vec<String>) {
-    let age = since.elapsed().as_secs_f64();
-    let is_new = |(flow, seconds): &(&String, &f64)| **seconds < age || !before.contains_key(*flow);
-    let new = now.iter().filter(is_new).map(|(flow, _)| flow.clone()).collect();
-    (new, before.keys().filter(|flow| !now.contains_key(*flow)).cloned().collect())
 }
 
 #[test]
@@ -235,7 +242,7 @@ fn a_daemon_that_starts_without_a_database_goes_on_and_later_only_differences_ar
     host.in_step(true);
     let said = "no XenFlow database within 3 s: works with the desired state of 20";
     assert_eq!(host.log().matches(said).count(), 1, "{}", host.log());
-    assert_eq!(difference(&before, mark, &host.flows()), (vec![], vec![]), "{}", host.log());
+    assert_eq!(host.difference(&before, mark), (vec![], vec![]), "{}", host.log());
     let status = host.status();
     assert_eq!(status["databases"]["XenFlow"]["connected"], false);
     assert_eq!(host.send(), sent + 1);
@@ -251,22 +258,22 @@ fn a_daemon_that_starts_without_a_database_goes_on_and_later_only_differences_ar
     let of = |flows: &Flows, port: &str| flows.keys().filter(|flow| flow.contains(&in_port(port))).count();
     host.until("flows of a new port", |host| of(&host.flows(), &p3) > 0);
     host.in_step(true);
+    let (new, gone) = host.difference(&before, mark);
     let with = host.flows();
-    let (new, gone) = difference(&before, mark, &with);
     assert!(new.iter().all(|flow| !before.contains_key(flow)), "only new ones: {new:?}");
     assert!(gone.iter().all(|flow| !flow.contains("dl_dst=")), "at most what floods: {gone:?}");
 
     // The database was written to meanwhile, where the daemon does not look.
     let at = ["xenflow.db", "--remote=punix:other.sock", "--unixctl=xf.ctl"];
     host.database = Some(host.spawn("ovsdb-server", &at));
-    host.until("the database at another place", |host| host.path("other.sock").exists());
+    host.until("the database at another place", |host| serves(&host.path("other.sock")));
     ok("remove", run(&format!("unix:{}", host.path("other.sock").display()), "access remove h2"));
     end(host.database.take().unwrap());
     let mark = Instant::now();
     host.start_database("xenflow.db");
     host.until("the difference", |host| of(&host.flows(), &p2) == 0);
     host.in_step(false);
-    let (new, gone) = difference(&with, mark, &host.flows());
+    let (new, gone) = host.difference(&with, mark);
     let floods = |flow: &String| !flow.contains("in_port=") && !flow.contains("dl_dst=02:00:00:00:01:0");
     let is_of_h2 = |flow: &&String| flow.contains(&in_port(&p2)) || flow.contains("02:00:00:00:01:02");
     assert!(new.iter().all(floods), "{new:?}");
@@ -293,9 +300,9 @@ fn a_daemon_that_starts_without_a_database_goes_on_and_later_only_differences_ar
     host.until("second try", |host| host.status()["switch"]["connected"] == true);
     assert_eq!(host.status()["databases"]["XenFlow"]["known"], false);
     assert_eq!(host.log().matches("its checksum is ").count(), 1, "{}", host.log());
-    assert_eq!(difference(&before, mark, &host.flows()), (vec![], vec![]), "{}", host.log());
+    assert_eq!(host.difference(&before, mark), (vec![], vec![]), "{}", host.log());
     host.start_database("xenflow.db");
     host.in_step(false);
-    assert_eq!(difference(&before, mark, &host.flows()), (vec![], vec![]), "{}", host.log());
+    assert_eq!(host.difference(&before, mark), (vec![], vec![]), "{}", host.log());
     assert_eq!(host.send(), sent + 3);
 }

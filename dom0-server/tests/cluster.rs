@@ -14,9 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use support::{Dir, Server, populate};
-
-const LIMIT: Duration = Duration::from_secs(30);
+use support::{Dir, LIMIT, Server, free_port, populate};
 
 /// Hosts that are directories of their own, with loopback addresses of their own. Their members listen for clients at
 /// all addresses, so that on this one host only one of them gets the port; another one takes it when that one ends.
@@ -31,9 +29,7 @@ impl Hosts {
     fn new() -> Self {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        // Below the ports that systems give out by themselves.
-        let port = u16::try_from(10_000 + (std::process::id() * 8) % 20_000).unwrap() + number;
-        let hosts = Self { dir: Dir::new(), port, number, running: Vec::new() };
+        let hosts = Self { dir: Dir::new(), port: free_port(), number, running: Vec::new() };
         let pki = hosts.path("pki");
         hosts.ok(&["pki", "init", &pki]);
         for (kind, name) in
@@ -156,6 +152,12 @@ impl Hosts {
         let settings = self.path(&format!("{host}/cluster.env"));
         let said = self.ok(&["cluster", "status", "--json", "--settings", &settings]);
         serde_json::from_str(&said).unwrap()
+    }
+
+    /// Which of these hosts has a role.
+    fn having(&self, role: &str, hosts: &[usize]) -> usize {
+        let has = |host: &usize| self.status(*host)["role"] == role;
+        eventually(role, || hosts.iter().copied().find(has))
     }
 
     /// The results of a transaction by TLS.
@@ -365,21 +367,23 @@ fn a_cluster_goes_on_without_a_member_and_lets_one_leave() {
     };
     assert!(support::ok("list", listing(&hosts, "ann")).contains("red"));
     let before = hosts.status(0);
-    assert_eq!((before["role"].as_str(), before["in_contact"].as_bool()), (Some("leader"), Some(true)));
+    assert_eq!(before["in_contact"], true);
     assert_eq!(before["members"].as_array().unwrap().len(), 3);
 
-    // The leader, at whose socket everybody was.
+    // The one at whose socket everybody was; it leads, unless the machine was busy.
     hosts.kill(0);
     hosts.ok(&["--db", &all, "network", "add", "blue"]);
-    let (leader, follower) = eventually("another one leads", || {
-        let led = |host: usize| hosts.status(host)["role"] == "leader";
-        if led(1) { Some((1, 2)) } else { led(2).then_some((2, 1)) }
+    let leader = hosts.having("leader", &[1, 2]);
+    let follower = 3 - leader;
+    eventually("it is missed", || {
+        let now = hosts.status(leader);
+        let gone = now["members"].as_array().unwrap().iter().find(|m| m["server"] == before["server"]);
+        (gone.unwrap()["connected"] == false).then_some(())
     });
-    let now = hosts.status(leader);
-    let gone = now["members"].as_array().unwrap().iter().find(|m| m["server"] == before["server"]).unwrap();
-    assert_eq!(gone["connected"], false, "{now}");
-    eventually("another one has the port", || listing(&hosts, "ann").status.success().then_some(()));
-    assert!(support::ok("list", listing(&hosts, "b")).contains("blue"));
+    eventually("another one has the port, and what was added", || {
+        let listed = listing(&hosts, "b");
+        (listed.status.success() && String::from_utf8_lossy(&listed.stdout).contains("blue")).then_some(())
+    });
 
     // It comes back, with what it missed.
     hosts.up(0);
@@ -400,7 +404,8 @@ fn a_cluster_goes_on_without_a_member_and_lets_one_leave() {
         "this host is no member of a cluster: there is no {settings}; 'xenflow cluster init' or 'join'"
     );
     support::refused("leave", &hosts.run(&leave), 1, &none);
-    assert_eq!(hosts.status(leader)["members"].as_array().unwrap().len(), 2);
+    let members = |host| hosts.status(host)["members"].as_array().unwrap().len();
+    eventually("it is none of them", || (members(leader) == 2).then_some(()));
     hosts.ok(&["--db", &all, "network", "remove", "blue"]);
 }
 
@@ -419,7 +424,7 @@ fn a_member_that_is_gone_is_kicked() {
             (member["server"].as_str().unwrap().to_owned(), address, member["connected"] == true)
         })
     };
-    let (id, address, _) = member(&hosts, 2).unwrap();
+    let (id, address, _) = eventually("a member", || member(&hosts, 2).filter(|(.., connected)| *connected));
     let (own, ..) = member(&hosts, 0).unwrap();
     for (who, message) in [
         ("none", "\"none\" is no member: 'xenflow cluster status' shows all, by ID and address".to_owned()),
@@ -437,7 +442,7 @@ fn a_member_that_is_gone_is_kicked() {
     eventually("it is missed", || member(&hosts, 2).filter(|(.., connected)| !connected));
     let said = support::ok("kick", run(&hosts, &id));
     assert_eq!(said, format!("{id} at {address} is no member any more\n"));
-    assert_eq!(hosts.status(0)["members"].as_array().unwrap().len(), 2);
+    eventually("it is none of them", || member(&hosts, 2).is_none().then_some(()));
 }
 
 /// What an operator had made on one host is there on many, and on one again.

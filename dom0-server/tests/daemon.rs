@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::cell::RefCell;
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
@@ -12,9 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use support::{Dir, ok, run};
-
-const LIMIT: Duration = Duration::from_secs(30);
+use support::{Dir, LIMIT, ok, run, serves};
 
 /// A host with one segment and two end hosts.
 struct Host {
@@ -22,8 +21,9 @@ struct Host {
     ovsdb: Child,
     switch: Option<Child>,
     daemon: Option<Child>,
-    /// What the daemon takes for systemd.
+    /// What the daemon takes for systemd. The kernel keeps no more than ten words for it, so each wait reads them.
     systemd: UnixDatagram,
+    told: RefCell<String>,
 }
 
 impl Host {
@@ -39,8 +39,8 @@ impl Host {
         );
         let systemd = UnixDatagram::bind(dir.0.join("notify")).unwrap();
         systemd.set_nonblocking(true).unwrap();
-        let mut host = Self { dir, ovsdb, switch: None, daemon: None, systemd };
-        host.until("ovsdb-server", |host| host.path("db.sock").exists() && host.path("db.ctl").exists());
+        let mut host = Self { dir, ovsdb, switch: None, daemon: None, systemd, told: RefCell::default() };
+        host.until("ovsdb-server", |host| serves(&host.path("db.sock")) && serves(&host.path("db.ctl")));
         host.tool("ovs-vsctl", &["--db=unix:db.sock", "--no-wait", "init"]);
         host.start_switch();
         let (file, ctl) = (host.path("xenflow.db"), host.path("db.ctl"));
@@ -80,7 +80,7 @@ impl Host {
     fn start_switch(&mut self) {
         let arguments = ["unix:db.sock", "--enable-dummy=override", "--unixctl=sw.ctl", "--log-file=sw.log"];
         self.switch = Some(spawn(&self.dir, "ovs-vswitchd", &arguments));
-        self.until("ovs-vswitchd", |host| host.path("sw.ctl").exists());
+        self.until("ovs-vswitchd", |host| serves(&host.path("sw.ctl")));
     }
 
     fn start_daemon(&mut self) {
@@ -99,14 +99,29 @@ impl Host {
         let _ = fs::remove_file(self.path("sw.ctl"));
     }
 
-    /// All that systemd was told since it was asked last.
+    /// All that systemd was told, but for what was forgotten.
     fn told(&self) -> String {
-        let (mut told, mut buffer) = (String::new(), [0; 4096]);
+        let (mut told, mut buffer) = (self.told.borrow_mut(), [0; 4096]);
         while let Ok(len) = self.systemd.recv(&mut buffer) {
             told.push_str(std::str::from_utf8(&buffer[..len]).unwrap());
             told.push('\n');
         }
-        told
+        told.clone()
+    }
+
+    fn forget(&self) {
+        self.told();
+        self.told.borrow_mut().clear();
+    }
+
+    /// Whether all threads of the daemon are stopped, as `proc(5)` has it.
+    fn hangs(&self) -> bool {
+        let tasks = format!("/proc/{}/task", self.daemon.as_ref().unwrap().id());
+        let is_stopped = |task: std::io::Result<fs::DirEntry>| {
+            let stat = fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            stat.rsplit(')').next().unwrap().starts_with(" T")
+        };
+        fs::read_dir(tasks).unwrap().all(is_stopped)
     }
 
     fn signal(&self, signal: &str) {
@@ -120,6 +135,7 @@ impl Host {
     fn until(&self, what: &str, done: impl Fn(&Self) -> bool) {
         let end = Instant::now() + LIMIT;
         while !done(self) {
+            self.told();
             assert!(Instant::now() < end, "no {what}: {}", self.log());
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -245,14 +261,15 @@ fn what_is_armed_is_released_and_what_is_counted_never_shrinks_whoever_dies() {
     host.until("flow-restore-wait after a restart of both", armed);
 
     // Each life of the daemon was ready once, and said why.
-    let told = host.told();
-    assert_eq!(told.matches("READY=1\nSTATUS=0 routers, 0 sessions, the switch ").count(), 2, "{told}");
-    assert!(told.contains("WATCHDOG=1"), "{told}");
+    let ready = "READY=1\nSTATUS=0 routers, 0 sessions, the switch ";
+    host.until("word of being ready", |host| host.told().matches(ready).count() == 2);
+    host.until("food for the watchdog", |host| host.told().contains("WATCHDOG=1"));
+    assert_eq!(host.told().matches("READY=1").count(), 2, "{}", host.told());
 
     // A daemon that hangs feeds no watchdog.
     host.signal("-STOP");
-    std::thread::sleep(Duration::from_millis(100));
-    host.told();
+    host.until("stop of the daemon", Host::hangs);
+    host.forget();
     std::thread::sleep(Duration::from_millis(2500));
     assert_eq!(host.told(), "", "it hangs");
     host.signal("-CONT");
@@ -298,6 +315,10 @@ fn what_was_waited_for_is_in_the_switch_and_a_node_without_one_is_behind() {
     assert_eq!(shown(&host)["is_behind"], false);
 
     host.kill_switch();
+    host.until("loss of the switch", |host| {
+        let status: Value = serde_json::from_str(&host.asked("status --json")).unwrap();
+        status["switch"]["connected"] == false
+    });
     let late =
         run(&format!("unix:{}", host.path("db.sock").display()), "network add green --wait --timeout 2");
     let said = String::from_utf8_lossy(&late.stderr).into_owned();
@@ -324,7 +345,7 @@ fn what_happened_is_told_and_followed_through_a_restart_of_the_daemon() {
     let await_event = |host: &Host, wanted: Value| {
         host.until(&wanted.to_string(), |host| happened(host, wanted.clone()));
     };
-    host.until("daemon's socket", |host| host.path("control.sock").exists());
+    host.until("daemon's socket", |host| serves(&host.path("control.sock")));
     let mut follower = Command::new(env!("CARGO_BIN_EXE_xenflow"))
         .args(["events", "--follow", "--json", "--socket"])
         .arg(host.path("control.sock"))

@@ -16,9 +16,7 @@ use tokio::sync::mpsc;
 use tokio::sync::watch as state;
 use tokio::task::JoinHandle;
 
-use support::Server;
-
-const LIMIT: Duration = Duration::from_secs(20);
+use support::{LIMIT, Server};
 
 fn places(last: &[u8]) -> BTreeSet<Place> {
     let place = |n: &u8| Place {

@@ -10,7 +10,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use dom0_server::core::Event;
@@ -24,9 +23,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch as state};
 use tokio::task::{JoinHandle, JoinSet};
 
-use support::{Dir, ok, run};
-
-const LIMIT: Duration = Duration::from_secs(30);
+use support::{Dir, LIMIT, free_port, ok, run, serves};
 
 /// An `ovsdb-server` that serves `XenFlow` to nodes over TLS, and to root by a socket.
 struct Server {
@@ -38,10 +35,7 @@ struct Server {
 impl Server {
     /// One that shows the certificate of a node, or of whom `shows` says.
     fn start(shows: &str) -> Self {
-        static NEXT: AtomicU16 = AtomicU16::new(0);
-        // Below the ports that systems give out by themselves.
-        let port = 10_000 + u16::try_from((std::process::id() * 8) % 20_000).unwrap();
-        let port = port + NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = free_port();
         let mut server = Self { dir: Dir::new(), port, children: Vec::new() };
         let pki = server.path("pki");
         ok("pki init", run("unix:/nonexistent", &format!("pki init {pki}")));
@@ -55,7 +49,7 @@ impl Server {
         arguments.push("--remote=db:XenFlow,XenFlow,connections");
         arguments.extend(identity.iter().map(String::as_str));
         server.spawn("ovsdb-server", &arguments);
-        server.until("its socket", |server| PathBuf::from(server.path("db.sock")).exists());
+        server.until("its socket", |server| serves(server.path("db.sock").as_ref()));
         let results = server.transact(&rbac::select());
         let operations = rbac::operations(&results, &format!("pssl:{port}:127.0.0.1")).unwrap();
         server.transact(&operations);
@@ -167,7 +161,7 @@ struct Way {
 impl Way {
     fn open(server: &Server) -> Self {
         let to = SocketAddr::from(([127, 0, 0, 1], server.port));
-        let mut way = Self { to, at: SocketAddr::from(([127, 0, 0, 1], 0)), task: None };
+        let mut way = Self { to, at: SocketAddr::from(([127, 0, 0, 1], free_port())), task: None };
         way.mend();
         way
     }
@@ -177,7 +171,6 @@ impl Way {
         socket.set_reuseaddr(true).unwrap();
         socket.bind(self.at).unwrap();
         let listener = socket.listen(16).unwrap();
-        self.at = listener.local_addr().unwrap();
         let to = self.to;
         self.task = Some(tokio::spawn(async move {
             // They end with this task.
@@ -314,7 +307,7 @@ async fn a_node_that_was_cut_off_takes_nothing_back() {
 fn daemon(server: &mut Server) -> PathBuf {
     server.tool("ovsdb-tool", &["create", "conf.db", "/usr/share/openvswitch/vswitch.ovsschema"]);
     server.spawn("ovsdb-server", &["conf.db", "--remote=punix:ovs.sock", "--unixctl=ovs.ctl"]);
-    server.until("Open_vSwitch", |server| PathBuf::from(server.path("ovs.sock")).exists());
+    server.until("Open_vSwitch", |server| serves(server.path("ovs.sock").as_ref()));
     server.tool("ovs-vsctl", &["--db=unix:ovs.sock", "--no-wait", "init"]);
     let (at, remote) = (server.dir.0.display(), server.remote());
     let config = format!(

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use support::{Server, populate, refused};
+use support::{LIMIT, Server, populate, refused};
 
 /// A node that began and was seen long ago.
 fn node(name: &str, cfg: i64) -> Value {
@@ -34,6 +34,15 @@ fn next_cfg(server: &Server) -> i64 {
     said[0]["rows"][0]["next_cfg"].as_i64().unwrap()
 }
 
+/// Waits until changes have got numbers up to this.
+fn numbered(server: &Server, cfg: i64) {
+    let end = Instant::now() + LIMIT;
+    while next_cfg(server) < cfg {
+        assert!(Instant::now() < end, "{} changes, not {cfg}", next_cfg(server));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -49,17 +58,13 @@ fn a_change_is_waited_for_until_every_node_has_it() {
     let begun = Instant::now();
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            while next_cfg(&server) == 0 {
-                assert!(begun.elapsed() < Duration::from_secs(10), "the change is not made");
-            }
+            numbered(&server, 1);
             std::thread::sleep(pause / 2);
             reports(&server, "a", 1);
             std::thread::sleep(pause / 2);
             reports(&server, "b", 1);
             // Both have it, and have told where its address is: that is the second number.
-            while next_cfg(&server) == 1 {
-                assert!(begun.elapsed() < Duration::from_secs(10), "nobody asks for what they told");
-            }
+            numbered(&server, 2);
             reports(&server, "a", 2);
             std::thread::sleep(pause / 2);
             reports(&server, "b", 2);
@@ -176,10 +181,7 @@ fn commands_at_once_have_numbers_of_their_own() {
             scope.spawn(move || assert_eq!(server.ok(&format!("network add n{n} --wait")), ""));
         }
         scope.spawn(|| {
-            let begun = Instant::now();
-            while next_cfg(&server) < MANY {
-                assert!(begun.elapsed() < Duration::from_secs(10), "{} changes", next_cfg(&server));
-            }
+            numbered(&server, MANY);
             reports(&server, "a", MANY);
         });
     });

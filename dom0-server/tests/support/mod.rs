@@ -3,22 +3,51 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "nobody else sees a test's modules")]
 
 use std::fs;
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+/// So long a test waits for what will be, however slow the machine.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// Whether somebody serves at a socket: its file is there a little earlier.
+pub fn serves(socket: &Path) -> bool {
+    UnixStream::connect(socket).is_ok()
+}
+
+/// A port that nobody has, below those that systems give out by themselves; tests that run now begin elsewhere.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let number = std::process::id() * 8 + NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 10_000 + u16::try_from(number % 20_000).unwrap();
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 pub struct Dir(pub PathBuf);
 
 impl Dir {
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("xenflow-cli-{}-{number}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        Self(path)
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = std::env::temp_dir().join(format!("xenflow-cli-{}-{number}", std::process::id()));
+            match fs::create_dir(&path) {
+                Ok(()) => return Self(path),
+                // Left by a process of this number that was killed.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => panic!("{}: {error}", path.display()),
+            }
+        }
     }
 }
 
@@ -53,8 +82,8 @@ impl Server {
             .spawn()
             .expect("ovsdb-server is needed");
         let server = Self { process, dir };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !server.ctl().exists() || !server.dir.0.join("db.sock").exists() {
+        let deadline = Instant::now() + LIMIT;
+        while !serves(&server.ctl()) || !serves(&server.dir.0.join("db.sock")) {
             assert!(Instant::now() < deadline, "ovsdb-server does not start");
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -10,14 +10,11 @@ use ovsdb::{
     Condition, Event, Monitor, Operation, Remote, RequestError, Row, RowChange, Session, SessionConfig,
     SessionError, TransactError,
 };
-use support::Server;
+use support::{LIMIT, Server};
 use tokio::time::timeout;
 
 async fn next(session: &mut Session) -> Event {
-    timeout(Duration::from_secs(10), session.next())
-        .await
-        .expect("an event within 10 s")
-        .expect("a live session")
+    timeout(LIMIT, session.next()).await.expect("an event").expect("a live session")
 }
 
 async fn snapshot(session: &mut Session, of: &str) -> Vec<RowChange> {
@@ -94,7 +91,7 @@ async fn after_kill_and_restart_only_differences_are_reported() {
         (Ok(1), Ok(77))
     );
     assert_eq!(snapshot(&mut session, "Other").await, []);
-    timeout(Duration::from_secs(5), handle.connected()).await.unwrap().unwrap();
+    timeout(LIMIT, handle.connected()).await.unwrap().unwrap();
     handle
         .transact("Test", &[Operation::delete("Thing").filter(Condition::eq("name", "new"))])
         .await
@@ -113,12 +110,12 @@ async fn a_slow_owner_gets_merged_changes_and_blocks_nobody() {
     config.options.max_notifications = 1;
     let mut session = Session::start(config);
     let handle = session.handle();
-    let connection = timeout(Duration::from_secs(5), handle.connected()).await.unwrap().unwrap();
+    let connection = timeout(LIMIT, handle.connected()).await.unwrap().unwrap();
     connection.transact("Test", &[thing("a", 0)]).await.unwrap();
     // Nobody fetches events, yet every transaction is answered.
     for size in 1..=500 {
         let ops = [Operation::update("Thing").set("size", size)];
-        timeout(Duration::from_secs(5), handle.transact("Test", &ops)).await.unwrap().unwrap();
+        timeout(LIMIT, handle.transact("Test", &ops)).await.unwrap().unwrap();
     }
     connection.transact("Test", &[thing("b", 1)]).await.unwrap();
     connection

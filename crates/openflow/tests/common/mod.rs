@@ -111,10 +111,11 @@ impl Switch {
             .unwrap_or_else(|e| panic!("{program}: {e}"))
     }
 
-    fn wait_for(&self, file: &str) {
-        let end = Instant::now() + Duration::from_secs(20);
-        while !self.dir.join(file).exists() {
-            assert!(Instant::now() < end, "{file} did not appear");
+    /// Until somebody serves at a socket: its file is there a little earlier.
+    fn wait_for(&self, socket: &str) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while UnixStream::connect(self.dir.join(socket)).is_err() {
+            assert!(Instant::now() < end, "nobody serves at {socket}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -90,6 +90,8 @@ impl Cluster {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("ovsdb-raft-{}-{n}", std::process::id()));
+        // Of a process of this number that was killed.
+        let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("test.ovsschema"), SCHEMA).unwrap();
         let authority = Authority::new();
@@ -159,7 +161,7 @@ impl Member {
             .spawn()
             .expect("ovsdb-server must be installed");
         self.child = Some(child);
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + crate::LIMIT;
         while std::net::TcpStream::connect(self.address).is_err() {
             assert!(Instant::now() < deadline, "ovsdb-server does not listen");
             std::thread::sleep(Duration::from_millis(5));
@@ -169,7 +171,7 @@ impl Member {
     /// Waits until it is one of the cluster: before, it does not count for a majority.
     fn join(&self) {
         let mut wait = Command::new("ovsdb-client");
-        wait.args(["--timeout=20", "--private-key=key.pem", "--certificate=cert.pem", "--ca-cert=../ca.pem"]);
+        wait.args(["--timeout=60", "--private-key=key.pem", "--certificate=cert.pem", "--ca-cert=../ca.pem"]);
         wait.args(["wait", &format!("ssl:{}", self.address), "Test", "connected"]);
         let ran = wait.current_dir(&self.dir).output().expect("ovsdb-client must be installed");
         assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));

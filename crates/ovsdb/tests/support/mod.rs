@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use ovsdb::{Connection, Options, Remote};
 
+/// So long a test waits for what will be, however slow the machine.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
 pub(crate) const SCHEMA: &str = r#"{
   "name": "Test", "version": "1.2.3",
   "tables": {
@@ -59,6 +62,8 @@ impl Server {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("ovsdb-test-{}-{n}", std::process::id()));
+        // Of a process of this number that was killed.
+        let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).unwrap();
         for (name, schema) in [("test", SCHEMA), ("other", OTHER)] {
             std::fs::write(dir.join(format!("{name}.ovsschema")), schema).unwrap();
@@ -89,7 +94,7 @@ impl Server {
             .spawn()
             .expect("ovsdb-server must be installed");
         self.child = Some(child);
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + LIMIT;
         while std::os::unix::net::UnixStream::connect(self.dir.join("db.sock")).is_err() {
             assert!(Instant::now() < deadline, "ovsdb-server does not listen");
             std::thread::sleep(Duration::from_millis(5));

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddrV6, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls::pki_types::pem::PemObject;
@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use xenflow_proto::control;
 
-use crate::support::{Ca, Host, Lab, Peer, ifindex, in_namespace, ip, until};
+use crate::support::{Ca, Host, Lab, NOT_BY_ITSELF, Peer, ifindex, in_namespace, ip, until};
 
 /// The guest's end of both wires is in a machine of its own.
 fn guest(links: &[&str]) -> (Lab, Peer) {
@@ -102,9 +102,7 @@ fn comes(lab: &Lab, guest: &Peer, impostor: &Impostor) {
     let client = lab.client_of(guest, "");
     until("the impostor to be asked", || impostor.asked() > 0);
     let host = Host::start(lab, 8);
-    let start = Instant::now();
     host.wait("snapshot", |table| table.snapshots == 1);
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     until("up", || lab.status()["state"] == "up");
     assert_eq!(lab.status()["interface"], "ctl0");
     drop(client);
@@ -115,13 +113,11 @@ fn the_control_interface_is_found_when_it_comes() {
     in_namespace("search::the_control_interface_is_found_when_it_comes", || {
         let (lab, guest) = guest(&["p0"]);
         let host = Host::start(&lab, 8);
-        let client = lab.client_of(&guest, "reconnect_min_ms = 60000\nreconnect_max_ms = 60000");
+        let client = lab.client_of(&guest, NOT_BY_ITSELF);
         client.wait_log("no session with the host");
         assert_eq!(lab.status()["interface"], serde_json::Value::Null);
-        let start = Instant::now();
         plug(&guest, "ctl0");
         host.wait("snapshot", |table| table.snapshots == 1);
-        assert!(start.elapsed() < Duration::from_secs(10), "not before its own time");
         until("up", || lab.status()["interface"] == "ctl0");
         client.wait_log("the control interface: a node took the session there interface=\"ctl0\"");
         // The next session is at the same one, whatever its name.
@@ -165,13 +161,11 @@ fn the_control_interface_is_found_when_it_comes() {
 fn a_nudge_is_heard_wherever_it_comes() {
     in_namespace("search::a_nudge_is_heard_wherever_it_comes", || {
         let (lab, guest) = guest(&["p0", "ctl0"]);
-        let client = lab.client_of(&guest, "reconnect_min_ms = 60000\nreconnect_max_ms = 60000");
+        let client = lab.client_of(&guest, NOT_BY_ITSELF);
         client.wait_log("Connection refused");
         let host = Host::start(&lab, 8);
-        let start = Instant::now();
         lab.datagram("fe80::1", control::NUDGE);
         host.wait("snapshot", |table| table.snapshots == 1);
-        assert!(start.elapsed() < Duration::from_secs(10), "not before its own time");
     });
 }
 

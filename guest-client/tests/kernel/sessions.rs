@@ -1,12 +1,11 @@
 //! Sessions that break, hosts that come back and others in their place.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rcgen::ExtendedKeyUsagePurpose;
-use xenflow_guest_client::session::PING_AFTER;
 use xenflow_proto::control;
 
-use crate::support::{Host, Lab, in_namespace, ip, until};
+use crate::support::{Host, Lab, NOT_BY_ITSELF, in_namespace, ip, until};
 
 #[test]
 fn a_host_that_holds_the_tables_gets_the_difference() {
@@ -72,7 +71,7 @@ fn a_host_that_holds_nothing_gets_a_snapshot() {
 fn a_nudge_of_the_host_makes_the_client_look_at_once() {
     in_namespace("sessions::a_nudge_of_the_host_makes_the_client_look_at_once", || {
         let lab = Lab::new();
-        let client = lab.client("reconnect_min_ms = 60000\nreconnect_max_ms = 60000");
+        let client = lab.client(NOT_BY_ITSELF);
         client.wait_log("Connection refused");
         let host = Host::start(&lab, 8);
         ip("addr add fe80::2/64 dev ctl1 nodad");
@@ -82,10 +81,8 @@ fn a_nudge_of_the_host_makes_the_client_look_at_once() {
         std::thread::sleep(Duration::from_millis(200));
         assert!(!client.log().contains("nudged"), "neither is one");
 
-        let start = Instant::now();
         lab.datagram("fe80::1", control::NUDGE);
         host.wait("snapshot", |table| table.snapshots == 1);
-        assert!(start.elapsed() < Duration::from_secs(10), "not before its own time");
         // In a session it only asks whether the host is still there.
         lab.datagram("fe80::1", control::NUDGE);
         until("another nudge", || client.log().matches("nudged").count() == 2);
@@ -106,14 +103,14 @@ fn nudges_end_a_session_that_is_dead() {
         std::thread::sleep(Duration::from_millis(1100));
         host.desert();
         std::thread::sleep(Duration::from_millis(100));
-        let start = Instant::now();
-        while host.table().sessions == 1 {
-            assert!(start.elapsed() < PING_AFTER, "not before timers end the session");
+        until("another session", || {
             lab.datagram("fe80::1", control::NUDGE);
             std::thread::sleep(Duration::from_millis(200));
-        }
-        host.wait("resume", |table| table.resumes == 1);
+            host.table().sessions > 1
+        });
+        // Timers would have ended it as well, later and with other words.
         assert!(client.log().contains("nudged by a host that does not know of the session"));
+        host.wait("resume", |table| table.resumes == 1);
         assert_eq!(host.table().changes, 0);
     });
 }
@@ -149,10 +146,8 @@ fn a_node_that_is_revoked_is_left_and_not_come_back_to() {
         client.wait_log("authorities and revocation lists were read again");
         assert_eq!(host.table().sessions, 1);
 
-        let start = Instant::now();
         lab.revoke(&[&identity.0]);
         client.wait_log("the certificate of the host counts no more: it was revoked");
-        assert!(start.elapsed() < Duration::from_secs(5), "left after {:?}", start.elapsed());
         client.wait_log("TLS with fe80::1 at ctl0: certificate of the host: it was revoked");
         // Neither a file that is broken nor one that is gone brings it back.
         std::fs::write(lab.dir.path().join("crl.pem"), "-----BEGIN X509 CRL-----\n").unwrap();

@@ -33,6 +33,9 @@ use xenflow_proto::{Change, FrameDecoder, GuestMessage, HostMessage, Key, Object
 
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// The client tries again after half an hour at the earliest: what comes within [`LIMIT`] did not wait for that.
+pub const NOT_BY_ITSELF: &str = "reconnect_min_ms = 3600000\nreconnect_max_ms = 3600000";
+
 /// Runs a test's body in a new network namespace: the test binary starts itself again for this one test.
 pub fn in_namespace(name: &str, body: impl FnOnce()) {
     if std::env::var_os("XENFLOW_TEST_NAMESPACE").is_some() {

@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -28,12 +30,14 @@ impl Dir {
         Self(path)
     }
 
-    /// An executable file.
+    /// An executable file. Another process writes it: what another test starts meanwhile would else have it open, and
+    /// then it cannot be run (execve(2), ETXTBSY).
     fn program(&self, name: &str, text: &str) {
-        let path = self.0.join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut command = Command::new("install");
+        command.args(["-D", "-m", "755", "/dev/stdin"]).arg(self.0.join(name)).stdin(Stdio::piped());
+        let mut install = command.spawn().unwrap();
+        write!(install.stdin.take().unwrap(), "#!/bin/sh\n{text}\n").unwrap();
+        assert!(install.wait().unwrap().success(), "{name}");
     }
 
     /// Everything in it, with what each file says.
@@ -104,7 +108,8 @@ impl Host {
         let child = command.spawn().unwrap_or_else(|error| panic!("{program} is needed: {error}"));
         self.processes.push(child);
         let end = Instant::now() + LIMIT;
-        while !self.dir.0.join(socket).exists() {
+        // Its file is there a little before somebody serves at it.
+        while UnixStream::connect(self.dir.0.join(socket)).is_err() {
             assert!(Instant::now() < end, "{program} does not start");
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -5,12 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ovsdb::{ColumnError, Monitor, Row, RowChange};
+use ovsdb::{Monitor, RowChange};
 use serde_json::{Map, Value};
 use xenflow_proto::Name;
 
-use super::location::{Located, Place};
-use super::{DATABASE, NodeStatus, Rows, SessionState, Status, table};
+use super::location::{self, Located, Place};
+use super::{DATABASE, Migration, NodeStatus, Rows, SessionState, Status, table};
 
 /// Kinds that no daemon tells of itself.
 pub const KINDS: [&str; 4] = ["migration", "node-back", "node-silent", "router-gone"];
@@ -22,8 +22,8 @@ pub fn monitor() -> Monitor {
         .table(table::XENFLOW, &["next_cfg"])
         .table(table::NODE_STATUS, &NodeStatus::COLUMNS)
         .table(table::STATUS, &Status::COLUMNS)
-        .table(table::LOCATION, &["segment", "mac", "node", "generation"])
-        .table(table::MIGRATION, &["router", "from", "to", "phase", "generation", "error"])
+        .table(table::LOCATION, &location::COLUMNS)
+        .table(table::MIGRATION, &Migration::COLUMNS)
 }
 
 /// Something that happened.
@@ -81,11 +81,6 @@ impl Happened {
     }
 }
 
-/// Router and generation.
-type MigrationKey = (String, i64);
-/// The node that it goes to, and how it stands.
-type Phase = (Option<Name>, String);
-
 /// What the rows said last.
 #[derive(Debug, Default)]
 pub struct Known {
@@ -94,7 +89,8 @@ pub struct Known {
     nodes: BTreeMap<Name, NodeStatus>,
     status: BTreeMap<(Name, Name), Status>,
     located: Located,
-    migrations: BTreeMap<MigrationKey, Phase>,
+    /// By router and generation.
+    migrations: BTreeMap<(String, i64), Migration>,
 }
 
 impl Known {
@@ -140,18 +136,15 @@ impl Known {
             self.located = now;
         }
         if touched.contains(table::MIGRATION) {
-            let rows = self.rows.of(table::MIGRATION).filter_map(|(_, row)| migration(row).ok());
-            let now: BTreeMap<_, _> = rows.collect();
-            for (key @ (router, _), it @ (to, text)) in &now {
-                if self.migrations.get(key) != Some(it) {
-                    happened.push(Happened::new("migration", to.as_ref(), text).about("router", router));
+            let rows = Migration::read(&self.rows).into_iter();
+            let now: BTreeMap<_, _> = rows.map(|row| ((row.router.clone(), row.generation), row)).collect();
+            for (key, row) in &now {
+                if self.migrations.get(key) != Some(row) {
+                    happened.push(migration(row, phase(row)));
                 }
             }
-            for (key @ (router, generation), (to, _)) in &self.migrations {
-                if !now.contains_key(key) {
-                    let text = format!("generation {generation}: its row is gone");
-                    happened.push(Happened::new("migration", to.as_ref(), text).about("router", router));
-                }
+            for (_, row) in self.migrations.iter().filter(|(key, _)| !now.contains_key(*key)) {
+                happened.push(migration(row, format!("generation {}: its row is gone", row.generation)));
             }
             self.migrations = now;
         }
@@ -242,12 +235,13 @@ fn places(before: &Located, now: &Located, happened: &mut Vec<Happened>) {
     }
 }
 
-fn migration(row: &Row) -> Result<(MigrationKey, Phase), ColumnError> {
-    let (router, generation) = (row.str("router")?.to_owned(), row.int("generation")?);
-    let (from, to, phase, error) = (row.str("from")?, row.str("to")?, row.str("phase")?, row.str("error")?);
+fn migration(row: &Migration, text: String) -> Happened {
+    Happened::new("migration", row.to.parse().ok().as_ref(), text).about("router", &row.router)
+}
+
+fn phase(Migration { from, to, phase, generation, error, .. }: &Migration) -> String {
     let error = if error.is_empty() { String::new() } else { format!(": {error}") };
-    let text = format!("from {from} to {to}: {phase} (generation {generation}){error}");
-    Ok(((router, generation), (to.parse().ok(), text)))
+    format!("from {from} to {to}: {phase} (generation {generation}){error}")
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use ovsdb::{Datum, Uuid};
+use ovsdb::{Datum, Row, Uuid};
 
 use super::*;
 

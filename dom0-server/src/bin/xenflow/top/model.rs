@@ -7,10 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dom0_server::counters::Scope;
+use dom0_server::db::Migration;
 use dom0_server::db::policy::PuntClass;
 use serde::Serialize;
 
-use super::sample::{Key, Migration, Sample};
+use super::sample::{Key, Sample};
 
 /// How often daemons write by default, in milliseconds.
 const REPORT_MS: u64 = 5_000;

@@ -5,16 +5,15 @@ use std::collections::BTreeMap;
 
 use dom0_server::counters::Scope;
 use dom0_server::db::edit::Snapshot;
-use dom0_server::db::{NodeStatus, Rows, SessionState, Statistics, Status, monitor, table};
-use ovsdb::{ColumnError, Monitor, Row};
-use serde::Serialize;
+use dom0_server::db::{Migration, NodeStatus, Rows, SessionState, Statistics, Status, monitor, table};
+use ovsdb::Monitor;
 
 /// What is watched: all that [`Sample::of`] reads.
 pub(super) fn watched() -> Monitor {
     monitor()
         .table(table::STATISTICS, &Statistics::COLUMNS)
         .table(table::STATUS, &Status::COLUMNS)
-        .table(table::MIGRATION, &["router", "from", "to", "phase", "generation", "error"])
+        .table(table::MIGRATION, &Migration::COLUMNS)
         .table(table::NODE_STATUS, &NodeStatus::COLUMNS)
 }
 
@@ -44,17 +43,6 @@ pub(super) struct Report {
     pub(super) state: SessionState,
     pub(super) since_ms: u64,
     pub(super) routes: u64,
-}
-
-/// A row of `Migration`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Migration {
-    pub(super) router: String,
-    pub(super) from: String,
-    pub(super) to: String,
-    pub(super) phase: String,
-    pub(super) generation: i64,
-    pub(super) error: String,
 }
 
 /// What a daemon says of itself.
@@ -111,24 +99,11 @@ impl Sample {
             let counted = Counted { since_ms, updated_ms, counters };
             sample.counted.insert((node.to_string(), scope, name), counted);
         }
-        sample.migrations = rows.of(table::MIGRATION).filter_map(|(_, row)| migration(row).ok()).collect();
-        sample.migrations.sort_by(|a, b| (&a.router, a.generation).cmp(&(&b.router, b.generation)));
+        sample.migrations = Migration::read(rows);
         sample.nodes = now.desired.uplinks.keys().map(|name| (name.to_string(), Node::default())).collect();
         sample.nodes.extend(now.nodes().into_iter().map(node));
         sample
     }
-}
-
-fn migration(row: &Row) -> Result<Migration, ColumnError> {
-    let text = |column: &str| row.str(column).map(str::to_owned);
-    Ok(Migration {
-        router: text("router")?,
-        from: text("from")?,
-        to: text("to")?,
-        phase: text("phase")?,
-        generation: row.int("generation")?,
-        error: text("error")?,
-    })
 }
 
 fn node(status: NodeStatus) -> (String, Node) {

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use dom0_server::counters::Scope;
-use dom0_server::db::SessionState;
+use dom0_server::db::{Migration, SessionState};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::model::{Model, View};
-use super::sample::{Counted, Migration, Network, Node, Report, Sample};
+use super::sample::{Counted, Network, Node, Report, Sample};
 use super::screen::{self, Screen, Then};
 use super::table::{Cell, Page, Table};
 

@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use xenflow_proto::{Name, control};
 
+use crate::clock::until;
 use crate::config::{Config, ConfigError, parse_remotes};
 use crate::core::{Core, Effect, Event};
 use crate::events::Events;
@@ -277,14 +278,6 @@ async fn control(path: &Path, happened: &Events) -> (Option<Control>, mpsc::Rece
             tracing::warn!(error = %crate::chain::Chain(&error), "no control socket: operators' questions are not answered");
             (None, mpsc::channel(1).1)
         }
-    }
-}
-
-/// The instant, or never.
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }
 

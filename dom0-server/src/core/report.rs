@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use time::OffsetDateTime;
 use xenflow_flow_app::fast_path::{Slow, SlowReason};
 use xenflow_flow_app::{PortNo, RouterId, RouterStatus, VifId};
 use xenflow_proto::table::Family;
 use xenflow_proto::{Name, Seq};
 
 use super::{Core, Stage};
+use crate::clock::utc_of_ms;
 use crate::db::status::bounded;
 use crate::ports::{SwitchBuild, SwitchPort};
 
@@ -71,19 +71,8 @@ impl fmt::Display for Standing {
 /// That the daemon works with what it was told so long ago.
 #[must_use]
 pub fn kept_words(kept_ms: u64) -> String {
-    format!("works with the desired state of {}", instant(kept_ms))
-}
-
-/// By the host's clock, in UTC.
-fn instant(ms: u64) -> String {
-    let Ok(at) =
-        i64::try_from(ms / 1000).map_or(Err(()), |s| OffsetDateTime::from_unix_timestamp(s).map_err(drop))
-    else {
-        return "an unknown time".to_owned();
-    };
-    let ((hour, minute, second), date) = (at.to_hms(), at.date());
-    let (year, month, day) = (date.year(), u8::from(date.month()), date.day());
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    let when = utc_of_ms(kept_ms).unwrap_or_else(|| "an unknown time".to_owned());
+    format!("works with the desired state of {when}")
 }
 
 impl Core {

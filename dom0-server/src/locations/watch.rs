@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use xenflow_proto::Name;
 
 use super::{Claims, Write};
+use crate::clock::until;
 use crate::core::Event;
 use crate::db::edit::is_lost_race;
 use crate::db::location::{self, Located, Place};
@@ -125,13 +126,6 @@ pub async fn run(
 async fn done(writing: &mut Option<JoinHandle<Wrote>>) -> Wrote {
     match writing {
         Some(job) => job.await.unwrap_or(Wrote::Lost),
-        None => std::future::pending().await,
-    }
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }

@@ -16,6 +16,7 @@ use xenflow_proto::Name;
 use xenflow_proto::control::{HOST_MAC, HOST_PORT_NAME};
 
 use crate::chain::Chain;
+use crate::clock::until;
 use crate::core::{Event, Kept, kept_words};
 use crate::db::location::Located;
 use crate::db::{self, Desired};
@@ -130,13 +131,6 @@ fn as_kept(rows: &db::Rows, saved_ms: u64, node: &Name) -> Kept {
         kept_words(saved_ms)
     );
     Kept { desired, elsewhere: Located::read(rows).elsewhere(node), saved_ms }
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Watches the integration bridge until the core is gone or the daemon ends, and keeps it as it must be; arms

@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use xenflow_flow_app::pipeline::{self, cookie};
 use xenflow_flow_app::{Dump, FlowChange, MeterChange};
 
+use crate::clock::until;
 use crate::core::{BatchId, Event, MeterError};
 use crate::counters::Poll;
 
@@ -182,12 +183,7 @@ async fn converse(
             output = session.poll_transmit().unwrap_or_default();
         }
         let deadline = session.poll_timeout().map(|(at, _)| at);
-        let timeout = async {
-            match deadline {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
+        let timeout = until(deadline.map(Into::into));
         tokio::select! {
             read = reader.read_buf(&mut input) => {
                 if read? == 0 {

@@ -11,19 +11,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use dom0_server::clock::utc_of_ms;
 use dom0_server::db::happened;
 use dom0_server::events::MAX_EVENTS;
 use dom0_server::inspect::{self, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
-use time::OffsetDateTime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use xenflow_proto::Name;
 
 use crate::args::{EventsArgs, Target};
 use crate::ask::Daemon;
-use crate::{Failure, output, view};
+use crate::{Failure, output};
 
 /// Between two tries to reach a daemon that is away.
 const RETRY: Duration = Duration::from_millis(500);
@@ -201,12 +201,9 @@ impl Lines {
     }
 
     fn line(&self, mut event: Value) -> String {
-        let at = event["time_ms"].as_u64().and_then(|ms| {
-            OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000)
-                .ok()
-                .map(|at| (at, ms % 1000))
-        });
-        let at = at.map(|(at, ms)| view::date(at).replace('Z', &format!(".{ms:03}Z")));
+        let at = event["time_ms"]
+            .as_u64()
+            .and_then(|ms| Some(utc_of_ms(ms)?.replace('Z', &format!(".{:03}Z", ms % 1000))));
         if self.json {
             event["time"] = at.into();
             return event.to_string() + "\n";

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::SystemTime;
 
+use dom0_server::clock::utc;
 use dom0_server::pki::{self, FileError, PkiError, Reason, Record, Serial, SerialError, State, Store, Which};
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
@@ -147,7 +148,7 @@ fn issue(args: &IssueArgs, now: OffsetDateTime, json: bool, renew: bool) -> Resu
     let days = Duration::days(args.days.into());
     let life = args.minutes.map_or(days, |minutes| Duration::minutes(minutes.into()));
     let written = Store::open(ca)?.issue(out, &identity, life, now, renew)?;
-    let end = view::date(written.not_after);
+    let end = utc(written.not_after);
     if json {
         let identity = identity.to_string();
         let (cert, key) = (written.cert, written.key);
@@ -160,7 +161,7 @@ fn issue(args: &IssueArgs, now: OffsetDateTime, json: bool, renew: bool) -> Resu
 }
 
 fn row(record: &Record, now: OffsetDateTime) -> Value {
-    let date = |seconds| OffsetDateTime::from_unix_timestamp(seconds).map(view::date).ok();
+    let date = |seconds| OffsetDateTime::from_unix_timestamp(seconds).map(utc).ok();
     let state = match record.state(now) {
         State::Valid => "valid",
         State::Expired => "expired",

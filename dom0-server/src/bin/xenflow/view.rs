@@ -1,15 +1,14 @@
 //! What lists and the page of `xenflow show` look like, as JSON and as text.
 
 use std::fmt::Write;
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use dom0_server::clock::{now_ms, utc_of_ms};
 use dom0_server::db::class::{Matching, protocol_name};
 use dom0_server::db::edit::{EditError, Key, Snapshot};
 use dom0_server::db::policy::{PuntClass, fast_path_str};
 use dom0_server::db::row::{Network, Router};
 use dom0_server::db::{Access, Attachment, Contract, Desired, Kind, Rate, Status, TrafficClass, Vif};
 use serde_json::{Map, Value, json};
-use time::OffsetDateTime;
 
 use crate::show::printable;
 
@@ -281,9 +280,9 @@ pub(crate) fn line(page: &mut String, depth: usize, text: std::fmt::Arguments<'_
     page.push('\n');
 }
 
-/// Milliseconds since the Unix epoch as [`date`].
+/// Milliseconds since the Unix epoch, in UTC.
 pub(crate) fn instant(ms: u64) -> String {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).map_or("?".to_owned(), date)
+    utc_of_ms(ms).unwrap_or_else(|| "?".to_owned())
 }
 
 /// How long ago, in the two largest units: "1 d 4 h ago".
@@ -293,8 +292,7 @@ pub(crate) fn ago(since_ms: u64) -> String {
 
 /// Seconds since then; 0 where the clock that wrote it is ahead of this one.
 fn age_s(since_ms: u64) -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    now.saturating_sub(since_ms / 1000)
+    (now_ms() / 1000).saturating_sub(since_ms / 1000)
 }
 
 fn span(seconds: u64) -> String {
@@ -307,14 +305,6 @@ fn span(seconds: u64) -> String {
     let first = units.iter().position(|(_, n)| *n > 0).unwrap_or(3);
     let parts = units.iter().skip(first).take(2).map(|(unit, n)| format!("{n} {unit}"));
     parts.collect::<Vec<_>>().join(" ")
-}
-
-/// UTC, to the second (RFC 3339).
-pub(crate) fn date(at: OffsetDateTime) -> String {
-    let at = at.to_offset(time::UtcOffset::UTC);
-    let (year, month, day) = at.to_calendar_date();
-    let (h, m, s) = at.to_hms();
-    format!("{year:04}-{:02}-{day:02}T{h:02}:{m:02}:{s:02}Z", u8::from(month))
 }
 
 #[cfg(test)]

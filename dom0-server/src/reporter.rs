@@ -113,7 +113,8 @@ impl Reporter {
             self.known.clear();
         }
         let now_ms = now_ms();
-        let mut doubt = self.known.clone();
+        // Whose row is written to, or taken away.
+        let mut touched = Vec::new();
         let mut current = BTreeMap::new();
         let mut slow = BTreeMap::new();
         for (router, report) in core.reports() {
@@ -130,7 +131,7 @@ impl Reporter {
                 Some(Some(before)) if *before == status => {}
                 Some(_) => {
                     operations.push(status.update());
-                    doubt.insert(router.clone(), None);
+                    touched.push(router.clone());
                 }
                 None => operations.extend(status.upsert()),
             }
@@ -140,12 +141,13 @@ impl Reporter {
         for router in self.known.keys().filter(|router| !current.contains_key(*router)) {
             since.remove(router);
             operations.push(status::clear_router(&self.node, router));
-            doubt.insert(router.clone(), None);
+            touched.push(router.clone());
         }
         if operations.is_empty() {
             return;
         }
-        self.known = current;
+        let mut doubt = std::mem::replace(&mut self.known, current);
+        doubt.extend(touched.into_iter().map(|router| (router, None)));
         self.is_unclear = false;
         let job = tokio::spawn(write(connection.clone(), operations));
         self.job = Some(Job::Write { job, doubt });

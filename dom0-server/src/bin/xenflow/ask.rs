@@ -73,6 +73,35 @@ impl Daemon {
         answer.get_mut("ok").map(Value::take).context("the daemon's answer says nothing")
     }
 
+    /// Prints a list, page by page as it comes: as an array of `items` of each page, or as their text. `request` asks
+    /// for what comes after a page's cursor.
+    pub(crate) fn list(
+        &mut self,
+        as_json: bool,
+        request: impl Fn(Option<String>) -> Request,
+        items: impl Fn(&mut Value) -> Vec<Value>,
+        text: impl Fn(&mut Value) -> String,
+    ) -> Result<(), Failure> {
+        let mut array = Array::begin();
+        let mut after = None;
+        loop {
+            let mut page = self.ask(&request(after))?;
+            let is_open =
+                if as_json { array.extend(&items(&mut page)) } else { output::part(&text(&mut page)) };
+            if !is_open {
+                return Ok(());
+            }
+            after = page["next"].as_str().map(str::to_owned);
+            if after.is_none() {
+                break;
+            }
+        }
+        if as_json {
+            array.end();
+        }
+        Ok(())
+    }
+
     fn exchange(&mut self, line: &str) -> std::io::Result<String> {
         self.stream.get_mut().write_all(line.as_bytes())?;
         let mut answer = String::new();
@@ -84,18 +113,23 @@ impl Daemon {
     }
 }
 
+/// A member of a page that is a list, taken out of it.
+pub(crate) fn members(page: &mut Value, key: &str) -> Vec<Value> {
+    serde_json::from_value(page[key].take()).unwrap_or_default()
+}
+
 /// A JSON array that is printed while its pages come.
-pub(crate) struct Array {
+struct Array {
     is_empty: bool,
 }
 
 impl Array {
-    pub(crate) fn begin() -> Self {
+    fn begin() -> Self {
         Self { is_empty: true }
     }
 
     /// Prints some more; false: who reads has read enough.
-    pub(crate) fn extend(&mut self, items: &[Value]) -> bool {
+    fn extend(&mut self, items: &[Value]) -> bool {
         let mut text = String::new();
         for item in items {
             text += if std::mem::take(&mut self.is_empty) { "[\n  " } else { ",\n  " };
@@ -104,7 +138,7 @@ impl Array {
         output::part(&text)
     }
 
-    pub(crate) fn end(self) {
+    fn end(self) {
         output::text(if self.is_empty { "[]\n" } else { "\n]\n" });
     }
 }

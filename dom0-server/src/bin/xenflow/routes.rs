@@ -5,8 +5,8 @@ use std::path::Path;
 use dom0_server::inspect::{self, Request};
 use serde_json::Value;
 
-use crate::ask::{Array, Daemon};
-use crate::{Failure, output};
+use crate::Failure;
+use crate::ask::{Daemon, members};
 
 /// The route stands left of what becomes of it.
 const WIDTH: usize = 60;
@@ -21,32 +21,17 @@ pub(crate) fn run(
     if let Some(prefix) = prefix {
         inspect::which(prefix).map_err(|error| Failure::Input(error.into()))?;
     }
-    let mut daemon = Daemon::open(socket, seconds)?;
-    let mut array = Array::begin();
-    let mut after = None;
-    loop {
-        let prefix = prefix.map(str::to_owned);
-        let page = daemon.ask(&Request::Routes { router: router.to_owned(), prefix, after })?;
-        let routes = page["routes"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let is_open = if as_json {
-            array.extend(routes)
-        } else {
-            let slow = page["slow"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    Daemon::open(socket, seconds)?.list(
+        as_json,
+        |after| Request::Routes { router: router.to_owned(), prefix: prefix.map(str::to_owned), after },
+        |page| members(page, "routes"),
+        |page| {
+            let slow = members(page, "slow");
+            let slow = slow.iter().filter_map(Value::as_str);
             let slow = slow.map(|why| format!("# the guest forwards: {why}\n"));
-            output::part(&slow.chain(routes.iter().map(line)).collect::<String>())
-        };
-        after = page["next"].as_str().map(str::to_owned);
-        if !is_open {
-            return Ok(());
-        }
-        if after.is_none() {
-            break;
-        }
-    }
-    if as_json {
-        array.end();
-    }
-    Ok(())
+            slow.chain(members(page, "routes").iter().map(line)).collect()
+        },
+    )
 }
 
 /// As `ip route` shows it, then the verdict.

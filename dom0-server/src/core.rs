@@ -506,9 +506,9 @@ impl Core {
     fn want(&mut self, desired: Desired) {
         self.desired = Some(desired);
         self.set_topology();
-        self.pursue_state();
     }
 
+    /// With the state that it is of, which is pursued then and not before: without the ports nothing can be sent.
     fn set_topology(&mut self) {
         let (Some(desired), Some(ports)) = (&self.desired, &self.ports) else { return };
         let (mut topology, problems) = bind(&self.node, desired, ports);

@@ -12,7 +12,7 @@ use ovsdb::{Atom, Condition, Datum, Operation, Row, Until, Uuid};
 use xenflow_proto::Name;
 
 use super::description::{Column, Description, ORDER, Wanted};
-use super::edit::{EditError, Snapshot};
+use super::edit::{EditError, Snapshot, lowest_free};
 use super::row::{Kind, RouterId, RowError, VifNumber};
 use super::words::{same, words};
 use super::{Desired, InvalidRow, Rows, columns_of, table};
@@ -189,8 +189,7 @@ impl Numbers {
 
     /// The lowest that is free, from now on taken.
     fn take(used: &mut BTreeSet<i64>) -> i64 {
-        let free = (1..).zip(used.iter()).find(|(number, used)| number != *used);
-        let number = free.map_or(i64::try_from(used.len()).unwrap_or(i64::MAX - 1) + 1, |(number, _)| number);
+        let number = lowest_free(used);
         used.insert(number);
         number
     }

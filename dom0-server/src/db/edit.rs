@@ -173,8 +173,9 @@ pub struct Key {
 pub type Columns = Vec<(&'static str, Column)>;
 
 /// The lowest number from 1 that is not used.
-fn lowest_free(used: &BTreeSet<i64>) -> i64 {
-    (1..).find(|n| !used.contains(n)).unwrap_or(i64::MAX)
+pub(super) fn lowest_free(used: &BTreeSet<i64>) -> i64 {
+    let used_to_there = (1..).zip(used.range(1..)).take_while(|(number, used)| number == *used).count();
+    i64::try_from(used_to_there).unwrap_or(i64::MAX - 1) + 1
 }
 
 impl Snapshot {
@@ -207,10 +208,13 @@ impl Snapshot {
     fn reference(&self, kind: Kind, name: &str) -> Result<Uuid, EditError> {
         let found = self.rows.named(kind.table(), name);
         let (uuid, _) = found.ok_or_else(|| EditError::Unknown { kind, name: name.to_owned() })?;
-        match self.invalid.iter().find(|row| row.uuid == uuid) {
-            Some(row) => Err(EditError::Invalid(Box::new(row.clone()))),
-            None => Ok(uuid),
-        }
+        self.means_something(uuid)?;
+        Ok(uuid)
+    }
+
+    fn means_something(&self, uuid: Uuid) -> Result<(), EditError> {
+        let invalid = self.invalid.iter().find(|row| row.uuid == uuid);
+        invalid.map_or(Ok(()), |row| Err(EditError::Invalid(Box::new(row.clone()))))
     }
 
     /// A row, valid or not.
@@ -228,10 +232,8 @@ impl Snapshot {
     /// [`EditError::Unknown`], or [`EditError::Invalid`] with the rule that the row breaks.
     pub fn row(&self, key: &Key) -> Result<&Row, EditError> {
         let (uuid, row) = self.find(key)?.ok_or_else(|| Self::unknown(key))?;
-        match self.invalid.iter().find(|row| row.uuid == uuid) {
-            Some(row) => Err(EditError::Invalid(Box::new(row.clone()))),
-            None => Ok(row),
-        }
+        self.means_something(uuid)?;
+        Ok(row)
     }
 
     fn resolve(&self, columns: &Columns) -> Result<Vec<(&'static str, Datum)>, EditError> {

@@ -47,6 +47,16 @@ impl Connection {
         DatabaseSchema::from_json(&json).map_err(|e| reply_error("get_schema", e))
     }
 
+    /// The version of a database's schema; cheaper than to read it whole.
+    pub async fn schema_version(&self, database: &str) -> Result<String, RequestError> {
+        #[derive(serde::Deserialize)]
+        struct Schema {
+            version: String,
+        }
+        let schema: Schema = parse_reply("get_schema", self.request("get_schema", &[database]).await?)?;
+        Ok(schema.version)
+    }
+
     /// Does all operations, or none. One result per operation.
     pub async fn transact(&self, database: &str, ops: &[Operation]) -> Result<Vec<OpResult>, TransactError> {
         let mut params = vec![json!(database)];

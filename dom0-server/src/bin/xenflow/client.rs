@@ -1,31 +1,41 @@
 //! The database's client: reads it whole, and commits edits that lose no race.
 
+use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
+use crate::Failure;
+use crate::args::Target;
+use crate::wait::Waiter;
 use anyhow::{Context, anyhow};
 use dom0_server::db::edit::{Snapshot, is_lost_race};
 use dom0_server::db::location::{self, Located};
 use dom0_server::db::{DATABASE, Statistics, VERSION, retire, select_all, statistics, table};
 use dom0_server::tls;
-use ovsdb::{Condition, Connection, Operation, Options, Remote, RequestError, Tls};
-use tokio::time::Instant;
-
-use crate::Failure;
-use crate::args::Target;
-use crate::wait::Waiter;
+use ovsdb::{Condition, Connection, Operation, Options, Remote, RequestError, Tls, TransactError};
 
 /// How often an edit is built anew when somebody else was faster.
 const ATTEMPTS: u32 = 20;
 
 /// Runs a command, within its time.
 pub(crate) fn block_on(seconds: u32, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    run(within(seconds, work))
+}
+
+/// Runs a command that keeps its time itself.
+pub(crate) fn run(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    runtime.block_on(work)
+}
+
+/// A part of a command, within its time.
+pub(crate) async fn within<T>(
+    seconds: u32,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
     let limit = Duration::from_secs(seconds.into());
-    runtime.block_on(async {
-        tokio::time::timeout(limit, work).await.map_err(|_| anyhow!("not done within {seconds} s"))?
-    })
+    tokio::time::timeout(limit, work).await.map_err(|_| anyhow!("not done within {seconds} s"))?
 }
 
 impl fmt::Display for Target {
@@ -57,6 +67,15 @@ impl Target {
 
 /// Connects to the first of the remotes that answers and, if it is of a cluster, is in contact with it.
 pub(crate) async fn connect(db: &Target, seconds: u32) -> Result<Connection, Failure> {
+    Ok(connect_asking(db, seconds, async |_| ()).await?.0)
+}
+
+/// The same, with the answer to what is asked at once: that costs no round trip more.
+async fn connect_asking<T>(
+    db: &Target,
+    seconds: u32,
+    ask: impl AsyncFn(&Connection) -> T,
+) -> Result<(Connection, T), Failure> {
     let remotes = Remote::parse_list(&db.remotes)?;
     // One that does not answer leaves time for the others.
     let tries = u32::try_from(remotes.len()).unwrap_or(u32::MAX).max(1);
@@ -66,13 +85,17 @@ pub(crate) async fn connect(db: &Target, seconds: u32) -> Result<Connection, Fai
     for remote in &remotes {
         let attempt = async {
             let (connection, _) = Connection::open(remote, &options).await?;
-            if is_in_contact(&connection).await? {
-                return Ok(connection);
-            }
-            Err(anyhow!("{remote} has no contact with the cluster of database {DATABASE}"))
+            let contact = async {
+                match is_in_contact(&connection).await? {
+                    true => Ok(()),
+                    false => Err(anyhow!("{remote} has no contact with the cluster of database {DATABASE}")),
+                }
+            };
+            let ((), answer) = tokio::try_join!(contact, async { Ok(ask(&connection).await) })?;
+            Ok((connection, answer))
         };
         last = match tokio::time::timeout(connect_timeout, attempt).await {
-            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Ok(found)) => return Ok(found),
             Ok(Err(error)) => error,
             Err(_) => anyhow!("{remote} does not answer within {:.1} s", connect_timeout.as_secs_f64()),
         };
@@ -82,7 +105,8 @@ pub(crate) async fn connect(db: &Target, seconds: u32) -> Result<Connection, Fai
 
 /// Whether a server can write: false for a member of a cluster that is cut off from the majority, or not admitted yet.
 pub(crate) async fn is_in_contact(connection: &Connection) -> anyhow::Result<bool> {
-    let select = Operation::select("Database").filter(Condition::eq("name", DATABASE));
+    let select =
+        Operation::select("Database").filter(Condition::eq("name", DATABASE)).columns(&["connected"]);
     let found = connection.transact("_Server", &[select]).await?;
     let rows = found.first().map(|result| result.rows()).unwrap_or_default();
     Ok(rows.iter().all(|row| row.bool("connected").unwrap_or(true)))
@@ -109,59 +133,70 @@ pub(crate) fn check_version(found: &str) -> anyhow::Result<Version> {
     }
 }
 
+/// Connects to a server that serves the XenFlow database, with the answer to what is asked at once.
+async fn open<T>(
+    db: &Target,
+    seconds: u32,
+    ask: impl AsyncFn(&Connection) -> Result<T, TransactError>,
+) -> Result<(Connection, T), Failure> {
+    let both =
+        async |connection: &Connection| tokio::join!(connection.schema_version(DATABASE), ask(connection));
+    let (connection, (version, answer)) = connect_asking(db, seconds, both).await?;
+    match version {
+        Ok(version) => match check_version(&version)? {
+            Version::Same => {}
+            Version::Older => {
+                return Err(anyhow!(
+                    "database {DATABASE} has the schema {version}, this xenflow is for {VERSION}: run 'xenflow init' to convert it"
+                )
+                .into());
+            }
+        },
+        Err(RequestError::Rpc(error)) if error.error == "unknown database" => {
+            return Err(anyhow!("{db} serves no database {DATABASE}: run 'xenflow init' first").into());
+        }
+        Err(other) => return Err(anyhow::Error::from(other).into()),
+    }
+    Ok((connection, answer.map_err(anyhow::Error::from)?))
+}
+
+/// Which node has which address.
+pub(crate) async fn located(db: &Target, seconds: u32) -> Result<Located, Failure> {
+    let (_, results) =
+        open(db, seconds, async |connection| connection.transact(DATABASE, &[location::select()]).await)
+            .await?;
+    Ok(Located::of_rows(results.first().map(|result| result.rows()).unwrap_or_default()))
+}
+
 /// A connection to a server that serves the XenFlow database.
 pub(crate) struct Client {
     connection: Connection,
+    /// The database as it was when the connection was made, until somebody has seen it.
+    first: Cell<Option<Snapshot>>,
     /// For `--wait`.
     waiter: Option<Waiter>,
 }
 
 impl Client {
-    /// `wait_until`: changes are waited for until then ([`Client::wait`]).
-    pub(crate) async fn open(
-        db: &Target,
-        seconds: u32,
-        wait_until: Option<Instant>,
-    ) -> Result<Self, Failure> {
-        let connection = connect(db, seconds).await?;
-        match connection.get_schema(DATABASE).await {
-            Ok(schema) => match check_version(&schema.version)? {
-                Version::Same => {}
-                Version::Older => {
-                    let found = schema.version;
-                    return Err(anyhow!(
-                        "database {DATABASE} has the schema {found}, this xenflow is for {VERSION}: run 'xenflow init' to convert it"
-                    )
-                    .into());
-                }
-            },
-            Err(RequestError::Rpc(error)) if error.error == "unknown database" => {
-                return Err(anyhow!("{db} serves no database {DATABASE}: run 'xenflow init' first").into());
-            }
-            Err(other) => return Err(anyhow::Error::from(other).into()),
-        }
-        let remotes = Remote::parse_list(&db.remotes)?;
-        let tls = db.tls(&remotes)?;
-        let waiter = wait_until.map(|deadline| Waiter::start(remotes, tls, seconds, deadline));
-        Ok(Self { connection, waiter })
+    /// `waiter`: of a command that waits for its changes ([`Client::wait`]).
+    pub(crate) async fn open(db: &Target, seconds: u32, waiter: Option<Waiter>) -> Result<Self, Failure> {
+        let (connection, first) = open(db, seconds, snapshot).await?;
+        Ok(Self { connection, first: Cell::new(Some(first)), waiter })
     }
 
     /// With `--wait`: ends when the last edit is in every switch. To be called when all else is done and printed.
     pub(crate) async fn wait(self) -> Result<(), Failure> {
         match self.waiter {
-            Some(waiter) => waiter.wait().await,
+            Some(waiter) => waiter.wait(self.connection).await,
             None => Ok(()),
         }
     }
 
     pub(crate) async fn snapshot(&self) -> anyhow::Result<Snapshot> {
-        Ok(Snapshot::from_select(&self.connection.transact(DATABASE, &select_all()).await?))
-    }
-
-    /// Which node has which address.
-    pub(crate) async fn locations(&self) -> anyhow::Result<Located> {
-        let results = self.connection.transact(DATABASE, &[location::select()]).await?;
-        Ok(Located::of_rows(results.first().map(|result| result.rows()).unwrap_or_default()))
+        match self.first.take() {
+            Some(first) => Ok(first),
+            None => Ok(snapshot(&self.connection).await?),
+        }
     }
 
     /// What all nodes count. Rows that do not parse are left out.
@@ -206,6 +241,10 @@ impl Client {
             }
         }
     }
+}
+
+async fn snapshot(connection: &Connection) -> Result<Snapshot, TransactError> {
+    Ok(Snapshot::from_select(&connection.transact(DATABASE, &select_all()).await?))
 }
 
 /// Whether an address may come to a port by it, of which that port's node has to tell others.

@@ -185,12 +185,12 @@ async fn first(
     }
     let begun = start(place, &args.place, &mut done)?;
     if let Some(connection) = reach(place, begun, db, seconds).await? {
-        let found = connection.get_schema(DATABASE).await.map_err(anyhow::Error::from)?;
+        let found = connection.schema_version(DATABASE).await.map_err(anyhow::Error::from)?;
         let mut connection = connection;
-        if let Version::Older = check_version(&found.version)? {
+        if let Version::Older = check_version(&found)? {
             init::convert(&connection).await?;
             connection = connect(&db.at(place.remote()), seconds).await?;
-            done.push(format!("converted the schema from {} to {VERSION}", found.version));
+            done.push(format!("converted the schema from {} to {VERSION}", found));
         }
         let rows = transact(&connection, &rbac::select()).await?;
         let operations = rbac::operations(&rows, &target).map_err(anyhow::Error::from)?;

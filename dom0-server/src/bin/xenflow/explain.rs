@@ -14,7 +14,6 @@ use xenflow_proto::Name;
 
 use crate::args::{ExplainArgs, Target};
 use crate::ask::Daemon;
-use crate::client::Client;
 use crate::show::printable;
 use crate::{Failure, client, output};
 
@@ -118,7 +117,7 @@ fn locate(db: &Target, seconds: u32, segment: &Value, mac: &Value) -> Result<Nam
     let (segment, mac) = place().ok_or("the answer names no place")?;
     let mut found = Err("the database knows no node that has it".to_owned());
     let asked = client::block_on(seconds, async {
-        let located = Client::open(db, seconds, None).await?.locations().await?;
+        let located = client::located(db, seconds).await?;
         if let Some(node) = located.winner(&dom0_server::db::location::Place { segment, mac }) {
             found = Ok(node.clone());
         }

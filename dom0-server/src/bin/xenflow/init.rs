@@ -41,14 +41,14 @@ pub(crate) async fn run(
         connection = connect(db, seconds).await?;
         done.push(format!("added {DATABASE} to the server behind {db}"));
     }
-    let found = connection.get_schema(DATABASE).await.map_err(anyhow::Error::from)?;
-    match check_version(&found.version)? {
-        Version::Same => done.push(format!("schema {}", found.version)),
+    let found = connection.schema_version(DATABASE).await.map_err(anyhow::Error::from)?;
+    match check_version(&found)? {
+        Version::Same => done.push(format!("schema {found}")),
         Version::Older => {
             convert(&connection).await?;
             // A server that converts a database closes its clients' connections.
             connection = connect(db, seconds).await?;
-            done.push(format!("converted the schema from {} to {VERSION}", found.version));
+            done.push(format!("converted the schema from {found} to {VERSION}"));
         }
     }
     first_row(&connection).await?;

@@ -29,7 +29,6 @@ mod view;
 mod wait;
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use args::{Args, Command, DatabaseCommand, SlaCommand};
 use clap::parser::ValueSource;
@@ -39,6 +38,7 @@ use dom0_server::db::apply::ApplyError;
 use dom0_server::db::description::DescriptionError;
 use dom0_server::db::edit::{EditError, Key};
 use dom0_server::db::{Kind, RowError};
+use wait::Waiter;
 use xenflow_proto::identity::NameError;
 use xenflow_proto::types::{MacParseError, VlanRangeError};
 
@@ -124,7 +124,6 @@ fn usage(error: &clap::Error) -> String {
 
 fn run(args: Args) -> Result<(), Failure> {
     let Args { db, json, timeout, wait, command } = args;
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(timeout.into());
     match command {
         Command::Completions { shell } => {
             output::completions(shell, &mut Args::command());
@@ -155,10 +154,14 @@ fn run(args: Args) -> Result<(), Failure> {
         Command::Cluster(command) => {
             client::block_on(timeout, async { cluster::run(command, &db, timeout, json).await })
         }
-        Command::Database(command) => client::block_on(timeout, async {
-            let client = Client::open(&db, timeout, wait.then_some(deadline)).await?;
-            database(&client, command, json).await?;
-            client.wait().await
+        Command::Database(command) => client::run(async {
+            let waiter = wait.then(|| Waiter::new(db.clone(), timeout));
+            let client = client::within(timeout, async {
+                let client = Client::open(&db, timeout, waiter).await?;
+                database(&client, command, json).await?;
+                Ok(client)
+            });
+            client.await?.wait().await
         }),
     }
 }

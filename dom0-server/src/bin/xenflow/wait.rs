@@ -3,24 +3,34 @@
 //!
 //! A node reports that when others can know which addresses it has. So a change by which one may come to a port is followed
 //! by a second number: with that, the others have their flows to it as well.
+//!
+//! The waiting is the server's (RFC 7047 section 5.2.6, `wait`): what nodes report stays, so nothing can be missed, and
+//! the command wakes up once for each number.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use dom0_server::db::{DATABASE, NodeStatus, table};
 use ovsdb::{
-    Datum, Event, Monitor, Mutator, OpResult, Operation, Remote, RequestError, Row, RowChange, Session,
-    SessionConfig, Tls, TransactError, Uuid,
+    Condition, Connection, Datum, Function, Mutator, OpResult, Operation, RequestError, Row, TransactError,
+    Until,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use crate::args::Target;
+use crate::client::connect;
 use crate::view::ago;
 use crate::{Failure, output};
 
-/// What is watched from before the change on, so that its end is not missed.
+/// For the question who is late, when the time is over.
+const WHO_IS_LATE: Duration = Duration::from_secs(1);
+/// From one search for a server that is in contact with its cluster to the next.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// What a command waits for.
 pub(crate) struct Waiter {
-    session: Session,
+    db: Target,
     deadline: Instant,
     seconds: u32,
     number: Cell<Option<i64>>,
@@ -28,13 +38,10 @@ pub(crate) struct Waiter {
 }
 
 impl Waiter {
-    /// Begins to watch what nodes report, until `deadline`, which is `seconds` from when the command began.
-    pub(crate) fn start(remotes: Vec<Remote>, tls: Option<Tls>, seconds: u32, deadline: Instant) -> Self {
-        let monitor = Monitor::new(DATABASE).table(table::NODE_STATUS, &NodeStatus::WAITED_FOR);
-        let mut config = SessionConfig::new(remotes).monitor(monitor);
-        config.options.tls = tls;
-        let session = Session::start(config);
-        Self { session, deadline, seconds, number: Cell::new(None), may_place: Cell::new(false) }
+    /// The time begins.
+    pub(crate) fn new(db: Target, seconds: u32) -> Self {
+        let deadline = Instant::now() + Duration::from_secs(seconds.into());
+        Self { db, deadline, seconds, number: Cell::new(None), may_place: Cell::new(false) }
     }
 
     /// Operations that give a change its number. Those of two commands come one after the other, however close, so each
@@ -53,58 +60,101 @@ impl Waiter {
     }
 
     /// Ends when every node that reports has the change; at once if the command has made none.
-    pub(crate) async fn wait(mut self) -> Result<(), Failure> {
-        let Some(mut number) = self.number.get() else { return Ok(()) };
-        let mut nodes = Nodes::default();
-        loop {
-            match tokio::time::timeout_at(self.deadline, self.session.next()).await {
-                Ok(Some(Event::Snapshot { changes, .. } | Event::Update { changes, .. })) => {
-                    nodes.apply(&changes)
-                }
-                Ok(Some(Event::Connected { .. } | Event::Disconnected { .. })) => continue,
-                Ok(None) | Err(_) => return Err(self.late(nodes.late(number))),
-            }
-            if nodes.rows.is_empty() {
+    pub(crate) async fn wait(&self, mut connection: Connection) -> Result<(), Failure> {
+        let Some(number) = self.number.get() else { return Ok(()) };
+        match timeout_at(self.deadline, self.confirmed(&mut connection, number)).await {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false)) => {
                 output::error("no node reports to the database: the change is made, and in nobody's switch");
-                return Ok(());
+                Ok(())
             }
-            if nodes.late(number).is_some() {
-                continue;
+            Ok(Err(error)) if !is_timed_out(&error) => {
+                Err(error.context("the change is made, but perhaps not in every switch").into())
             }
-            if !self.may_place.take() {
-                return Ok(());
-            }
-            number = match tokio::time::timeout_at(self.deadline, self.again()).await {
-                Ok(number) => number?,
-                Err(_) => return Err(self.late(None)),
-            };
+            Ok(Err(_)) | Err(_) => Err(self.late(&connection).await),
         }
     }
 
-    /// One more number, for what nodes have told each other until now. Asked for once more if a connection ends before
-    /// it has come: one too many harms nobody.
-    async fn again(&self) -> anyhow::Result<i64> {
-        let handle = self.session.handle();
+    /// True when all nodes have the number and, if that may have placed an address, what they told each other by then;
+    /// false if there is no node.
+    async fn confirmed(&self, connection: &mut Connection, mut last: i64) -> anyhow::Result<bool> {
+        if self.may_place.get() {
+            last = number(&self.once_all_have(connection, last, Self::operations()).await?)?;
+            self.number.set(Some(last));
+        }
+        let nodes = Operation::select(table::NODE_STATUS).columns(&["node"]);
+        let results = self.once_all_have(connection, last, [nodes]).await?;
+        Ok(results.last().is_some_and(|nodes| !nodes.rows().is_empty()))
+    }
+
+    /// Does the operations when no node has less than the number. Asked once more, of another server, if a connection
+    /// ends before the answer or its server loses the cluster: one number too many harms nobody.
+    async fn once_all_have(
+        &self,
+        connection: &mut Connection,
+        number: i64,
+        operations: impl IntoIterator<Item = Operation>,
+    ) -> Result<Vec<OpResult>, TransactError> {
+        let is_late = Condition::new("cfg", Function::Less, number);
+        let none = self.server_waits(table::NODE_STATUS, "cfg", Until::Equal, Vec::new()).filter(is_late);
+        let all: Vec<_> = [none].into_iter().chain(operations).collect();
         loop {
-            let connection = handle.connected().await?;
-            match connection.transact(DATABASE, &Self::operations()).await {
-                Ok(results) => return number(&results),
-                Err(TransactError::Request(
-                    RequestError::OutcomeUnknown(_) | RequestError::Disconnected(_),
-                )) => {
-                    connection.closed().await;
-                }
-                Err(error) => {
-                    return Err(error).context("the change is made, but perhaps not in every switch");
-                }
+            let asked = tokio::select! {
+                asked = connection.transact(DATABASE, &all) => Some(asked),
+                () = self.out_of_contact(connection) => None,
+            };
+            match asked {
+                Some(Err(TransactError::Request(
+                    RequestError::OutcomeUnknown(_)
+                    | RequestError::NotSent(_)
+                    | RequestError::Disconnected(_),
+                )))
+                | None => *connection = self.connect_again().await,
+                Some(asked) => return asked,
             }
         }
     }
 
-    fn late(&self, who: Option<String>) -> Failure {
+    /// Ends when the server has lost the cluster.
+    async fn out_of_contact(&self, connection: &Connection) {
+        let connected = Row::from_iter([("connected", true)]);
+        let lost = self.server_waits("Database", "connected", Until::NotEqual, vec![connected]);
+        let lost = lost.filter(Condition::eq("name", DATABASE));
+        if connection.transact("_Server", &[lost]).await.is_err() {
+            // It ends without an answer: the other question has one.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn server_waits(&self, table: &str, column: &str, until: Until, rows: Vec<Row>) -> Operation {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        Operation::wait(table, &[column], until, rows, left)
+    }
+
+    async fn connect_again(&self) -> Connection {
+        loop {
+            match connect(&self.db, self.seconds).await {
+                Ok(connection) => return connection,
+                Err(_) => sleep(PAUSE).await,
+            }
+        }
+    }
+
+    async fn late(&self, connection: &Connection) -> Failure {
+        let select = Operation::select(table::NODE_STATUS).columns(&NodeStatus::WAITED_FOR);
+        let who = match timeout(WHO_IS_LATE, connection.transact(DATABASE, &[select])).await {
+            Ok(Ok(results)) => results.first().and_then(|nodes| late(nodes.rows(), self.number.get()?)),
+            Ok(Err(_)) | Err(_) => None,
+        };
         let who = who.unwrap_or_else(|| "the database does not say in which".to_owned());
         anyhow!("the change is made, but not in every switch within {} s: {who}", self.seconds).into()
     }
+}
+
+/// Whether the server has waited in vain.
+fn is_timed_out(error: &anyhow::Error) -> bool {
+    let of_server = error.downcast_ref::<TransactError>().and_then(TransactError::server_error);
+    of_server == Some("timed out")
 }
 
 /// The number of a transaction.
@@ -114,39 +164,19 @@ fn number(results: &[OpResult]) -> anyhow::Result<i64> {
     Ok(row.int("next_cfg")?)
 }
 
-/// What nodes have reported.
-#[derive(Default)]
-struct Nodes {
-    is_known: bool,
-    rows: BTreeMap<Uuid, std::sync::Arc<Row>>,
-}
-
-impl Nodes {
-    fn apply(&mut self, changes: &[RowChange]) {
-        self.is_known = true;
-        for change in changes {
-            match &change.new {
-                Some(row) => self.rows.insert(change.uuid, row.clone()),
-                None => self.rows.remove(&change.uuid),
-            };
-        }
-    }
-
-    /// Those that have less than that, or nothing if nobody knows: "b (has 3 of 7, last seen 12 s ago), c (…)".
-    fn late(&self, number: i64) -> Option<String> {
-        let has = |row: &Row| row.int("cfg").unwrap_or_default();
-        let mut late: Vec<String> = self
-            .rows
-            .values()
-            .filter(|row| has(row) < number)
-            .map(|row| {
-                let seen = u64::try_from(row.int("seen_ms").unwrap_or_default()).unwrap_or_default();
-                let node = row.str("node").unwrap_or("?").escape_debug();
-                format!("{node} (has {} of {number}, last seen {})", has(row), ago(seen))
-            })
-            .collect();
-        late.sort();
-        let todo = "'xenflow node remove NODE' ends the waiting for one that is gone for good";
-        (self.is_known && !late.is_empty()).then(|| format!("{}; {todo}", late.join(", ")))
-    }
+/// The nodes that have less than that: "b (has 3 of 7, last seen 12 s ago), c (…)".
+fn late(nodes: &[Row], number: i64) -> Option<String> {
+    let has = |row: &Row| row.int("cfg").unwrap_or_default();
+    let mut late: Vec<String> = nodes
+        .iter()
+        .filter(|row| has(row) < number)
+        .map(|row| {
+            let seen = u64::try_from(row.int("seen_ms").unwrap_or_default()).unwrap_or_default();
+            let node = row.str("node").unwrap_or("?").escape_debug();
+            format!("{node} (has {} of {number}, last seen {})", has(row), ago(seen))
+        })
+        .collect();
+    late.sort();
+    let todo = "'xenflow node remove NODE' ends the waiting for one that is gone for good";
+    (!late.is_empty()).then(|| format!("{}; {todo}", late.join(", ")))
 }

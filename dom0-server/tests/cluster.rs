@@ -162,6 +162,11 @@ impl Hosts {
 
     /// The results of a transaction by TLS.
     fn transact(&self, who: &str, operations: &[Value]) -> Value {
+        self.ask(who, operations).unwrap()
+    }
+
+    /// The same, of a server that may be gone.
+    fn ask(&self, who: &str, operations: &[Value]) -> Result<Value, String> {
         let mut all = vec![json!("XenFlow")];
         all.extend_from_slice(operations);
         let ran = Command::new("ovsdb-client")
@@ -170,8 +175,10 @@ impl Hosts {
             .args(self.identity(who))
             .output()
             .expect("ovsdb-client is needed");
-        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
-        serde_json::from_slice(&ran.stdout).unwrap()
+        match ran.status.success() {
+            true => Ok(serde_json::from_slice(&ran.stdout).unwrap()),
+            false => Err(String::from_utf8_lossy(&ran.stderr).into_owned()),
+        }
     }
 
     /// What a write by TLS ends with: `None`, or the server's error.
@@ -350,6 +357,32 @@ fn a_node_writes_only_what_it_reports() {
     // The operator's own socket has no role.
     assert_eq!(hosts.ok(&["--db", &local, "network", "list"]), "NAME  MIN_BPS  MAX_BPS\nred   -        -\n");
     hosts.ok(&["--db", &hosts.local(2), "network", "remove", "red"]);
+}
+
+#[test]
+fn waiting_goes_on_by_another_member_when_its_own_dies() {
+    let mut hosts = Hosts::cluster();
+    let cfg = |cfg: i64| json!({"op": "update", "table": "Node_Status", "where": [], "row": {"cfg": cfg}});
+    let next_cfg = json!({"op": "select", "table": "XenFlow", "where": []});
+    assert_eq!(hosts.write("a", &insert("Node_Status", &json!({"node": "a"}))), None);
+    let servers = format!("{},{}", hosts.local(1), hosts.local(0));
+    let mut waiting = Command::new(env!("CARGO_BIN_EXE_xenflow"))
+        .args(["--db", &servers, "--timeout", "30", "--wait", "network", "add", "red"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("the change is made", || {
+        (hosts.transact("a", std::slice::from_ref(&next_cfg))[0]["rows"][0]["next_cfg"] == 1).then_some(())
+    });
+    hosts.kill(1);
+    assert_eq!(waiting.try_wait().unwrap(), None);
+    let operations = [cfg(1)];
+    eventually("the node reports", || {
+        hosts.ask("a", &operations).ok().filter(|results| results[0]["count"] == 1)
+    });
+    let ended = waiting.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
+    assert!(ended.status.success());
 }
 
 #[test]

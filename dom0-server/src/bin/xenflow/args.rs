@@ -12,6 +12,9 @@ use crate::nouns::{
     AccessCommand, ClassCommand, NetworkCommand, RouterCommand, SegmentCommand, UplinkCommand, VifCommand,
 };
 
+/// What every command takes stands apart from what it takes itself.
+const COMMON: &str = "Common options";
+
 /// Configures the virtual networks, routers and ports of XenFlow, and shows how they are.
 #[derive(Debug, Parser)]
 #[command(name = "xenflow", version, arg_required_else_help = true)]
@@ -19,10 +22,10 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) db: Target,
     /// Print data as JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = COMMON)]
     pub(crate) json: bool,
     /// Give up after so many seconds
-    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    #[arg(long, global = true, help_heading = COMMON, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub(crate) timeout: u32,
     /// After a change, wait until every node that reports has it in its switch
     ///
@@ -30,7 +33,7 @@ pub(crate) struct Args {
     /// named, and the exit code is 1; the change stays made. A change of nothing ('apply' of what is there already) waits
     /// for the state as it is. With no node at all there is nothing to wait for: that is said on standard error, and the
     /// exit code is 0, as of 'ovn-nbctl --wait=hv' without a chassis. Commands that only read do not wait.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = COMMON)]
     pub(crate) wait: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -43,19 +46,20 @@ pub(crate) struct Target {
     #[arg(
         long = "db",
         global = true,
+        help_heading = COMMON,
         env = "XENFLOW_DB",
         value_name = "REMOTE",
         default_value_t = crate::cluster::default_remote()
     )]
     pub(crate) remotes: String,
     /// Key of --certificate, for ssl: (PEM)
-    #[arg(long, global = true, env = "XENFLOW_KEY", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = COMMON, env = "XENFLOW_KEY", value_name = "FILE")]
     pub(crate) private_key: Option<PathBuf>,
     /// Who this is, for ssl: a node's or an operator's certificate (PEM)
-    #[arg(long, global = true, env = "XENFLOW_CERT", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = COMMON, env = "XENFLOW_CERT", value_name = "FILE")]
     pub(crate) certificate: Option<PathBuf>,
     /// The authority whose nodes are believed, for ssl: (PEM)
-    #[arg(long, global = true, env = "XENFLOW_CA", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = COMMON, env = "XENFLOW_CA", value_name = "FILE")]
     pub(crate) ca_cert: Option<PathBuf>,
     /// `--db` was said, not only its default.
     #[arg(skip)]

@@ -314,6 +314,8 @@ fn what_is_installed_is_taken_away_again() {
     let again = install(&root, &programs, &[]);
     assert!(again.lines().all(|line| line.starts_with("unchanged ") || line.starts_with("keep ")), "{again}");
     assert_eq!(root.listing(), installed);
+    // The daemon has run meanwhile.
+    fs::write(root.0.join("var/lib/xenflow/desired.json"), "x").unwrap();
     install(&root, &programs, &["--uninstall"]);
     assert_eq!(root.listing(), bare);
 }
@@ -327,12 +329,15 @@ fn settings_are_the_operators_and_the_prefix_is_in_the_units() {
     assert!(unit.contains("ExecStart=/usr/local/bin/xenflow-dom0 run"), "{unit}");
     let settings = root.0.join("etc/xenflow/dom0.toml");
     fs::write(&settings, "node = \"a\"\n").unwrap();
+    let database = root.0.join("var/lib/xenflow/xenflow.db");
+    fs::write(&database, "x").unwrap();
     assert!(install(&root, &programs, &prefix).contains("keep      /etc/xenflow/dom0.toml"));
     install(&root, &programs, &["--prefix", "/usr/local", "--uninstall"]);
     assert_eq!(fs::read_to_string(&settings).unwrap(), "node = \"a\"\n");
     let left = root.listing();
-    let expected = ["etc", "etc/xenflow", "etc/xenflow/dom0.toml"].map(|path| root.0.join(path));
-    assert_eq!(left.keys().cloned().collect::<Vec<_>>(), expected);
+    let expected = ["etc", "etc/xenflow", "etc/xenflow/dom0.toml", "var", "var/lib", "var/lib/xenflow"];
+    let expected = expected.map(|path| root.0.join(path)).into_iter().chain([database]);
+    assert_eq!(left.into_keys().collect::<Vec<_>>(), expected.collect::<Vec<_>>());
 }
 
 #[test]

@@ -63,6 +63,7 @@ pub fn may_run_beside(name: &str) -> bool {
         identity::SCENARIO,
         boot::SCENARIO,
         moves::SCENARIO,
+        service::SCENARIO,
         topology::SCENARIO,
         cluster::SCENARIO,
     ];
@@ -74,6 +75,7 @@ pub fn suite_args(name: &str) -> &'static [&'static str] {
     match name {
         name if name == churn::SCENARIO.name => churn::SUITE_ARGS,
         name if name == cluster::SCENARIO.name => cluster::SUITE_ARGS,
+        name if name == service::SCENARIO.name => service::SUITE_ARGS,
         _ => &[],
     }
 }

@@ -14,8 +14,8 @@ use super::{DATABASE, RowError, Rows, table};
 /// Greatest generation that the database takes.
 pub const GENERATION_MAX: u64 = i64::MAX.unsigned_abs();
 
-/// Columns that are read.
-pub(super) const COLUMNS: [&str; 4] = ["segment", "mac", "node", "generation"];
+/// All columns.
+pub const COLUMNS: [&str; 4] = ["segment", "mac", "node", "generation"];
 
 /// A MAC address on a segment.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

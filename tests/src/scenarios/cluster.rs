@@ -16,6 +16,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use dom0_server::db::table;
 use serde_json::{Map, Value, json};
 
 use self::reported::Reported;
@@ -188,7 +189,7 @@ impl Trial<'_> {
         self.site.wait_vlan(at, VLANS[1])?;
         self.took("node_healed_ms", begun.elapsed());
         let is_report = |change: &ovsdb::RowChange| {
-            &*change.table == "Status" && change.new.as_ref().is_some_and(|row| row.str("router") == Ok("r1"))
+            &*change.table == table::STATUS && change.new.as_ref().is_some_and(|row| row.str("router") == Ok("r1"))
         };
         let changes = reported.changes(NAMES[at], ("b's report of r1", LIMIT), is_report, SETTLE)?;
         self.figures.insert("written_rows_after_return".to_owned(), changes.len().into());

@@ -7,37 +7,20 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use dom0_server::db::{DATABASE, NodeStatus, Statistics, Status, location, table};
 use ovsdb::{Datum, Event, Monitor, Remote, Row, RowChange, Session, SessionConfig};
 
-use super::rows::{DATABASE, block_on};
+use super::rows::block_on;
 
 /// What daemons write, with all columns.
-const TABLES: [(&str, &[&str]); 4] = [
-    (
-        "Node_Status",
-        &["node", "version", "ovs_version", "datapath", "started_ms", "seen_ms", "cfg", "problems"],
-    ),
-    (
-        "Status",
-        &[
-            "node",
-            "router",
-            "state",
-            "since_ms",
-            "routes",
-            "acked_seq",
-            "message",
-            "neighbors",
-            "next_hops",
-            "prefixes",
-            "slow",
-            "ports",
-            "up",
-        ],
-    ),
-    ("Statistics", &["node", "scope", "name", "counters", "since_ms", "updated_ms"]),
-    ("Location", &["node", "segment", "mac", "generation"]),
-];
+fn monitor() -> Monitor {
+    Monitor::new(DATABASE)
+        .table(table::NODE_STATUS, &NodeStatus::COLUMNS)
+        .table(table::STATUS, &Status::COLUMNS)
+        .table(table::STATISTICS, &Statistics::COLUMNS)
+        .table(table::LOCATION, &location::COLUMNS)
+}
+
 /// When a row was written, or seen to be true, is no part of what it says.
 const STAMPS: [&str; 2] = ["seen_ms", "updated_ms"];
 
@@ -49,11 +32,8 @@ impl Reported {
     pub(super) fn follow(socket: PathBuf, limit: Duration) -> Result<Self> {
         let (tell, told) = channel();
         std::thread::spawn(move || {
-            let monitor = TABLES
-                .iter()
-                .fold(Monitor::new(DATABASE), |monitor, (table, columns)| monitor.table(*table, columns));
             block_on(async {
-                let config = SessionConfig::new(vec![Remote::Unix(socket)]).monitor(monitor);
+                let config = SessionConfig::new(vec![Remote::Unix(socket)]).monitor(monitor());
                 let mut session = Session::start(config);
                 while let Some(event) = session.next().await {
                     if let Event::Snapshot { changes, .. } | Event::Update { changes, .. } = event
@@ -113,7 +93,9 @@ pub(super) fn rewritten(changes: &[RowChange]) -> usize {
     let mut count = 0;
     for change in changes {
         match (&change.old, &change.new) {
-            (Some(old), Some(new)) => count += usize::from(&*change.table != "Node_Status" && same(old, new)),
+            (Some(old), Some(new)) => {
+                count += usize::from(&*change.table != table::NODE_STATUS && same(old, new))
+            }
             (None, Some(new)) => {
                 let place = gone.iter().position(|(table, old)| **table == change.table && same(old, new));
                 if let Some(place) = place {

@@ -5,15 +5,14 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use dom0_server::db::{DATABASE, table};
 use ovsdb::{Connection, Operation, Options, Remote};
 use serde_json::{Value, json};
 
 use crate::process;
 
-/// The database.
-pub(super) const DATABASE: &str = "XenFlow";
 /// The table that is written.
-pub(super) const TABLE: &str = "Network";
+pub(super) const TABLE: &str = table::NETWORK;
 
 /// Runs a future to its end in this thread.
 pub(super) fn block_on<T>(work: impl Future<Output = T>) -> Result<T> {

@@ -7,9 +7,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail, ensure};
+use dom0_server::db::{DATABASE, table};
 use ovsdb::{Monitor, Operation, Remote, Session, SessionConfig, SessionHandle};
 
-use super::rows::{DATABASE, TABLE, block_on};
+use super::rows::{TABLE, block_on};
 use crate::process::wait_for;
 
 /// Between two rows.
@@ -82,7 +83,7 @@ pub(super) fn longest_pause(rows: &[Written]) -> Duration {
 async fn write(sockets: Vec<PathBuf>, is_over: &AtomicBool, log: &Mutex<Vec<Written>>) -> Result<()> {
     let remotes = sockets.into_iter().map(Remote::Unix).collect();
     // What it watches does not matter: that it watches lets it see whether a member is in contact.
-    let monitor = Monitor::new(DATABASE).table("XenFlow", &["external_ids"]);
+    let monitor = Monitor::new(DATABASE).table(table::XENFLOW, &["external_ids"]);
     let mut config = SessionConfig::new(remotes).monitor(monitor);
     config.backoff_max = Duration::from_millis(200);
     let mut session = Session::start(config);

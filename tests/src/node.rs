@@ -175,16 +175,20 @@ impl Node {
         self.start_daemon()
     }
 
-    /// Starts the daemon and waits until it listens for guests. Its log is `<node>-xenflow-dom0-<n>.log`.
+    /// Starts the daemon and waits until it listens for guests.
     pub fn start_daemon(&mut self) -> Result<()> {
+        self.spawn_daemon()?;
+        self.daemon()?.wait_for_log("listening for guests", START)
+    }
+
+    /// Starts the daemon and does not wait. Its log is `<node>-xenflow-dom0-<n>.log`.
+    pub fn spawn_daemon(&mut self) -> Result<()> {
         self.starts += 1;
         let log = self.logs.join(format!("{}-xenflow-dom0-{}.log", self.host.name(), self.starts));
         let mut command = self.host.command(&self.dom0);
         command.arg("run").arg("--config").arg(&self.config);
-        let mut daemon =
-            Process::spawn(&format!("xenflow-dom0 of {}", self.host.name()), &mut command, &log)?;
-        daemon.wait_for_log("listening for guests", START)?;
-        self.daemon = Some(daemon);
+        let name = format!("xenflow-dom0 of {}", self.host.name());
+        self.daemon = Some(Process::spawn(&name, &mut command, &log)?);
         Ok(())
     }
 

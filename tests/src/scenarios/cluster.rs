@@ -2,8 +2,9 @@
 //! and packets are routed between and inside the hosts.
 //!
 //! Every write that was acknowledged is there at the end, and every packet has come. A host without the database goes
-//! on: its guest's routes become flows; when the database is back, only differences are written. The controls are a
-//! copy of a member's file that is older than the last writes, and a trunk that is cut.
+//! on: its guest's routes become flows, also those of a daemon that is killed and starts while there is no database
+//! anywhere; when the database is back, only differences are written. The controls are a copy of a member's file that is
+//! older than the last writes, a daemon that starts without what it had kept, and a trunk that is cut.
 
 mod member;
 mod reported;
@@ -13,6 +14,7 @@ mod writer;
 
 use std::collections::BTreeSet;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -39,6 +41,8 @@ pub(super) const SCENARIO: Scenario = Scenario {
         ("lost_rows", "0"),
         ("probe_loss", "0"),
         ("rewritten_rows", "0"),
+        ("rewritten_rows_after_restart", "0"),
+        ("control_flows_without_kept", "0"),
         ("control_lost_rows", "more than 0"),
         ("control_probe_loss", "more than 0"),
     ],
@@ -110,7 +114,9 @@ fn run(lab: &mut Lab) -> Result<Value> {
     ensure!(lost == 0, "acknowledged rows are lost: {figures}");
     ensure!(loss == 0 && sent > 1000, "packets are lost: {figures}");
     ensure!(control_lost > 0 && control.lost > 0, "a control finds nothing: {figures}");
-    ensure!(figures["rewritten_rows"] == 0, "what was there was written again: {figures}");
+    for rewritten in ["rewritten_rows", "rewritten_rows_after_restart"] {
+        ensure!(figures[rewritten] == 0, "what was there was written again: {figures}");
+    }
     Ok(figures)
 }
 
@@ -189,9 +195,10 @@ impl Trial<'_> {
         self.site.wait_vlan(at, VLANS[1])?;
         self.took("node_healed_ms", begun.elapsed());
         let is_report = |change: &ovsdb::RowChange| {
-            &*change.table == table::STATUS && change.new.as_ref().is_some_and(|row| row.str("router") == Ok("r1"))
+            &*change.table == table::STATUS
+                && change.new.as_ref().is_some_and(|row| row.str("router") == Ok("r1"))
         };
-        let changes = reported.changes(NAMES[at], ("b's report of r1", LIMIT), is_report, SETTLE)?;
+        let changes = reported.changes(&[NAMES[at]], ("b's report of r1", LIMIT), is_report, SETTLE)?;
         self.figures.insert("written_rows_after_return".to_owned(), changes.len().into());
         self.figures.insert("rewritten_rows".to_owned(), reported::rewritten(&changes).into());
         self.site.wait_contact(at, true)
@@ -225,6 +232,7 @@ impl Trial<'_> {
 
     fn all_killed(&mut self) -> Result<()> {
         self.lab.step("kill -9 of all members");
+        let reported = Reported::follow(self.site.sockets()[0].clone(), LIMIT)?;
         for seat in &mut self.site.seats {
             seat.member.kill()?;
         }
@@ -233,6 +241,8 @@ impl Trial<'_> {
         }
         let said = self.refused(&[0, 1, 2], &["network", "add", "nobody"])?;
         ensure!(said.contains("cannot connect to unix:"), "without any member: {said}");
+        let (kept, bare) = (1, 2);
+        self.daemons_killed(kept, bare)?;
         self.lab.step("all members start again");
         let begun = Instant::now();
         for seat in &mut self.site.seats {
@@ -246,6 +256,42 @@ impl Trial<'_> {
         let begun = Instant::now();
         self.segment(&[0, 1, 2], 2, LIMIT)?;
         self.took("all_restarted_change_ms", begun.elapsed());
+        self.flows += self.site.remove_routes(bare)?;
+        let has_started = |change: &ovsdb::RowChange| {
+            let started =
+                |row: &Option<Arc<ovsdb::Row>>| row.as_ref().and_then(|row| row.int("started_ms").ok());
+            &*change.table == table::NODE_STATUS && started(&change.old) != started(&change.new)
+        };
+        let changes = reported.changes(&NAMES, ("the report of a start", LIMIT), has_started, SETTLE)?;
+        self.figures.insert("written_rows_after_restart".to_owned(), changes.len().into());
+        self.figures.insert("rewritten_rows_after_restart".to_owned(), reported::rewritten(&changes).into());
+        Ok(())
+    }
+
+    /// Two daemons are killed and start while there is no database anywhere. One has what it had kept, and goes on with
+    /// that. The other has not: it leaves the switch as it is, and its guest's routes wait for the database.
+    fn daemons_killed(&mut self, kept: usize, bare: usize) -> Result<()> {
+        self.lab.step("kill -9 of the daemons of b and c; that of c loses what it had kept");
+        let last = format!("late{}", VLANS[1]);
+        for at in [kept, bare] {
+            let file = self.site.seats[at].kept();
+            wait_for(&format!("{last} in {}", file.display()), LIMIT, || {
+                Ok(std::fs::read_to_string(&file)?.contains(&last).then_some(()))
+            })?;
+            self.site.seats[at].node.kill_daemon()?;
+        }
+        std::fs::remove_file(self.site.seats[bare].kept())?;
+        self.site.seats[bare].node.spawn_daemon()?;
+        self.site.add_routes(bare)?;
+        let begun = Instant::now();
+        self.site.seats[kept].node.start_daemon()?;
+        self.said(kept, "works with the desired state of")?;
+        self.flows += self.site.updates(kept)?;
+        self.took("daemon_restarted_while_away_ms", begun.elapsed());
+        self.site.seats[bare].node.daemon()?.check()?;
+        let flows = self.site.flows(bare)?;
+        self.figures.insert("control_flows_without_kept".to_owned(), flows.into());
+        ensure!(flows == 0, "{flows} routes are flows of a daemon that knows of no router");
         Ok(())
     }
 

@@ -48,10 +48,10 @@ impl Reported {
         Ok(Self(told))
     }
 
-    /// Everything that node has changed until there is a change that is wanted, and for `settle` from then on.
+    /// Everything that those nodes have changed until there is a change that is wanted, and for `settle` from then on.
     pub(super) fn changes(
         &self,
-        node: &str,
+        nodes: &[&str],
         (what, limit): (&str, Duration),
         is_wanted: impl Fn(&RowChange) -> bool,
         settle: Duration,
@@ -59,7 +59,7 @@ impl Reported {
         let (mut all, mut end, mut has_come) = (Vec::new(), Instant::now() + limit, false);
         loop {
             match self.0.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(changes) => all.extend(changes.into_iter().filter(|change| is_of(change, node))),
+                Ok(changes) => all.extend(changes.into_iter().filter(|change| is_of(change, nodes))),
                 Err(_) if has_come => return Ok(all),
                 Err(error) => return Err(error).with_context(|| format!("{what} does not come")),
             }
@@ -70,9 +70,9 @@ impl Reported {
     }
 }
 
-fn is_of(change: &RowChange, node: &str) -> bool {
+fn is_of(change: &RowChange, nodes: &[&str]) -> bool {
     let row = change.new.as_ref().or(change.old.as_ref());
-    row.is_some_and(|row| row.str("node") == Ok(node))
+    row.is_some_and(|row| row.str("node").is_ok_and(|node| nodes.contains(&node)))
 }
 
 /// A row without stamps.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
+use dom0_server::kept;
 
 use super::member::Member;
 use crate::endhost::{EndHost, NIC};
@@ -60,6 +61,13 @@ pub(super) struct Seat {
     pub(super) node: Node,
 }
 
+impl Seat {
+    /// Where its daemon keeps the desired state.
+    pub(super) fn kept(&self) -> PathBuf {
+        self.node.host().rundir().join(kept::FILE)
+    }
+}
+
 pub(super) struct Site {
     // Dropped from top to bottom.
     pub(super) seats: Vec<Seat>,
@@ -80,7 +88,9 @@ impl Site {
             let remotes: Vec<_> =
                 order.map(|at| format!("ssl:{}:{CLIENTS}", Wire::Clients.address(at))).collect();
             let socket = Member::place(lab, name).join("db.sock");
-            nodes.push(Node::create_at(lab, name, &pki, socket, &remotes.join(","))?);
+            let node = Node::create_at(lab, name, &pki, socket, &remotes.join(","))?;
+            node.configure_daemon(&format!("state_dir = \"{}\"", shown(node.host().rundir())))?;
+            nodes.push(node);
         }
         let hosts: Vec<_> = nodes.iter().map(Node::host).collect();
         let wires = connect(&hosts)?;
@@ -194,24 +204,40 @@ impl Site {
 
     /// Has a host's guest add routes and withdraw them again: each must become a flow and none. How many did.
     pub(super) fn updates(&self, at: usize) -> Result<usize> {
-        let seat = &self.seats[at];
-        let prefix = |route: usize| format!("10.{}.{route}.0/24", 60 + at);
-        let flows = || {
-            let table = format!("table=3,ip,nw_dst=10.{}.0.0/16", 60 + at);
-            seat.node.host().ofctl(&["--no-stats", "dump-flows", BRIDGE, &table])
-        };
-        let via = format!("10.9.0.{}", (at + 1) % 3 + 1);
-        for (verb, wanted) in [("add", ROUTES), ("del", 0)] {
-            let lines: String =
-                (0..ROUTES).map(|k| format!("route {verb} {} via {via}\n", prefix(k))).collect();
-            seat.router.guest().netns().ip_batch(&lines)?;
-            wait_for(&format!("flows of {wanted} routes on {}", NAMES[at]), LIMIT, || {
-                let flows = flows()?;
-                let found = (0..ROUTES).filter(|k| flows.contains(&format!("nw_dst={} ", prefix(*k))));
-                Ok((found.count() == wanted).then_some(()))
-            })?;
-        }
+        self.add_routes(at)?;
+        self.remove_routes(at)
+    }
+
+    /// Has a host's guest add routes.
+    pub(super) fn add_routes(&self, at: usize) -> Result<()> {
+        self.route("add", at)
+    }
+
+    /// Waits until they are flows, has the guest withdraw them, and waits until they are none. How many they are.
+    pub(super) fn remove_routes(&self, at: usize) -> Result<usize> {
+        self.wait_flows(at, ROUTES)?;
+        self.route("del", at)?;
+        self.wait_flows(at, 0)?;
         Ok(ROUTES)
+    }
+
+    fn route(&self, verb: &str, at: usize) -> Result<()> {
+        let via = format!("10.9.0.{}", (at + 1) % 3 + 1);
+        let lines = (0..ROUTES).map(|k| format!("route {verb} {} via {via}\n", prefix(at, k)));
+        self.seats[at].router.guest().netns().ip_batch(&lines.collect::<String>())
+    }
+
+    fn wait_flows(&self, at: usize, wanted: usize) -> Result<()> {
+        wait_for(&format!("flows of {wanted} routes on {}", NAMES[at]), LIMIT, || {
+            Ok((self.flows(at)? == wanted).then_some(()))
+        })
+    }
+
+    /// How many of a guest's routes are flows.
+    pub(super) fn flows(&self, at: usize) -> Result<usize> {
+        let table = format!("table=3,ip,nw_dst=10.{}.0.0/16", 60 + at);
+        let flows = self.seats[at].node.host().ofctl(&["--no-stats", "dump-flows", BRIDGE, &table])?;
+        Ok((0..ROUTES).filter(|k| flows.contains(&format!("nw_dst={} ", prefix(at, *k)))).count())
     }
 
     /// Until a host floods in that VLAN.
@@ -222,6 +248,11 @@ impl Site {
             Ok(flows.contains(&format!("dl_vlan={vlan} ")).then_some(()))
         })
     }
+}
+
+/// One of the routes that the guest of a host adds and withdraws.
+fn prefix(at: usize, route: usize) -> String {
+    format!("10.{}.{route}.0/24", 60 + at)
 }
 
 fn probe(lab: &Lab, from: &EndHost, to: &EndHost, address: &str, port: u16) -> Result<Probe> {

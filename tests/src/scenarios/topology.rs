@@ -2,9 +2,10 @@
 //!
 //! The file is applied, applied again, changed, and applied once more, while packets go between end hosts behind all
 //! three hosts. Network n0 is the one that lives: hosts a, b and c have a router and an end host each, and the routers
-//! meet in a segment of their own.
+//! meet in a segment of their own. In another one addresses are learned.
 
 mod file;
+mod learned;
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use self::file::{File, LIVE};
+use self::learned::Open;
 use crate::endhost::{EndHost, NIC};
 use crate::host::Vif;
 use crate::node::{BRIDGE, Node, Pki};
@@ -33,6 +35,10 @@ pub(super) const SCENARIO: Scenario = Scenario {
         ("second_apply_transactions", "0"),
         ("second_apply_differences", "0"),
         ("probe_lost", "0"),
+        ("learned_lost", "0"),
+        ("learned_copies", "0"),
+        ("control_flooded_copies", "more than 0"),
+        ("control_learned_lost", "more than 0"),
         ("control_transactions", "more than 0"),
     ],
     run,
@@ -44,8 +50,9 @@ const RATE: u32 = 100;
 struct Site {
     // Dropped from top to bottom.
     h: Vec<EndHost>,
-    _r: Vec<VirtualRouter>,
-    _trunk: Trunk,
+    open: Open,
+    r: Vec<VirtualRouter>,
+    trunk: Trunk,
     nodes: Vec<Node>,
 }
 
@@ -53,6 +60,7 @@ fn run(lab: &mut Lab) -> Result<Value> {
     let file = File::new(lab.work().join("topology.toml"));
     let (site, applied) = build(lab, &file)?;
     lab.ready()?;
+    let learned = learned::run(lab, &site)?;
     lab.step("end hosts behind each host reach those behind the others");
     for (from, to) in [(0, 1), (1, 2), (2, 0)] {
         site.h[from].wait_reachable(&LIVE.end_host(to), LIMIT)?;
@@ -84,13 +92,17 @@ fn run(lab: &mut Lab) -> Result<Value> {
     ensure!(report.lost == 0 && report.sent > 200, "the probe h1 → h3: {report:?}");
 
     let count = |what: &str| shown[what].as_array().map_or(0, Vec::len);
-    Ok(json!({
+    let mut figures = json!({
         "networks": count("networks"), "routers": count("routers"), "vifs": count("vifs"),
         "rows_added": applied.rows, "apply_ms": applied.apply_ms, "flows_ms": applied.flows_ms,
         "second_apply_differences": again_differences, "second_apply_transactions": second,
         "changed_rows": differences(&changed)?, "changed_to_flows_ms": changed_ms, "control_transactions": control,
         "probe_sent": report.sent, "probe_lost": report.lost,
-    }))
+    });
+    if let (Some(figures), Value::Object(learned)) = (figures.as_object_mut(), learned) {
+        figures.extend(learned);
+    }
+    Ok(figures)
 }
 
 /// What the first application took.
@@ -130,7 +142,8 @@ fn build(lab: &Lab, file: &File) -> Result<(Site, Applied)> {
         end.configure(&format!("{}/24", LIVE.end_host(at)), Some(&LIVE.gateway(at)))?;
         h.push(end);
     }
-    let mut site = Site { h, _r: r, _trunk: trunk, nodes };
+    let open = Open::build(&nodes)?;
+    let mut site = Site { h, open, r, trunk, nodes };
     for node in &mut site.nodes {
         node.start()?;
     }
@@ -141,7 +154,7 @@ fn build(lab: &Lab, file: &File) -> Result<(Site, Applied)> {
     let apply_ms = ms(start.elapsed());
     site.wait_flows(file, false)?;
     let flows_ms = ms(start.elapsed());
-    for router in &mut site._r {
+    for router in &mut site.r {
         router.start_client()?;
     }
     for (at, node) in site.nodes.iter().enumerate() {

@@ -13,6 +13,10 @@ const ROUTERS: u16 = 200;
 /// A VLAN that changes, before and after.
 const MOVED: (u16, u16) = (3000, 3001);
 
+/// A segment of n0 without a router, and its end hosts: what addresses they have is not said.
+pub(super) const OPEN: [&str; 4] = ["e0", "e1", "e2", "roamer"];
+const OPEN_VLAN: u16 = 110;
+
 /// Network n0: routers r0, r1 and r2 on hosts a, b and c, numbered from 0.
 pub(super) struct Live;
 
@@ -73,6 +77,10 @@ impl Live {
                 "segments.lan{at} = {{ vlan = {} }}\naccess.{access} = {{ segment = \"lan{at}\", macs = [\"{mac}\"] }}\n",
                 101 + at
             );
+        }
+        let _ = writeln!(text, "segments.open = {{ vlan = {OPEN_VLAN} }}");
+        for name in OPEN {
+            let _ = writeln!(text, "access.{name} = {{ segment = \"open\" }}");
         }
         for at in 0..Self::HOSTS {
             let _ = writeln!(text, "[networks.n0.routers.r{at}]");

@@ -16,6 +16,7 @@ use self::file::{File, LIVE};
 use self::learned::Open;
 use crate::endhost::{EndHost, NIC};
 use crate::host::Vif;
+use crate::net::Netns;
 use crate::node::{BRIDGE, Node, Pki};
 use crate::probe::Probe;
 use crate::process::{self, wait_for};
@@ -39,6 +40,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
         ("learned_copies", "0"),
         ("control_flooded_copies", "more than 0"),
         ("control_learned_lost", "more than 0"),
+        ("missing_after_wait", "0"),
         ("control_transactions", "more than 0"),
     ],
     run,
@@ -46,11 +48,16 @@ pub(super) const SCENARIO: Scenario = Scenario {
 
 const LIMIT: Duration = Duration::from_secs(30);
 const RATE: u32 = 100;
+/// Names and addresses of what is plugged into host b before anybody has described it.
+const LATE_ACCESS: [&str; 2] = ["late", "02:48:00:00:03:00"];
+const LATE_VIF: [&str; 2] = ["latevif", "02:48:00:00:03:01"];
 
 struct Site {
     // Dropped from top to bottom.
     h: Vec<EndHost>,
     open: Open,
+    /// Holds the other ends of [`LATE`].
+    _late: Netns,
     r: Vec<VirtualRouter>,
     trunk: Trunk,
     nodes: Vec<Node>,
@@ -67,6 +74,10 @@ fn run(lab: &mut Lab) -> Result<Value> {
     }
     let to = format!("{}:7000", LIVE.end_host(2)).parse()?;
     let probe = Probe::start(lab, site.h[0].netns(), site.h[2].netns(), to, RATE)?;
+
+    lab.step("an access port and a vif added with --wait: at once in all switches");
+    let missing = site.missing_after_wait()?;
+    ensure!(missing == 0, "{missing} flows came after the command's end");
 
     lab.step("the same file again");
     let before = site.records()?;
@@ -97,7 +108,7 @@ fn run(lab: &mut Lab) -> Result<Value> {
         "rows_added": applied.rows, "apply_ms": applied.apply_ms, "flows_ms": applied.flows_ms,
         "second_apply_differences": again_differences, "second_apply_transactions": second,
         "changed_rows": differences(&changed)?, "changed_to_flows_ms": changed_ms, "control_transactions": control,
-        "probe_sent": report.sent, "probe_lost": report.lost,
+        "probe_sent": report.sent, "probe_lost": report.lost, "missing_after_wait": missing,
     });
     if let (Some(figures), Value::Object(learned)) = (figures.as_object_mut(), learned) {
         figures.extend(learned);
@@ -143,7 +154,12 @@ fn build(lab: &Lab, file: &File) -> Result<(Site, Applied)> {
         h.push(end);
     }
     let open = Open::build(&nodes)?;
-    let mut site = Site { h, open, r, trunk, nodes };
+    let late = Netns::create("late")?;
+    for [name, mac] in [LATE_ACCESS, LATE_VIF] {
+        nodes[1].plug(&late, name, &Vif { port: name, iface_id: name, mac, vm_uuid: None })?;
+        late.ip(&["link", "set", name, "up"])?;
+    }
+    let mut site = Site { h, open, _late: late, r, trunk, nodes };
     for node in &mut site.nodes {
         node.start()?;
     }
@@ -165,6 +181,29 @@ fn build(lab: &Lab, file: &File) -> Result<(Site, Applied)> {
 }
 
 impl Site {
+    /// Adds an access port and a vif that are plugged into host b already, each with `--wait`, and says how many switches do
+    /// not have its address when that ends.
+    fn missing_after_wait(&self) -> Result<usize> {
+        let mut missing = 0;
+        for ([name, mac], what) in [
+            (LATE_ACCESS, "access add late --segment lan1"),
+            (LATE_VIF, "vif add latevif --router r1 --segment lan0"),
+        ] {
+            let without = |node: &&Node| -> Result<bool> {
+                let flows = node.host().ofctl(&["--no-stats", "dump-flows", BRIDGE, "table=5"])?;
+                Ok(!flows.contains(&format!("dl_dst={mac} ")))
+            };
+            let count = || -> Result<usize> {
+                let all: Vec<bool> = self.nodes.iter().map(|node| without(&node)).collect::<Result<_>>()?;
+                Ok(all.into_iter().filter(|is_without| *is_without).count())
+            };
+            ensure!(count()? == self.nodes.len(), "{name} is in a switch before it is configured");
+            self.nodes[1].configure(&format!("--wait --timeout {} {what} --mac {mac}", LIMIT.as_secs()))?;
+            missing += count()?;
+        }
+        Ok(missing)
+    }
+
     /// What `xenflow apply` says.
     fn apply(&self, file: &File, option: &str) -> Result<Value> {
         let path = file.path().display().to_string();

@@ -6,13 +6,11 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::Value;
 
-use support::{Dir, LIMIT, ok, run, serves};
+use support::{Dir, Running, Runs, ok, run, serves};
 
 /// Flows by all that makes them, with the seconds that the switch has had them.
 type Flows = BTreeMap<String, f64>;
@@ -20,24 +18,31 @@ type Flows = BTreeMap<String, f64>;
 /// A host of a segment, an uplink, two end hosts that are plugged in, a third one that is not yet, and a fourth one on
 /// another node.
 struct Host {
+    daemon: Option<Running>,
+    database: Option<Running>,
+    others: Vec<Running>,
     dir: Dir,
-    others: Vec<Child>,
-    database: Option<Child>,
-    daemon: Option<Child>,
+}
+
+impl Runs for Host {
+    fn dir(&self) -> &Dir {
+        &self.dir
+    }
 }
 
 impl Host {
     fn start() -> Self {
-        let mut host = Self { dir: Dir::new(), others: Vec::new(), database: None, daemon: None };
+        let mut host = Self { daemon: None, database: None, others: Vec::new(), dir: Dir::new() };
         host.tool("ovsdb-tool", &["create", "conf.db", "/usr/share/openvswitch/vswitch.ovsschema"]);
         fs::write(host.path("other.ovsschema"), support::OTHER).unwrap();
         host.tool("ovsdb-tool", &["create", "other.db", "other.ovsschema"]);
-        let child = host.spawn("ovsdb-server", &["conf.db", "--remote=punix:db.sock", "--unixctl=db.ctl"]);
+        let child =
+            host.dir.spawn("ovsdb-server", &["conf.db", "--remote=punix:db.sock", "--unixctl=db.ctl"]);
         host.others.push(child);
         host.until("ovsdb-server", |host| serves(&host.path("db.sock")));
         host.tool("ovs-vsctl", &["--db=unix:db.sock", "--no-wait", "init"]);
         let child =
-            host.spawn("ovs-vswitchd", &["unix:db.sock", "--enable-dummy=override", "--unixctl=sw.ctl"]);
+            host.dir.spawn("ovs-vswitchd", &["unix:db.sock", "--enable-dummy=override", "--unixctl=sw.ctl"]);
         host.others.push(child);
         host.start_database("other.db");
         host.until("its control socket", |host| serves(&host.path("xf.ctl")));
@@ -68,70 +73,31 @@ impl Host {
         host
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.0.join(name)
-    }
-
-    fn spawn(&self, program: &str, arguments: &[&str]) -> Child {
-        let mut command = Command::new(program);
-        command.current_dir(&self.dir.0).args(arguments).arg("-vconsole:off").stdin(Stdio::null());
-        for key in ["OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR"] {
-            command.env(key, &self.dir.0);
-        }
-        command.spawn().unwrap_or_else(|error| panic!("{program} is needed: {error}"))
-    }
-
     fn start_database(&mut self, file: &str) {
         self.database =
-            Some(self.spawn("ovsdb-server", &[file, "--remote=punix:xf.sock", "--unixctl=xf.ctl"]));
+            Some(self.dir.spawn("ovsdb-server", &[file, "--remote=punix:xf.sock", "--unixctl=xf.ctl"]));
         self.until("the XenFlow database", |host| {
-            let mut list = Command::new("ovsdb-client");
-            let list = list.arg("list-dbs").arg(format!("unix:{}", host.path("xf.sock").display()));
-            list.stderr(Stdio::null()).output().unwrap().status.success()
+            let mut list = host.dir.command("ovsdb-client", &["list-dbs", "unix:xf.sock"]);
+            list.output().unwrap().status.success()
         });
     }
 
     fn kill_database(&mut self) {
-        end(self.database.take().unwrap());
+        self.database = None;
         for file in ["xf.sock", "xf.ctl"] {
             fs::remove_file(self.path(file)).unwrap();
         }
     }
 
     fn start_daemon(&mut self) {
-        let log = fs::File::create(self.path("daemon.log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_xenflow-dom0"));
-        command.arg("run").arg("--config").arg(self.path("dom0.toml")).stderr(log);
-        self.daemon = Some(command.spawn().unwrap());
+        // Each life has a log of its own.
+        let _ = fs::remove_file(self.path("daemon.log"));
+        self.daemon = Some(Running(self.daemon().spawn().unwrap()));
     }
 
     fn plug(&self, port: &str, id: &str) {
         let id = format!("external_ids:iface-id={id}");
         self.vsctl(&["add-port", "br-xf", port, "--", "set", "Interface", port, "type=dummy", &id]);
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
-    }
-
-    fn until(&self, what: &str, done: impl Fn(&Self) -> bool) {
-        let end = Instant::now() + LIMIT;
-        while !done(self) {
-            assert!(Instant::now() < end, "no {what}: {}", self.log());
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    fn tool(&self, program: &str, arguments: &[&str]) -> String {
-        let mut command = Command::new(program);
-        command.current_dir(&self.dir.0).env("OVS_RUNDIR", &self.dir.0).args(arguments);
-        let output = command.output().unwrap_or_else(|error| panic!("{program} is needed: {error}"));
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    }
-
-    fn vsctl(&self, arguments: &[&str]) -> String {
-        self.tool("ovs-vsctl", &[&["--db=unix:db.sock", "--timeout=20", "--no-wait"], arguments].concat())
     }
 
     fn xenflow(&self, line: &str) -> String {
@@ -205,18 +171,6 @@ impl Host {
     }
 }
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        let children = self.others.drain(..).chain(self.database.take()).chain(self.daemon.take());
-        children.for_each(end);
-    }
-}
-
-fn end(mut child: Child) {
-    let _ = child.kill();
-    let _ = child.wait();
-}
-
 #[test]
 fn a_daemon_that_starts_without_a_database_goes_on_and_later_only_differences_are_written() {
     let mut host = Host::start();
@@ -236,7 +190,7 @@ fn a_daemon_that_starts_without_a_database_goes_on_and_later_only_differences_ar
 
     // Daemon and database are gone; the daemon comes back.
     let mark = Instant::now();
-    end(host.daemon.take().unwrap());
+    host.daemon = None;
     host.kill_database();
     host.start_daemon();
     host.in_step(true);
@@ -265,10 +219,10 @@ fn a_daemon_that_starts_without_a_database_goes_on_and_later_only_differences_ar
 
     // The database was written to meanwhile, where the daemon does not look.
     let at = ["xenflow.db", "--remote=punix:other.sock", "--unixctl=xf.ctl"];
-    host.database = Some(host.spawn("ovsdb-server", &at));
+    host.database = Some(host.dir.spawn("ovsdb-server", &at));
     host.until("the database at another place", |host| serves(&host.path("other.sock")));
     ok("remove", run(&format!("unix:{}", host.path("other.sock").display()), "access remove h2"));
-    end(host.database.take().unwrap());
+    host.database = None;
     let mark = Instant::now();
     host.start_database("xenflow.db");
     host.until("the difference", |host| of(&host.flows(), &p2) == 0);
@@ -285,8 +239,8 @@ fn a_daemon_that_starts_without_a_database_goes_on_and_later_only_differences_ar
     // What is new is in the file when the daemon has ended well.
     host.xenflow("access remove h3");
     host.until("the removal", |host| of(&host.flows(), &p3) == 0);
-    host.tool("kill", &["-TERM", &host.daemon.as_ref().unwrap().id().to_string()]);
-    assert!(host.daemon.take().unwrap().wait().unwrap().success());
+    host.tool("kill", &["-TERM", &host.daemon.as_ref().unwrap().0.id().to_string()]);
+    assert!(host.daemon.take().unwrap().0.wait().unwrap().success());
     let kept = fs::read_to_string(host.path("desired.json")).unwrap();
     assert!(kept.contains("\"h1\"") && !kept.contains("\"h3\""), "{kept}");
 

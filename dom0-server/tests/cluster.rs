@@ -8,28 +8,28 @@ mod upgrade;
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use support::{Dir, LIMIT, Server, free_port, populate};
+use support::{Dir, LIMIT, Running, Server, free_port, populate};
 
 /// Hosts that are directories of their own, with loopback addresses of their own. Their members listen for clients at
 /// all addresses, so that on this one host only one of them gets the port; another one takes it when that one ends.
 struct Hosts {
-    dir: Dir,
+    running: Vec<(usize, Running)>,
     port: u16,
     number: u16,
-    running: Vec<(usize, Child)>,
+    dir: Dir,
 }
 
 impl Hosts {
     fn new() -> Self {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let hosts = Self { dir: Dir::new(), port: free_port(), number, running: Vec::new() };
+        let hosts = Self { running: Vec::new(), port: free_port(), number, dir: Dir::new() };
         let pki = hosts.path("pki");
         hosts.ok(&["pki", "init", &pki]);
         for (kind, name) in
@@ -112,16 +112,13 @@ impl Hosts {
             .stdin(Stdio::null())
             .spawn()
             .expect("ovsdb-server is needed");
-        self.running.push((host, child));
+        self.running.push((host, Running(child)));
         let ctl = PathBuf::from(self.path(&format!("{host}/ovsdb.ctl")));
         eventually("the server runs", || std::os::unix::net::UnixStream::connect(&ctl).ok());
     }
 
     fn kill(&mut self, host: usize) {
-        let place = self.running.iter().position(|(running, _)| *running == host).unwrap();
-        let (_, mut child) = self.running.remove(place);
-        child.kill().unwrap();
-        child.wait().unwrap();
+        self.running.retain(|(running, _)| *running != host);
     }
 
     /// Three members.
@@ -203,15 +200,6 @@ impl Hosts {
             rows
         };
         results.as_array().unwrap().iter().map(rows).collect()
-    }
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        for (_, child) in &mut self.running {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
     }
 }
 

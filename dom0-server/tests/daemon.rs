@@ -7,39 +7,45 @@ mod support;
 use std::cell::RefCell;
 use std::fs;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use support::{Dir, LIMIT, ok, run, serves};
+use support::{Dir, Running, Runs, ok, run, serves};
 
 /// A host with one segment and two end hosts.
 struct Host {
-    dir: Dir,
-    ovsdb: Child,
-    switch: Option<Child>,
-    daemon: Option<Child>,
+    daemon: Option<Running>,
+    switch: Option<Running>,
+    _ovsdb: Running,
     /// What the daemon takes for systemd. The kernel keeps no more than ten words for it, so each wait reads them.
     systemd: UnixDatagram,
     told: RefCell<String>,
+    dir: Dir,
+}
+
+impl Runs for Host {
+    fn dir(&self) -> &Dir {
+        &self.dir
+    }
+
+    fn turn(&self) {
+        self.told();
+    }
 }
 
 impl Host {
     fn start() -> Self {
         let dir = Dir::new();
-        let mut create = Command::new("ovsdb-tool");
-        create.current_dir(&dir.0).args(["create", "conf.db", "/usr/share/openvswitch/vswitch.ovsschema"]);
+        let mut create =
+            dir.command("ovsdb-tool", &["create", "conf.db", "/usr/share/openvswitch/vswitch.ovsschema"]);
         assert!(create.status().expect("ovsdb-tool is needed").success());
-        let ovsdb = spawn(
-            &dir,
-            "ovsdb-server",
-            &["conf.db", "--remote=punix:db.sock", "--unixctl=db.ctl", "--log-file=db.log"],
-        );
+        let ovsdb = dir.spawn("ovsdb-server", &["conf.db", "--remote=punix:db.sock", "--unixctl=db.ctl"]);
         let systemd = UnixDatagram::bind(dir.0.join("notify")).unwrap();
         systemd.set_nonblocking(true).unwrap();
-        let mut host = Self { dir, ovsdb, switch: None, daemon: None, systemd, told: RefCell::default() };
+        let mut host =
+            Self { daemon: None, switch: None, _ovsdb: ovsdb, systemd, told: RefCell::default(), dir };
         host.until("ovsdb-server", |host| serves(&host.path("db.sock")) && serves(&host.path("db.ctl")));
         host.tool("ovs-vsctl", &["--db=unix:db.sock", "--no-wait", "init"]);
         host.start_switch();
@@ -73,29 +79,21 @@ impl Host {
         host
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.0.join(name)
-    }
-
     fn start_switch(&mut self) {
-        let arguments = ["unix:db.sock", "--enable-dummy=override", "--unixctl=sw.ctl", "--log-file=sw.log"];
-        self.switch = Some(spawn(&self.dir, "ovs-vswitchd", &arguments));
+        let arguments = ["unix:db.sock", "--enable-dummy=override", "--unixctl=sw.ctl"];
+        self.switch = Some(self.dir.spawn("ovs-vswitchd", &arguments));
         self.until("ovs-vswitchd", |host| serves(&host.path("sw.ctl")));
     }
 
     fn start_daemon(&mut self) {
-        let log = fs::File::options().create(true).append(true).open(self.path("daemon.log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_xenflow-dom0"));
-        command.arg("run").arg("--config").arg(self.path("dom0.toml")).stderr(log);
+        let mut command = self.daemon();
         // A watchdog of 4 s is fed every second.
         command.env("NOTIFY_SOCKET", self.path("notify")).env("WATCHDOG_USEC", "4000000");
-        self.daemon = Some(command.spawn().unwrap());
+        self.daemon = Some(Running(command.spawn().unwrap()));
     }
 
     fn kill_switch(&mut self) {
-        let mut switch = self.switch.take().unwrap();
-        switch.kill().unwrap();
-        switch.wait().unwrap();
+        self.switch = None;
         let _ = fs::remove_file(self.path("sw.ctl"));
     }
 
@@ -116,7 +114,7 @@ impl Host {
 
     /// Whether all threads of the daemon are stopped, as `proc(5)` has it.
     fn hangs(&self) -> bool {
-        let tasks = format!("/proc/{}/task", self.daemon.as_ref().unwrap().id());
+        let tasks = format!("/proc/{}/task", self.daemon.as_ref().unwrap().0.id());
         let is_stopped = |task: std::io::Result<fs::DirEntry>| {
             let stat = fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
             stat.rsplit(')').next().unwrap().starts_with(" T")
@@ -125,32 +123,7 @@ impl Host {
     }
 
     fn signal(&self, signal: &str) {
-        self.tool("kill", &[signal, &self.daemon.as_ref().unwrap().id().to_string()]);
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
-    }
-
-    fn until(&self, what: &str, done: impl Fn(&Self) -> bool) {
-        let end = Instant::now() + LIMIT;
-        while !done(self) {
-            self.told();
-            assert!(Instant::now() < end, "no {what}: {}", self.log());
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    fn tool(&self, program: &str, arguments: &[&str]) -> String {
-        let mut command = Command::new(program);
-        command.current_dir(&self.dir.0).env("OVS_RUNDIR", &self.dir.0).args(arguments);
-        let output = command.output().unwrap_or_else(|error| panic!("{program} is needed: {error}"));
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    }
-
-    fn vsctl(&self, arguments: &[&str]) -> String {
-        self.tool("ovs-vsctl", &[&["--db=unix:db.sock", "--timeout=20", "--no-wait"], arguments].concat())
+        self.tool("kill", &[signal, &self.daemon.as_ref().unwrap().0.id().to_string()]);
     }
 
     /// A question to the daemon.
@@ -207,25 +180,6 @@ impl Host {
     }
 }
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        let children = [self.daemon.as_mut(), self.switch.as_mut(), Some(&mut self.ovsdb)];
-        for child in children.into_iter().flatten() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-fn spawn(dir: &Dir, program: &str, arguments: &[&str]) -> Child {
-    let mut command = Command::new(program);
-    command.current_dir(&dir.0).args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
-    for key in ["OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR"] {
-        command.env(key, &dir.0);
-    }
-    command.spawn().unwrap_or_else(|error| panic!("{program} is needed: {error}"))
-}
-
 #[test]
 fn what_is_armed_is_released_and_what_is_counted_never_shrinks_whoever_dies() {
     let mut host = Host::start();
@@ -249,9 +203,7 @@ fn what_is_armed_is_released_and_what_is_counted_never_shrinks_whoever_dies() {
     host.until("flow-restore-wait after a restart of the switch", armed);
 
     // The daemon dies, then the switch: nobody releases it until the daemon is back.
-    let mut daemon = host.daemon.take().unwrap();
-    daemon.kill().unwrap();
-    daemon.wait().unwrap();
+    host.daemon = None;
     host.kill_switch();
     host.start_switch();
     assert!(armed(&host));
@@ -277,8 +229,7 @@ fn what_is_armed_is_released_and_what_is_counted_never_shrinks_whoever_dies() {
 
     // The daemon ends well: nobody will fill a switch that starts now, so it must not wait.
     host.signal("-TERM");
-    let mut daemon = host.daemon.take().unwrap();
-    assert!(daemon.wait().unwrap().success(), "{}", host.log());
+    assert!(host.daemon.take().unwrap().0.wait().unwrap().success(), "{}", host.log());
     assert_eq!(host.key(), "\"false\"");
     assert!(host.told().ends_with("STOPPING=1\nSTATUS=stopping: the flows stay\n"));
     assert!(!host.path("control.sock").exists());
@@ -387,7 +338,7 @@ fn what_happened_is_told_and_followed_through_a_restart_of_the_daemon() {
     assert_eq!(host.asked("events --router r1"), "");
 
     host.signal("-TERM");
-    assert!(host.daemon.take().unwrap().wait().unwrap().success());
+    assert!(host.daemon.take().unwrap().0.wait().unwrap().success());
     await_event(&host, json!({"kind": "daemon-stops"}));
     host.until("word of its end", |host| {
         read(host, "events.err").contains(": waiting for it to come back\n")

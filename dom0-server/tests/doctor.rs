@@ -4,25 +4,19 @@
 mod support;
 
 use std::fs;
-use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use support::{Server, populate};
+use support::{Runs as _, Server, populate};
 
 /// Serves `Open_vSwitch` too, with a bridge `br-xf` of these interfaces: name and `iface-id`.
 fn with_switch(server: &Server, interfaces: &[(&str, Option<&str>)]) {
-    let tool = |program: &str, args: &[&str]| {
-        let ran = Command::new(program).current_dir(&server.dir.0).args(args).output().unwrap();
-        assert!(ran.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&ran.stderr));
-        String::from_utf8(ran.stdout).unwrap()
-    };
-    tool("ovsdb-tool", &["create", "conf.db", "/usr/share/openvswitch/vswitch.ovsschema"]);
+    server.tool("ovsdb-tool", &["create", "conf.db", "/usr/share/openvswitch/vswitch.ovsschema"]);
     let ctl = server.ctl();
     let conf = server.dir.0.join("conf.db");
     let (ctl, conf) = (ctl.to_str().unwrap(), conf.to_str().unwrap());
-    tool("ovs-appctl", &["-t", ctl, "ovsdb-server/add-db", conf]);
+    server.tool("ovs-appctl", &["-t", ctl, "ovsdb-server/add-db", conf]);
     let mut all = vec![json!("Open_vSwitch")];
     let mut ports = Vec::new();
     for (name, iface_id) in interfaces {
@@ -42,7 +36,7 @@ fn with_switch(server: &Server, interfaces: &[(&str, Option<&str>)]) {
     all.push(json!({"op": "insert", "table": "Open_vSwitch", "row": {
         "bridges": ["named-uuid", "b"], "ovs_version": "3.1.0",
     }}));
-    let said = tool("ovsdb-client", &["transact", &server.db(), &Value::from(all).to_string()]);
+    let said = server.tool("ovsdb-client", &["transact", &server.db(), &Value::from(all).to_string()]);
     assert!(!said.contains("error"), "{said}");
 }
 

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use tracing::subscriber::{DefaultGuard, set_default};
 use tracing_subscriber::prelude::*;
 
-use support::{Dir, LIMIT, Server, refused};
+use support::{Dir, LIMIT, Runs as _, Server, refused};
 
 /// What is logged on this thread is kept, while the guard is.
 fn keeping() -> (Events, DefaultGuard) {
@@ -297,22 +297,16 @@ async fn of_all_nodes_is_told_what_changes_in_the_database() {
     assert!(migration["time_ms"].as_u64().unwrap() >= now);
 
     // Away and back: what changed meanwhile is told then.
-    let ctl = server.ctl();
-    let appctl = |arguments: &[&str]| {
-        let ran = Command::new("ovs-appctl").arg("-t").arg(&ctl).args(arguments).status();
-        assert!(ran.expect("ovs-appctl is needed").success());
-    };
+    let ctl = server.ctl().display().to_string();
+    let appctl = |arguments: &[&str]| drop(server.tool("ovs-appctl", &[&["-t", &ctl], arguments].concat()));
     let other = server.dir.0.join("other.sock");
     appctl(&["ovsdb-server/add-remote", &format!("punix:{}", other.display())]);
     appctl(&["ovsdb-server/remove-remote", "punix:db.sock"]);
     let away = follower.error().await;
     assert!(away.contains(": waiting for it to come back"), "{away}");
     let operations = json!(["XenFlow", {"op": "update", "table": "Status", "where": [], "row": {"state": "syncing", "since_ms": now + 1}}]);
-    let ran = Command::new("ovsdb-client")
-        .args(["transact", &format!("unix:{}", other.display()), &operations.to_string()])
-        .output()
-        .unwrap();
-    assert!(ran.status.success() && !String::from_utf8_lossy(&ran.stdout).contains("error"));
+    let said = server.tool("ovsdb-client", &["transact", "unix:other.sock", &operations.to_string()]);
+    assert!(!said.contains("error"), "{said}");
     appctl(&["ovsdb-server/add-remote", "punix:db.sock"]);
     assert_eq!(follower.next().await["kind"], "session-up");
     assert_eq!(follower.error().await, "xenflow: the database answers again");

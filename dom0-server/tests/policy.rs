@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use support::{Server, populate};
+use support::{Runs as _, Server, populate};
 
 fn r1(server: &Server) -> Value {
     let routers = server.json("router list");
@@ -124,13 +124,11 @@ fn init_converts_a_database_of_the_second_schema() {
 /// A database of an earlier schema, with contents, becomes one of this: nothing of it is lost.
 fn converts(version: &str) {
     let server = Server::start();
-    let file = server.dir.0.join("xenflow.db");
+    let file = server.path("xenflow.db").display().to_string();
     let old = format!("{}/tests/data/xenflow-{version}.ovsschema", env!("CARGO_MANIFEST_DIR"));
-    let mut create = Command::new("ovsdb-tool");
-    assert!(create.arg("create").arg(&file).arg(old).status().expect("ovsdb-tool is needed").success());
-    let mut add = Command::new("ovs-appctl");
-    add.arg("-t").arg(server.ctl()).arg("ovsdb-server/add-db").arg(&file);
-    assert!(add.status().expect("ovs-appctl is needed").success());
+    server.tool("ovsdb-tool", &["create", "xenflow.db", &old]);
+    let ctl = server.ctl().display().to_string();
+    server.tool("ovs-appctl", &["-t", &ctl, "ovsdb-server/add-db", &file]);
     server.write(&json!([
         {"op": "insert", "table": "Network", "uuid-name": "n", "row": {"name": "red"}},
         {"op": "insert", "table": "Router", "row": {"name": "r1", "network": ["named-uuid", "n"], "id": 7}},
@@ -155,9 +153,7 @@ fn converts(version: &str) {
     server.ok("router set r1 --fastpath never");
 
     // The file itself is converted: a server that starts with it serves the new schema.
-    let mut version = Command::new("ovsdb-tool");
-    let version = version.arg("db-version").arg(&file).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&version.stdout), "0.3.0\n");
+    assert_eq!(server.tool("ovsdb-tool", &["db-version", &file]), "0.3.0");
 }
 
 #[test]

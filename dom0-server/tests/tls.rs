@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Output;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,33 +23,39 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch as state};
 use tokio::task::{JoinHandle, JoinSet};
 
-use support::{Dir, LIMIT, free_port, ok, run, serves};
+use support::{Dir, LIMIT, Running, Runs, free_port, ok, run, serves};
 
 /// An `ovsdb-server` that serves `XenFlow` to nodes over TLS, and to root by a socket.
 struct Server {
-    dir: Dir,
+    running: Vec<Running>,
     port: u16,
-    children: Vec<Child>,
+    dir: Dir,
+}
+
+impl Runs for Server {
+    fn dir(&self) -> &Dir {
+        &self.dir
+    }
 }
 
 impl Server {
     /// One that shows the certificate of a node, or of whom `shows` says.
     fn start(shows: &str) -> Self {
         let port = free_port();
-        let mut server = Self { dir: Dir::new(), port, children: Vec::new() };
-        let pki = server.path("pki");
+        let mut server = Self { running: Vec::new(), port, dir: Dir::new() };
+        let pki = server.at("pki");
         ok("pki init", run("unix:/nonexistent", &format!("pki init {pki}")));
         for who in ["node a", "node b", "node s", "router r1", "operator ann"] {
             ok(who, run("unix:/nonexistent", &format!("pki issue {who} --ca {pki}")));
         }
-        fs::write(server.path("xenflow.ovsschema"), dom0_server::db::schema()).unwrap();
+        fs::write(server.at("xenflow.ovsschema"), dom0_server::db::schema()).unwrap();
         server.tool("ovsdb-tool", &["create", "xenflow.db", "xenflow.ovsschema"]);
         let identity = server.identity(shows);
         let mut arguments = vec!["xenflow.db", "--remote=punix:db.sock", "--unixctl=db.ctl"];
         arguments.push("--remote=db:XenFlow,XenFlow,connections");
         arguments.extend(identity.iter().map(String::as_str));
-        server.spawn("ovsdb-server", &arguments);
-        server.until("its socket", |server| serves(server.path("db.sock").as_ref()));
+        server.running.push(server.dir.spawn("ovsdb-server", &arguments));
+        server.until("its socket", |server| serves(&server.path("db.sock")));
         let results = server.transact(&rbac::select());
         let operations = rbac::operations(&results, &format!("pssl:{port}:127.0.0.1")).unwrap();
         server.transact(&operations);
@@ -57,26 +63,8 @@ impl Server {
         server
     }
 
-    fn path(&self, name: &str) -> String {
+    fn at(&self, name: &str) -> String {
         self.dir.0.join(name).to_str().unwrap().to_owned()
-    }
-
-    fn spawn(&mut self, program: &str, arguments: &[&str]) {
-        let mut command = Command::new(program);
-        command.current_dir(&self.dir.0).args(arguments).args(["-vconsole:off", "-vsyslog:off"]);
-        let child = command.env("OVS_RUNDIR", &self.dir.0).stdin(Stdio::null()).spawn();
-        self.children.push(child.unwrap_or_else(|error| panic!("{program} is needed: {error}")));
-    }
-
-    fn tool(&self, program: &str, arguments: &[&str]) -> String {
-        let ran = Command::new(program)
-            .current_dir(&self.dir.0)
-            .env("OVS_RUNDIR", &self.dir.0)
-            .args(arguments)
-            .output();
-        let ran = ran.unwrap_or_else(|error| panic!("{program} is needed: {error}"));
-        assert!(ran.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&ran.stderr));
-        String::from_utf8(ran.stdout).unwrap()
     }
 
     /// As root, by the socket.
@@ -87,17 +75,9 @@ impl Server {
         serde_json::from_str(&said).unwrap()
     }
 
-    fn until(&self, what: &str, mut done: impl FnMut(&Self) -> bool) {
-        let end = Instant::now() + LIMIT;
-        while !done(self) {
-            assert!(Instant::now() < end, "no {what}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
     /// How to be somebody, for tools.
     fn identity(&self, who: &str) -> [String; 3] {
-        let pki = self.path("pki");
+        let pki = self.at("pki");
         [
             format!("--private-key={pki}/{who}.key"),
             format!("--certificate={pki}/{who}.pem"),
@@ -106,7 +86,7 @@ impl Server {
     }
 
     fn tls(&self, who: &str) -> ovsdb::Tls {
-        let file = |name: &str| PathBuf::from(self.path("pki")).join(name);
+        let file = |name: &str| PathBuf::from(self.at("pki")).join(name);
         let (ca, cert, key) = (file("ca.pem"), file(&format!("{who}.pem")), file(&format!("{who}.key")));
         tls::database(&Files { ca, cert, key, crl: None }).unwrap()
     }
@@ -138,15 +118,6 @@ impl Server {
         while self.locations() != wanted {
             assert!(Instant::now() < end, "{:?}, not {wanted:?}", self.locations());
             tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        for child in &mut self.children {
-            let _ = child.kill();
-            let _ = child.wait();
         }
     }
 }
@@ -304,10 +275,12 @@ async fn a_node_that_was_cut_off_takes_nothing_back() {
 }
 
 /// The daemon, with the certificate of a node, of a host whose `Open_vSwitch` has no switch.
-fn daemon(server: &mut Server) -> PathBuf {
+fn daemon(server: &mut Server) {
     server.tool("ovsdb-tool", &["create", "conf.db", "/usr/share/openvswitch/vswitch.ovsschema"]);
-    server.spawn("ovsdb-server", &["conf.db", "--remote=punix:ovs.sock", "--unixctl=ovs.ctl"]);
-    server.until("Open_vSwitch", |server| serves(server.path("ovs.sock").as_ref()));
+    let ovsdb =
+        server.dir.spawn("ovsdb-server", &["conf.db", "--remote=punix:ovs.sock", "--unixctl=ovs.ctl"]);
+    server.running.push(ovsdb);
+    server.until("Open_vSwitch", |server| serves(&server.path("ovs.sock")));
     server.tool("ovs-vsctl", &["--db=unix:ovs.sock", "--no-wait", "init"]);
     let (at, remote) = (server.dir.0.display(), server.remote());
     let config = format!(
@@ -315,18 +288,15 @@ fn daemon(server: &mut Server) -> PathBuf {
          ovs_db = \"unix:{at}/ovs.sock\"\nxenflow_db = \"{remote}\"\novs_rundir = \"{at}\"\n\
          control_socket = \"{at}/control.sock\"\n"
     );
-    fs::write(server.path("dom0.toml"), config).unwrap();
-    let log = PathBuf::from(server.path("daemon.log"));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_xenflow-dom0"));
-    command.args(["run", "--config", &server.path("dom0.toml")]).stderr(fs::File::create(&log).unwrap());
-    server.children.push(command.spawn().unwrap());
-    log
+    fs::write(server.at("dom0.toml"), config).unwrap();
+    let daemon = Running(server.daemon().spawn().unwrap());
+    server.running.push(daemon);
 }
 
 #[test]
 fn the_daemon_and_the_tools_work_by_their_certificates() {
     let mut server = Server::start("s");
-    let root = format!("unix:{}", server.path("db.sock"));
+    let root = format!("unix:{}", server.at("db.sock"));
     ok("add", run(&root, "network add red"));
     ok("add", run(&root, "router add r1 --network red"));
     daemon(&mut server);
@@ -340,7 +310,7 @@ fn the_daemon_and_the_tools_work_by_their_certificates() {
     let top = ok("top", server.xenflow(Some("ann"), "top --once --json --interval 1"));
     let top: Value = serde_json::from_str(&top).unwrap();
     assert_eq!(top["routers"][0]["name"], "r1", "{top}");
-    let doctor = server.xenflow(Some("ann"), &format!("doctor --json --config {}", server.path("dom0.toml")));
+    let doctor = server.xenflow(Some("ann"), &format!("doctor --json --config {}", server.at("dom0.toml")));
     let said: Value = serde_json::from_slice(&doctor.stdout).unwrap();
     let found = |check: &str| {
         let all = said["findings"].as_array().unwrap();
@@ -372,7 +342,7 @@ fn a_server_that_is_no_node_is_refused_in_words() {
             assert!(stderr.contains(&said), "{line}: {stderr}");
             assert_eq!(ran.status.code(), Some(1), "{line}");
         }
-        let log = daemon(&mut server);
-        server.until("refusal", |_| fs::read_to_string(&log).unwrap().contains(&said));
+        daemon(&mut server);
+        server.until("refusal", |server| server.log().contains(&said));
     }
 }

@@ -1,25 +1,18 @@
 //! A private `ovsdb-server` and the built `xenflow`. A missing program fails the test that needs it.
-#![allow(dead_code, reason = "every test binary has its own copy of this module")]
+#![allow(dead_code, unused_imports, reason = "every test binary has its own copy of this module")]
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "nobody else sees a test's modules")]
 
+mod dir;
+
 use std::fs;
-use std::io::ErrorKind;
 use std::net::TcpListener;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// So long a test waits for what will be, however slow the machine.
-pub const LIMIT: Duration = Duration::from_secs(60);
-
-/// Whether somebody serves at a socket: its file is there a little earlier.
-pub fn serves(socket: &Path) -> bool {
-    UnixStream::connect(socket).is_ok()
-}
+pub use dir::{Dir, LIMIT, Running, Runs, serves};
 
 /// A port that nobody has, below those that systems give out by themselves; tests that run now begin elsewhere.
 pub fn free_port() -> u16 {
@@ -33,34 +26,16 @@ pub fn free_port() -> u16 {
     }
 }
 
-pub struct Dir(pub PathBuf);
-
-impl Dir {
-    pub fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        loop {
-            let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let path = std::env::temp_dir().join(format!("xenflow-cli-{}-{number}", std::process::id()));
-            match fs::create_dir(&path) {
-                Ok(()) => return Self(path),
-                // Left by a process of this number that was killed.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                Err(error) => panic!("{}: {error}", path.display()),
-            }
-        }
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).unwrap();
-    }
-}
-
 /// A private ovsdb-server that serves `Other` (as a host's serves `Open_vSwitch`) until it is dropped.
 pub struct Server {
-    process: Child,
+    process: Running,
     pub dir: Dir,
+}
+
+impl Runs for Server {
+    fn dir(&self) -> &Dir {
+        &self.dir
+    }
 }
 
 pub const OTHER: &str =
@@ -70,23 +45,11 @@ impl Server {
     pub fn start() -> Self {
         let dir = Dir::new();
         fs::write(dir.0.join("other.ovsschema"), OTHER).unwrap();
-        let mut create = Command::new("ovsdb-tool");
-        create.current_dir(&dir.0).args(["create", "other.db", "other.ovsschema"]);
+        let mut create = dir.command("ovsdb-tool", &["create", "other.db", "other.ovsschema"]);
         assert!(create.status().expect("ovsdb-tool is needed").success());
-        let process = Command::new("ovsdb-server")
-            .current_dir(&dir.0)
-            .env("OVS_RUNDIR", &dir.0)
-            .args(["--no-chdir", "--remote=punix:db.sock", "--pidfile=ovsdb-server.pid", "other.db"])
-            .arg("-vconsole:off")
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("ovsdb-server is needed");
-        let server = Self { process, dir };
-        let deadline = Instant::now() + LIMIT;
-        while !serves(&server.ctl()) || !serves(&server.dir.0.join("db.sock")) {
-            assert!(Instant::now() < deadline, "ovsdb-server does not start");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let arguments = ["--no-chdir", "--remote=punix:db.sock", "--pidfile=ovsdb-server.pid", "other.db"];
+        let server = Self { process: dir.spawn("ovsdb-server", &arguments), dir };
+        server.until("ovsdb-server", |server| serves(&server.ctl()) && serves(&server.path("db.sock")));
         server
     }
 
@@ -98,7 +61,7 @@ impl Server {
     }
 
     pub fn ctl(&self) -> PathBuf {
-        self.dir.0.join(format!("ovsdb-server.{}.ctl", self.process.id()))
+        self.dir.0.join(format!("ovsdb-server.{}.ctl", self.process.0.id()))
     }
 
     pub fn db(&self) -> String {
@@ -141,13 +104,6 @@ impl Server {
     pub fn write(&self, operations: &Value) {
         let said = self.transact(operations);
         assert!(!said.contains("error"), "{operations}: {said}");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
     }
 }
 

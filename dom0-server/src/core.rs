@@ -2,7 +2,7 @@
 //!
 //! Three sources feed it: the databases (what is wanted, which ports there are), the switch, and the guests'
 //! sessions. It holds back everything for the switch until both databases have spoken once, so that a restart
-//! never takes an empty configuration for the wanted one.
+//! never takes an empty configuration for the wanted one; and for a moment until it is known what other nodes have.
 
 mod acks;
 mod lone;
@@ -34,6 +34,9 @@ use crate::db::Desired;
 use crate::db::location::Place;
 use crate::guest::limits::Hits;
 use crate::ports::{self, Bound, PortProblem, SwitchBuild, SwitchPorts, bind, elsewhere, here};
+
+/// How long a start waits for what other nodes have: it comes by a connection of its own, just after what is wanted.
+pub const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A guest's connection, numbered as they come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -251,6 +254,8 @@ pub struct Core {
     bound: Option<Bound>,
     /// None: nobody has said.
     elsewhere: Option<BTreeSet<Place>>,
+    /// Until then nothing goes to the switch while nobody has said it; none: that is not waited for.
+    patience: Option<Duration>,
     here: Option<Arc<BTreeSet<Place>>>,
     located: Located,
     switch_up: bool,
@@ -308,6 +313,7 @@ impl Core {
             problems: BTreeSet::new(),
             bound: None,
             elsewhere: None,
+            patience: None,
             here: None,
             located: Located::Ignored,
             switch_up: false,
@@ -342,10 +348,12 @@ impl Core {
         Self { hold: Some(hold), ..self }
     }
 
-    /// A core that confirms no state before [`Event::Located`] has come for it.
+    /// A core that confirms no state before [`Event::Located`] has come for it, and begins with what other nodes have,
+    /// if somebody says it within [`PATIENCE`] of what is wanted: to compare the switch without it would take away what
+    /// it has of that, for a moment.
     #[must_use]
     pub fn with_locations(self) -> Self {
-        Self { located: Located::Unknown, ..self }
+        Self { located: Located::Unknown, patience: Some(Duration::MAX), ..self }
     }
 
     /// A core that keeps no more bytes of one router's tables than that ([`xenflow_flow_app::rib::Quota::bytes`]).
@@ -505,6 +513,7 @@ impl Core {
 
     fn want(&mut self, desired: Desired) {
         self.desired = Some(desired);
+        self.patience = self.patience.map(|until| until.min(self.now + PATIENCE));
         self.set_topology();
     }
 

@@ -63,7 +63,8 @@ impl Core {
     /// Keeps the switch busy with what is due.
     pub(super) fn pump(&mut self) {
         self.is_searching = false;
-        if !self.switch_up || self.waiting || self.desired.is_none() || self.ports.is_none() {
+        let is_early = self.elsewhere.is_none() && self.patience.is_some_and(|until| self.now < until);
+        if !self.switch_up || self.waiting || self.desired.is_none() || self.ports.is_none() || is_early {
             self.release();
             return;
         }

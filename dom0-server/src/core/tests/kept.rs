@@ -60,3 +60,26 @@ fn what_was_kept_never_takes_the_place_of_what_the_database_says() {
     assert_eq!(core.kept_ms(), Some(7));
     assert!(core.app.topology().elsewhere.is_empty());
 }
+
+/// What others have comes just after what is wanted, and the switch holds flows for both.
+#[test]
+fn a_start_waits_a_moment_for_what_others_have() {
+    let compares = |effects: &[Effect]| effects.iter().any(|effect| matches!(effect, Effect::Dump(_)));
+    let start = || {
+        let mut core = super::core(1000).with_locations();
+        core.handle(Event::Ports(ports(&[1])));
+        core.handle(SWITCH_UP());
+        // The database was away for long.
+        core.handle(Event::Tick(Duration::from_secs(60)));
+        assert!(!compares(&core.handle(Event::Desired(desired(&[1, 2])))));
+        assert!(!core.is_in_step());
+        core
+    };
+    let mut core = start();
+    assert!(compares(&core.handle(Event::Elsewhere([there()].into()))));
+    // Nobody says it.
+    let mut core = start();
+    assert!(!compares(&core.handle(Event::Tick(Duration::from_secs(62)))));
+    assert!(!compares(&core.handle(Event::Desired(desired(&[1])))));
+    assert!(compares(&core.handle(Event::Tick(Duration::from_secs(63)))));
+}

@@ -136,9 +136,10 @@ fn a_routers_own_flows_are_waited_for() {
 #[test]
 fn locations_are_waited_for() {
     let mut core = plugged().with_locations();
+    core.handle(Event::Elsewhere(BTreeSet::new()));
     let id = sent(&core.handle(asking(1, &[1, 2, 3])));
     core.handle(Event::Confirmed(id, TOOK));
-    assert_eq!(core.confirmed_cfg(), Some(0), "nobody has read what others have");
+    assert_eq!(core.confirmed_cfg(), Some(0), "nobody has read what others have since then");
     let here = core.here().cloned();
     let other = here.as_ref().unwrap().first().unwrap().clone();
     core.handle(Event::Located(1, None));

@@ -4,6 +4,7 @@
 //! (its link `right`, host part 1); end hosts have host part 10. Static routes: everything to the right, segment 0
 //! to the left.
 
+use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
@@ -13,7 +14,7 @@ use crate::host::Vif;
 use crate::node::{BRIDGE, Node, Pki};
 use crate::scenario::Lab;
 use crate::trunk::{Trunk, TrunkKind};
-use crate::virtual_router::{Link, VirtualRouter};
+use crate::virtual_router::{Link, VirtualRouter, vif_mac};
 
 /// What a line is made of.
 struct Plan {
@@ -40,6 +41,52 @@ const ALONE: Plan = Plan {
 const CROSS: Plan =
     Plan { name: "cross", number: 2, homes: &[0, 1, 0, 1], ends: &[(0, 0), (4, 1)], routes: &[] };
 const STICK: Plan = Plan { name: "stick", number: 3, homes: &[0], ends: &[(0, 1), (1, 1)], routes: &[] };
+
+impl Plan {
+    fn router(&self, i: u8) -> String {
+        format!("{}-r{i}", self.name)
+    }
+
+    /// A router's number: unique in the lab.
+    fn number_of(&self, i: u8) -> u8 {
+        self.number * 20 + i
+    }
+
+    /// What of it is on a node, as `xenflow apply` takes it.
+    fn describe(&self, node: usize) -> String {
+        let Self { name, number, homes, ends, .. } = *self;
+        let mut text = format!("[networks.{name}]\n");
+        for k in 0..=homes.len() {
+            let vlan = usize::from(number) * 100 + k;
+            let _ = writeln!(text, "segments.{name}-{k} = {{ vlan = {vlan} }}");
+        }
+        for (k, _) in ends.iter().filter(|(_, home)| *home == node) {
+            let _ = writeln!(text, "access.{name}-h{k} = {{ segment = \"{name}-{k}\" }}");
+        }
+        for (i, _) in (1..).zip(homes).filter(|(_, home)| **home == node) {
+            let (router, mac) = (self.router(i), |index| vif_mac(self.number_of(i), index));
+            let _ = writeln!(text, "[networks.{name}.routers.{router}]");
+            for (index, (side, k)) in [("left", i - 1), ("right", i)].into_iter().enumerate() {
+                let mac = mac(index);
+                let _ =
+                    writeln!(text, "vifs.{router}-{side} = {{ segment = \"{name}-{k}\", mac = \"{mac}\" }}");
+            }
+            let _ = writeln!(text, "vifs.{router}-ctl = {{ control = true, mac = \"{}\" }}", mac(99));
+        }
+        text
+    }
+}
+
+/// All that is on a node.
+fn describe(name: &str, node: usize) -> String {
+    let mut text = format!("owner = \"lab\"\n[nodes.{name}]\nuplinks = [\"{}\"]\n", Trunk::PORT);
+    for plan in [ALONE, CROSS, STICK] {
+        if plan.homes.contains(&node) || plan.ends.iter().any(|(_, home)| *home == node) {
+            text.push_str(&plan.describe(node));
+        }
+    }
+    text
+}
 
 /// Routers in a line.
 #[derive(Debug)]
@@ -73,11 +120,15 @@ impl Topology {
         let mut nodes = [Node::create(lab, "a", &pki)?, Node::create(lab, "b", &pki)?];
         let trunk = Trunk::connect(TrunkKind::Bridge, &[nodes[0].host(), nodes[1].host()])?;
         // The switches start last: to plug a vif in costs several times as much while they run.
-        for node in &nodes {
+        for (index, node) in nodes.iter().enumerate() {
             node.host().vsctl(&["add-br", BRIDGE])?;
-            node.add_trunk()?;
+            node.host().add_port(BRIDGE, Trunk::PORT, &[])?;
+            // In one command: there are about a hundred things, and processes are slow in a lab.
+            let file = lab.work().join(format!("{}.toml", node.host().name()));
+            std::fs::write(&file, describe(node.host().name(), index))?;
+            node.xenflow(&["apply", "-f", &file.display().to_string()])?;
         }
-        lab.step("configuring three networks, plugging in 21 routers and their end hosts");
+        lab.step("plugging in 21 routers and their end hosts");
         let mut alone = Line::build(lab, &nodes, &pki, &ALONE)?;
         let mut cross = Line::build(lab, &nodes, &pki, &CROSS)?;
         let mut stick = Line::build(lab, &nodes, &pki, &STICK)?;
@@ -97,29 +148,17 @@ impl Topology {
 impl Line {
     fn build(lab: &Lab, nodes: &[Node; 2], pki: &Pki, plan: &Plan) -> Result<Self> {
         let Plan { name, number, homes, ends, routes: more } = *plan;
-        let segment = |k: usize| format!("{name}-{k}");
-        let mut network = format!("network add {name}\n");
-        for k in 0..=homes.len() {
-            let vlan = usize::from(number) * 100 + k;
-            network.push_str(&format!("segment add {} --network {name} --vlan {vlan}\n", segment(k)));
-        }
-        for (index, node) in nodes.iter().enumerate() {
-            if homes.contains(&index) || ends.iter().any(|(_, home)| *home == index) {
-                node.configure(&network)?;
-            }
-        }
         let mut routers = Vec::new();
         for (i, home) in (1..).zip(homes) {
             let address = |k: usize, host: u8| format!("10.{number}.{k}.{host}");
             let (left, right) = (format!("{}/24", address(i - 1, 2)), format!("{}/24", address(i, 1)));
             let links = [
-                Link { name: "left", segment: &segment(i - 1), address: &left },
-                Link { name: "right", segment: &segment(i), address: &right },
+                Link { name: "left", segment: "", address: &left },
+                Link { name: "right", segment: "", address: &right },
             ];
-            // Unique in the lab, and below 256.
-            let id = number * 20 + u8::try_from(i)?;
-            let node = nodes.get(*home).context("no such node")?;
-            let router = VirtualRouter::create(lab, node, pki, (name, &format!("{name}-r{i}"), id), &links)?;
+            let (id, node) = (u8::try_from(i)?, nodes.get(*home).context("no such node")?);
+            let router = VirtualRouter::described(lab, pki, (&plan.router(id), plan.number_of(id)))?;
+            router.plug(node, &links)?;
             let mut routes = String::new();
             if i < homes.len() {
                 routes.push_str(&format!("route add default via {}\n", address(i, 2)));
@@ -136,7 +175,6 @@ impl Line {
             let node = nodes.get(*home).context("no such node")?;
             let end = EndHost::create(&format!("{name}-h{k}"))?;
             let id = line.port(*k);
-            node.configure(&format!("access add {id} --segment {}", segment((*k).into())))?;
             let mac = format!("02:48:00:00:{number:02x}:{k:02x}");
             node.plug(end.netns(), NIC, &Vif { port: &id, iface_id: &id, mac: &mac, vm_uuid: None })?;
             let gateway = if *k == 0 { line.left(1) } else { Ipv4Addr::new(10, number, *k, 1) };

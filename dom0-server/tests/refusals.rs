@@ -12,15 +12,17 @@ use dom0_server::db::apply::ApplyError;
 use dom0_server::db::description::DescriptionError;
 use dom0_server::db::edit::{EditError, Key, Snapshot};
 use dom0_server::db::{Kind, RouterId, RowError, Rows, table};
+use dom0_server::pki::PkiError;
 use ovsdb::{ColumnError, Datum, RemoteParseError, Row, Uuid};
 use serde_json::json;
 
 use support::{Server, populate};
 
-/// Names of all variants; a variant that is not listed does not compile.
+/// Names of all variants but those behind the semicolon, which no input causes; a variant that is not listed does not
+/// compile.
 macro_rules! rules {
-    ($ty:ident: $($variant:ident),* $(,)?) => {{
-        let _ = |error: &$ty| match error { $($ty::$variant { .. } => ()),* };
+    ($ty:ident: $($variant:ident),* $(; $($other:ident),*)? $(,)?) => {{
+        let _ = |error: &$ty| match error { $($ty::$variant { .. } => (),)* $($($ty::$other { .. } => ()),*)? };
         [$(concat!(stringify!($ty), "::", stringify!($variant))),*].to_vec()
     }};
 }
@@ -35,6 +37,8 @@ fn rules() -> BTreeSet<&'static str> {
         rules!(DescriptionError: Long, Toml, Value, Twice),
         rules!(RemoteParseError: Method, Path, Address, Empty),
         rules!(ConfigError: Read, Syntax, Value),
+        rules!(PkiError: CaExists, LeafExists, OtherIdentity, TooLong, Life, Reserved, Unknown, AllRevoked, Revoked, Rotating,
+            NotRotating, OldInUse; File, CaCert, CaKey, Random, Make, Index, Write, TooMany, Malformed),
     ];
     all.concat().into_iter().collect()
 }
@@ -272,6 +276,77 @@ fn full() -> EditError {
     Snapshot::from(rows).add(&key, false, |_| Ok(vec![("router", router.clone())])).unwrap_err()
 }
 
+/// An authority and what is done with it, in order: rule, words, what is said. Nothing is refused where there is no rule.
+const AUTHORITY: [(&str, &str, &str); 16] = [
+    ("", "init {ca}", ""),
+    ("PkiError::CaExists", "init {ca}", "ca.pem exists already: an authority is never overwritten"),
+    ("", "issue router r1", ""),
+    (
+        "PkiError::LeafExists",
+        "issue router r1",
+        "r1.pem exists already: 'xenflow pki renew' replaces the certificate of the same identity",
+    ),
+    (
+        "PkiError::OtherIdentity",
+        "renew node r1",
+        "r1.pem is not a certificate of xenflow://node/r1, so it is not renewed",
+    ),
+    ("PkiError::Life", "issue router r2 --days 0", "0s is out of range: 1m to 3650d"),
+    ("PkiError::TooLong", "issue router r2 --days 3650", "3650d is too long: the authority ends on "),
+    (
+        "PkiError::Reserved",
+        "issue router ca",
+        "\"ca\" is the authority's own file name: choose another name or directory",
+    ),
+    (
+        "PkiError::Unknown",
+        "revoke router r9",
+        "no certificate of xenflow://router/r9 is known: revoke it by --serial",
+    ),
+    ("", "issue node a", ""),
+    ("PkiError::NotRotating", "rotate --finish", "the authority is not being rotated"),
+    ("", "rotate", ""),
+    (
+        "PkiError::Rotating",
+        "rotate",
+        "the authority is rotated already: 'xenflow pki rotate --finish' ends that",
+    ),
+    (
+        "PkiError::OldInUse",
+        "rotate --finish",
+        "2 certificates of the old authority are in use, that of xenflow://",
+    ),
+    ("", "revoke router r1", ""),
+    (
+        "PkiError::AllRevoked",
+        "revoke router r1",
+        "every certificate of xenflow://router/r1 is revoked already",
+    ),
+];
+
+fn of_the_authority(server: &Server) -> BTreeSet<&'static str> {
+    let ca = server.dir.0.join("pki").display().to_string();
+    let mut seen = BTreeSet::new();
+    for (rule, words, message) in AUTHORITY {
+        let line = match words.strip_suffix(" {ca}") {
+            Some(words) => format!("pki {words} {ca}"),
+            None => format!("pki {words} --ca {ca}"),
+        };
+        let output = server.run(&line);
+        let said = String::from_utf8_lossy(&output.stderr);
+        let wanted = if rule.is_empty() { Some(0) } else { Some(2) };
+        assert!(said.contains(message) && output.status.code() == wanted, "{line}: {said}");
+        seen.insert(rule);
+    }
+    let listed = server.json(&format!("pki list --ca {ca}"));
+    let listed = listed.as_array().unwrap();
+    let revoked = listed.iter().find(|row| row["state"] == "revoked").unwrap()["serial"].as_str().unwrap();
+    let line = format!("pki revoke --serial {revoked} --ca {ca}");
+    server.refused(&line, 2, &format!("certificate {revoked} was revoked"));
+    seen.insert("PkiError::Revoked");
+    seen
+}
+
 #[test]
 fn every_rule_has_its_wrong_input() {
     let server = Server::ready();
@@ -362,6 +437,7 @@ fn every_rule_has_its_wrong_input() {
     );
     assert_eq!(output.status.code(), Some(2));
     seen.insert("EditError::Alive");
+    seen.extend(of_the_authority(&server));
 
     assert_eq!(
         rules().difference(&seen).collect::<Vec<_>>(),

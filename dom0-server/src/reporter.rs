@@ -284,7 +284,14 @@ mod tests {
         is_over: bool,
         before: Option<Since>,
     ) -> Status {
-        let status = RouterStatus { rib: Default::default(), synced: true, slow: Vec::new(), routes };
+        let status = RouterStatus {
+            rib: Default::default(),
+            synced: true,
+            slow: Vec::new(),
+            routes,
+            unresolved: Default::default(),
+            mtus: [].into(),
+        };
         let (slow, ports, up) = ([].into(), [].into(), [].into());
         let report = Report { status, session, is_over, slow, ports, up };
         status_of(&"a".parse().unwrap(), &"r1".parse().unwrap(), report, before, 7)

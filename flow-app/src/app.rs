@@ -14,14 +14,14 @@ use xenflow_proto::digest::Digest;
 use xenflow_proto::table::{NeighborKey, RouteKey};
 
 use crate::answer::{Answer, Rejection};
-use crate::fast_path::Slow;
 use crate::flow::{FlowChange, FlowKey, MeterChange};
 use crate::group::{self, MAX_ROUTER_BUCKETS};
 use crate::pipeline::{self, cookie};
 use crate::punt::meter_of;
-use crate::rib::{Quota, RibCounts, TooMuch};
+use crate::rib::{Quota, TooMuch};
+use crate::router::status::RouterStatus;
 use crate::router::view::{FlowCursor, FlowPage, RouteView, Which};
-use crate::router::{RouteCounts, Router, Step, diff};
+use crate::router::{Router, Step, diff};
 use crate::table;
 use crate::topology::{RouterId, Topology};
 
@@ -82,19 +82,6 @@ pub struct Desired {
     pub groups: Vec<Group>,
     /// Meters that they use.
     pub meters: Vec<Meter>,
-}
-
-/// What the operator is shown of a router.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RouterStatus {
-    /// Its tables.
-    pub rib: RibCounts,
-    /// The guest has finished a snapshot, so the host forwards for it.
-    pub synced: bool,
-    /// Packets that the guest forwards itself by policy, and why; none: the host forwards all it can.
-    pub slow: Vec<Slow>,
-    /// How many prefixes have a flow.
-    pub routes: RouteCounts,
 }
 
 #[derive(Debug)]
@@ -566,10 +553,7 @@ impl App {
     /// What there is to show of a router; none for one that is not configured.
     #[must_use]
     pub fn router(&self, id: RouterId) -> Option<RouterStatus> {
-        let router = &self.routers.get(&id)?.router;
-        let slow = router.slow(&self.topology);
-        let routes = router.route_counts();
-        Some(RouterStatus { rib: router.rib.counts(), synced: router.synced, slow, routes })
+        Some(self.routers.get(&id)?.router.status(&self.topology))
     }
 
     /// About `most` of a router's routes behind one, with what becomes of them, and where the next page begins, if there

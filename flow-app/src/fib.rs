@@ -102,6 +102,14 @@ pub struct BoundVif {
     may_send: bool,
 }
 
+impl BoundVif {
+    /// Bytes of the largest IP packet that it sends.
+    #[must_use]
+    pub fn mtu(&self) -> u32 {
+        self.mtu.0
+    }
+}
+
 /// What Ethernet carries everywhere: end hosts send that much, whatever the router's vifs take.
 const ETHERNET_MTU: u32 = 1500;
 

@@ -22,13 +22,13 @@ mod table;
 pub mod topology;
 
 pub use answer::{Answer, Rejection};
-pub use app::{App, Batch, Desired, Dump, RouterStatus};
+pub use app::{App, Batch, Desired, Dump};
 pub use explain::{Explained, Hints, OnSegment, next_hop_in};
 pub use fast_path::{Slow, SlowReason};
 pub use flow::{FlowChange, FlowKey, MeterChange};
 pub use openflow::ErrorCode;
 pub use punt::{PuntClass, PuntRates};
 pub use refusal::Refusal;
-pub use router::RouteCounts;
+pub use router::status::{RouteCounts, RouterStatus, Unresolved};
 pub use router::view::{Fate, FlowCursor, FlowPage, RouteView, Which};
 pub use topology::{Attachment, FastPath, Policy, PortNo, RouterId, Topology, Vif, VifId};

@@ -11,11 +11,12 @@ use std::ops::Bound;
 use ipnet::{IpNet, Ipv4Net};
 use xenflow_proto::digest::{Digest, Keyed};
 use xenflow_proto::table::{
-    AddressKey, IfIndex, Link, Neighbor, NeighborKey, NextHop, NextHopKind, Obstacle, ObstacleKey, Route,
-    RouteKey, RouteTarget, Settings,
+    AddressKey, IfIndex, Link, Neighbor, NeighborKey, NextHop, Obstacle, ObstacleKey, Route, RouteKey,
+    Settings,
 };
 use xenflow_proto::{Change, Key, MacAddr, Object};
 
+mod gateways;
 mod size;
 
 /// A table entry and the snapshot that last confirmed it.
@@ -43,6 +44,7 @@ pub struct Rib {
     users: BTreeSet<(u32, RouteKey)>,
     /// Next-hop objects with the groups that they are members of.
     groups: BTreeSet<(u32, u32)>,
+    gateways: gateways::Gateways,
     /// What all objects cost: see [`size`].
     bytes: usize,
     epoch: u32,
@@ -108,7 +110,7 @@ pub enum Sweep {
 pub struct Quota {
     /// Links, addresses, routes, next hops, neighbors and obstacles.
     pub objects: usize,
-    /// What the daemon keeps for them, by an estimate from above (`rib/size.rs`): a plain route is about 600.
+    /// What the daemon keeps for them, by an estimate from above (`rib/size.rs`): a plain route is about 640.
     pub bytes: usize,
 }
 
@@ -298,6 +300,7 @@ impl Rib {
             own: _,
             users: _,
             groups: _,
+            gateways: _,
             bytes: _,
             epoch: _,
             in_snapshot: _,
@@ -324,19 +327,23 @@ impl Rib {
             }
             Object::NextHop(it) => {
                 let id = it.id;
-                self.count_group(id, false);
+                self.count_next_hop(id, false);
                 let changed = put(&mut self.next_hops, id, it, epoch, &mut self.tally, next_hop_of);
-                self.count_group(id, true);
+                self.count_next_hop(id, true);
                 changed
             }
-            Object::Neighbor(it) => put(&mut self.neighbors, it.key, it.mac, epoch, tally, neighbor_of),
+            Object::Neighbor(it) => {
+                let changed = put(&mut self.neighbors, it.key, it.mac, epoch, tally, neighbor_of);
+                self.settle_gateway(it.key);
+                changed
+            }
             Object::Settings(it) => put(&mut self.settings, (), it, epoch, tally, settings_of),
             Object::Obstacle(it) => put(&mut self.obstacles, it.key, it.detail, epoch, tally, obstacle_of),
             Object::Route(route) => {
                 let key = route.key;
-                self.count_user(key, false);
+                self.count_route(key, false);
                 let changed = put(&mut self.routes, key, route, epoch, &mut self.tally, route_of);
-                self.count_user(key, true);
+                self.count_route(key, true);
                 changed
             }
         }
@@ -357,35 +364,19 @@ impl Rib {
                 was_there
             }
             Key::NextHop(id) => {
-                self.count_group(id, false);
+                self.count_next_hop(id, false);
                 take(&mut self.next_hops, id, epoch, &mut self.tally, next_hop_of)
             }
-            Key::Neighbor(key) => take(&mut self.neighbors, key, epoch, tally, neighbor_of),
+            Key::Neighbor(key) => {
+                let was_there = take(&mut self.neighbors, key, epoch, tally, neighbor_of);
+                self.settle_gateway(key);
+                was_there
+            }
             Key::Settings => take(&mut self.settings, (), epoch, tally, settings_of),
             Key::Obstacle(key) => take(&mut self.obstacles, key, epoch, tally, obstacle_of),
             Key::Route(key) => {
-                self.count_user(key, false);
+                self.count_route(key, false);
                 take(&mut self.routes, key, epoch, &mut self.tally, route_of)
-            }
-        }
-    }
-
-    /// Whether a route, as it is, is among those of its next-hop object.
-    fn count_user(&mut self, key: RouteKey, counts: bool) {
-        if let Some(Stamped { value: Route { target: RouteTarget::NextHop(id), .. }, .. }) =
-            self.routes.get(&key)
-        {
-            count(&mut self.users, (*id, key), counts);
-        }
-    }
-
-    /// Whether a group, as it is, is among those of its members.
-    fn count_group(&mut self, group: u32, counts: bool) {
-        if let Some(Stamped { value: NextHop { kind: NextHopKind::Group(members), .. }, .. }) =
-            self.next_hops.get(&group)
-        {
-            for (member, _) in members {
-                count(&mut self.groups, (*member, group), counts);
             }
         }
     }

@@ -4,12 +4,12 @@ use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use openflow::{ErrorCode, Flow};
+use openflow::Flow;
 use xenflow_proto::table::{Family, NeighborKey, RouteKey, TABLE_LOCAL};
 use xenflow_proto::{Change, Key, MacAddr, VlanId};
 
-use crate::answer::{Answers, Rejection};
-use crate::fast_path::{self, Slow, SlowReason};
+use crate::answer::Answers;
+use crate::fast_path;
 use crate::fib::{Adjacency, Binding, Fib, Ruling, Verdict};
 use crate::flow::{FlowChange, FlowKey};
 use crate::group::Groups;
@@ -28,6 +28,7 @@ mod met;
 mod place;
 mod refused;
 mod route_flow;
+pub(crate) mod status;
 pub(crate) mod view;
 mod walk;
 
@@ -71,21 +72,6 @@ pub(crate) enum Step {
     Change(FlowChange),
     /// Everything up to here has been taken.
     Marker(u64),
-}
-
-/// How many of a router's prefixes have a flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct RouteCounts {
-    /// Prefixes that the host may forward for the router.
-    pub max: usize,
-    /// Within it.
-    pub forwarded: usize,
-    /// Above it: the guest forwards these itself.
-    pub punted: usize,
-    /// Above twice of it: a shorter prefix hands these to the guest.
-    pub absent: usize,
-    /// Four fifths of it are in use.
-    pub is_near: bool,
 }
 
 /// A router and what its switch flows should be.
@@ -461,33 +447,6 @@ impl Router {
             self.asks_again = true;
             self.groups.ask_again();
             self.due.push_back(Due::Walk(Walk::Lacking(None)));
-        }
-    }
-
-    /// Why packets take the slow path.
-    pub(crate) fn slow(&self, topology: &Topology) -> Vec<Slow> {
-        let policy = topology.policy(self.id).fast_path;
-        let binding = Binding::new(&self.rib, topology, self.id);
-        let mut slow = fast_path::reasons(policy, &self.rib, &binding, self.synced);
-        let mut refused: BTreeSet<ErrorCode> = BTreeSet::new();
-        if self.refused.is_any() {
-            let why = |(_, why)| if let Rejection::Switch(why) = why { Some(why) } else { None };
-            refused.extend(self.answers.rejected().filter_map(why));
-        }
-        let reasons = refused.into_iter().map(SlowReason::Routes);
-        let reasons = reasons.chain(self.refused.all().map(SlowReason::Refused));
-        slow.extend(reasons.map(|reason| Slow { vif: None, family: None, reason, detail: String::new() }));
-        slow
-    }
-
-    /// How much of its limit is used.
-    pub(crate) fn route_counts(&self) -> RouteCounts {
-        RouteCounts {
-            max: self.limit.max(),
-            forwarded: self.limit.forwarded(),
-            punted: self.limit.punted(),
-            absent: self.limit.absent(),
-            is_near: self.limit.is_near(),
         }
     }
 

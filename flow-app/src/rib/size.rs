@@ -20,6 +20,8 @@ use super::Stamped;
 const PREFIX: usize = 320;
 /// Of a link or an address: the binding, which may stand twice, and its places.
 const BOUND: usize = 320;
+/// Of a gateway that a hop names: its count, and that of those on its link.
+const GATEWAY: usize = entry::<NeighborKey, u32>() + entry::<IfIndex, u32>();
 /// The allocator's part of an allocation.
 const ALLOCATION: usize = 16;
 
@@ -31,6 +33,10 @@ const fn entry<K, V>() -> usize {
 /// So many elements of a list that has no room to spare.
 const fn list<T>(len: usize) -> usize {
     if len == 0 { 0 } else { len * size_of::<T>() + ALLOCATION }
+}
+
+fn gateways(hops: &[Hop]) -> usize {
+    hops.iter().filter(|hop| hop.gateway.is_some()).count() * GATEWAY
 }
 
 /// Of an object of the tables, in bytes. Its lists have no room to spare: see [`trim`].
@@ -53,8 +59,8 @@ pub(super) fn link_size(link: &Link) -> usize {
 
 pub(super) fn route_size(route: &Route) -> usize {
     let target = match &route.target {
-        RouteTarget::Hops(hops) => list::<Hop>(hops.len()),
-        RouteTarget::NextHop(_) => entry::<(u32, RouteKey), ()>(),
+        RouteTarget::Hops(hops) => list::<Hop>(hops.len()) + gateways(hops),
+        RouteTarget::NextHop(_) => entry::<(u32, RouteKey), ()>() + entry::<u32, u32>(),
     };
     entry::<RouteKey, Stamped<Route>>() + target + PREFIX
 }
@@ -62,9 +68,11 @@ pub(super) fn route_size(route: &Route) -> usize {
 pub(super) fn next_hop_size(next_hop: &NextHop) -> usize {
     let members = match &next_hop.kind {
         NextHopKind::Group(members) => {
-            list::<(u32, u32)>(members.len()) + members.len() * entry::<(u32, u32), ()>()
+            let of_each = entry::<(u32, u32), ()>() + entry::<u32, u32>();
+            list::<(u32, u32)>(members.len()) + members.len() * of_each
         }
-        NextHopKind::Single(_) | NextHopKind::Blackhole | NextHopKind::Unsupported => 0,
+        NextHopKind::Single(hop) => gateways(std::slice::from_ref(hop)),
+        NextHopKind::Blackhole | NextHopKind::Unsupported => 0,
     };
     entry::<u32, Stamped<NextHop>>() + members
 }

@@ -2,7 +2,7 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use xenflow_proto::table::{Hop, HopFlags, ObstacleKind, RouteKind, TABLE_MAIN};
+use xenflow_proto::table::{Hop, HopFlags, NextHopKind, ObstacleKind, RouteKind, RouteTarget, TABLE_MAIN};
 
 use super::*;
 
@@ -22,6 +22,23 @@ impl Rib {
         let rest = all(&self.settings, settings_of).chain(all(&self.obstacles, obstacle_of));
         links.chain(routes).chain(all(&self.neighbors, neighbor_of)).chain(rest).collect()
     }
+}
+
+/// Gateways of routes without a neighbor, by looking at everything.
+fn unresolved(rib: &Rib) -> BTreeSet<NeighborKey> {
+    let kind = |id: u32| rib.next_hop(id).map(|object| &object.kind);
+    let single = |id: u32| if let Some(NextHopKind::Single(hop)) = kind(id) { Some(*hop) } else { None };
+    let hops_of = |route: &Route| match &route.target {
+        RouteTarget::Hops(hops) => hops.clone(),
+        RouteTarget::NextHop(id) => match kind(*id) {
+            Some(NextHopKind::Group(members)) => members.iter().filter_map(|(id, _)| single(*id)).collect(),
+            Some(NextHopKind::Single(hop)) => vec![*hop],
+            Some(NextHopKind::Blackhole | NextHopKind::Unsupported) | None => Vec::new(),
+        },
+    };
+    let usable = rib.routes().flat_map(hops_of).filter(|hop| !hop.flags.is_dead() && !hop.encap);
+    let keys = usable.filter_map(|hop| Some(NeighborKey { ifindex: hop.oif?, addr: hop.gateway? }));
+    keys.filter(|key| !rib.neighbor(key.ifindex, key.addr).is_some_and(MacAddr::is_unicast)).collect()
 }
 
 /// The digest of the objects under this boot id, from scratch.
@@ -54,11 +71,14 @@ fn object() -> impl Strategy<Value = Object> {
     let address = (small.clone(), addr.clone()).prop_map(|(ifindex, addr)| {
         Object::Address(AddressKey { ifindex, address: IpNet::new(addr, 24).unwrap() })
     });
-    let hop =
-        |oif| Hop { gateway: None, oif: Some(oif), weight: 1, flags: HopFlags::default(), encap: false };
+    let hop = (small.clone(), 0..5_u8, 0..6_u8).prop_map(|(oif, last, bits)| {
+        let gateway = (last > 0).then(|| IpAddr::from([10, 0, 0, last]));
+        let flags = HopFlags(if bits == 0 { HopFlags::DEAD } else { 0 });
+        Hop { gateway, oif: Some(oif), weight: 1, flags, encap: bits == 1 }
+    });
     let target = prop_oneof![
         small.clone().prop_map(RouteTarget::NextHop),
-        (small.clone(), 0..5_usize).prop_map(move |(oif, hops)| RouteTarget::Hops(vec![hop(oif); hops])),
+        vec(hop.clone(), 0..5).prop_map(RouteTarget::Hops),
     ];
     let route = (1..5_u8, 0..2_u32, target).prop_map(|(third, metric, target)| {
         let dst = IpNet::new([10, 9, third, 0].into(), 24).unwrap();
@@ -67,12 +87,15 @@ fn object() -> impl Strategy<Value = Object> {
     });
     let kind = prop_oneof![
         Just(NextHopKind::Blackhole),
-        small.clone().prop_map(move |oif| NextHopKind::Single(hop(oif))),
+        hop.prop_map(NextHopKind::Single),
         vec((small.clone(), small.clone()), 0..5).prop_map(NextHopKind::Group),
     ];
     let next_hop = (small.clone(), kind).prop_map(|(id, kind)| Object::NextHop(NextHop { id, kind }));
     let neighbor = (small.clone(), addr, 1..3_u8).prop_map(|(ifindex, addr, mac)| {
-        Object::Neighbor(Neighbor { key: NeighborKey { ifindex, addr }, mac: MacAddr([2, 0, 0, 0, 0, mac]) })
+        Object::Neighbor(Neighbor {
+            key: NeighborKey { ifindex, addr },
+            mac: MacAddr([mac, 0, 0, 0, 0, mac]),
+        })
     });
     let settings = (0..3_u8, 0..3_u8).prop_map(|(ipv4_hash_policy, ipv6_hash_policy)| {
         Object::Settings(Settings { ipv4_hash_policy, ipv6_hash_policy })
@@ -106,7 +129,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn the_digest_is_that_of_the_tables_of_one_boot(steps in vec(step(), 0..120), slice in 1..9_usize) {
+    fn digest_and_gateways_are_those_of_the_tables(steps in vec(step(), 0..120), slice in 1..9_usize) {
         let mut rib = Rib::default();
         let mut boot = None;
         // Keys of another boot than the last that began, which nothing has swept or replaced yet.
@@ -137,6 +160,13 @@ proptest! {
                 Step::Resume => rib.resume(),
             }
             let objects = rib.objects();
+            let shown: BTreeSet<NeighborKey> = (1..4)
+                .flat_map(|ifindex| rib.unresolved_on(ifindex).map(move |addr| NeighborKey { ifindex, addr }))
+                .collect();
+            prop_assert_eq!(shown, unresolved(&rib));
+            for ifindex in 0..5 {
+                prop_assert_eq!(rib.count_unresolved(ifindex) as usize, rib.unresolved_on(ifindex).count());
+            }
             for candidate in BOOTS {
                 let is_whole = boot == Some(candidate) && foreign.is_empty();
                 let expected = is_whole.then(|| digest(&objects, candidate));
@@ -180,6 +210,7 @@ proptest! {
             rib.apply(Change::Remove(object.key()), quota).unwrap();
         }
         prop_assert_eq!(rib.bytes(), 0);
+        prop_assert_eq!(&rib.gateways, &gateways::Gateways::default());
     }
 }
 
@@ -209,9 +240,10 @@ fn as_many_plain_routes_fit_as_there_may_be_and_wide_ones_do_not() {
         let Object::Route(it) = route(1) else { unreachable!() };
         size::route_size(&Route { target, ..it })
     };
-    let hop = Hop { gateway: None, oif: None, weight: 1, flags: HopFlags::default(), encap: false };
+    let gateway = Some([10, 0, 0, 1].into());
+    let hop = Hop { gateway, oif: Some(1), weight: 1, flags: HopFlags::default(), encap: false };
     let hops = |count| RouteTarget::Hops(vec![hop; count]);
-    for plain in [hops(1), hops(2), RouteTarget::NextHop(1)] {
+    for plain in [hops(1), RouteTarget::NextHop(1)] {
         assert!(by(plain.clone()) * 2_500_000 < DEFAULT, "{} bytes by {plain:?}", by(plain.clone()));
     }
     assert!(by(hops(256)) * 200_000 > DEFAULT, "{} bytes", by(hops(256)));
@@ -341,4 +373,39 @@ fn neighbors_of_a_prefix_are_found_from_any_of_them_on() {
     assert_eq!(found(Some(key(1, 4))), [key(1, 5)]);
     assert_eq!(found(Some(key(1, 7))), []);
     assert_eq!(found(Some(key(2, 4))), []);
+}
+
+#[test]
+fn a_gateway_is_unresolved_while_routes_name_it_and_no_neighbor_stands_for_it() {
+    let gateway: IpAddr = [10, 0, 0, 7].into();
+    let hop =
+        Hop { gateway: Some(gateway), oif: Some(2), weight: 1, flags: HopFlags::default(), encap: false };
+    let by = |target: RouteTarget| {
+        let Object::Route(it) = route(1) else { unreachable!() };
+        Object::Route(Route { target, ..it })
+    };
+    let object = |id, kind| Object::NextHop(NextHop { id, kind });
+    let neighbor = Object::Neighbor(Neighbor {
+        key: NeighborKey { ifindex: 2, addr: gateway },
+        mac: MacAddr([2, 0, 0, 0, 0, 1]),
+    });
+    let mut rib = Rib::default();
+    let mut after = |change| {
+        rib.apply(change, Quota::NONE).unwrap();
+        assert_eq!(rib.count_unresolved(2) as usize, rib.unresolved_on(2).count());
+        rib.count_unresolved(2)
+    };
+    assert_eq!(after(Change::Upsert(by(RouteTarget::Hops(vec![hop, hop])))), 1);
+    assert_eq!(after(Change::Upsert(neighbor.clone())), 0);
+    assert_eq!(after(Change::Remove(neighbor.key())), 1);
+    // By a group of objects, one of which is not used.
+    assert_eq!(after(Change::Upsert(by(RouteTarget::NextHop(9)))), 0);
+    let other = Hop { gateway: Some([10, 0, 0, 8].into()), ..hop };
+    assert_eq!(after(Change::Upsert(object(1, NextHopKind::Single(hop)))), 0);
+    assert_eq!(after(Change::Upsert(object(2, NextHopKind::Single(other)))), 0);
+    assert_eq!(after(Change::Upsert(object(9, NextHopKind::Group(vec![(1, 1)])))), 1);
+    assert_eq!(after(Change::Upsert(object(9, NextHopKind::Group(vec![(1, 1), (2, 1)])))), 2);
+    let dead = Hop { flags: HopFlags(HopFlags::DEAD), ..other };
+    assert_eq!(after(Change::Upsert(object(2, NextHopKind::Single(dead)))), 1);
+    assert_eq!(after(Change::Remove(by(RouteTarget::NextHop(9)).key())), 0);
 }

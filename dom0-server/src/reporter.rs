@@ -241,6 +241,8 @@ fn status_of(node: &Name, router: &Name, report: Report, before: Option<Since>, 
         slow: report.slow,
         ports: report.ports,
         up: report.up,
+        vif_mtus: report.vif_mtus,
+        unresolved: report.unresolved,
     }
 }
 
@@ -292,8 +294,9 @@ mod tests {
             unresolved: Default::default(),
             mtus: [].into(),
         };
-        let (slow, ports, up) = ([].into(), [].into(), [].into());
-        let report = Report { status, session, is_over, slow, ports, up };
+        let (slow, ports, up, vif_mtus) = ([].into(), [].into(), [].into(), [].into());
+        let unresolved = Default::default();
+        let report = Report { status, session, is_over, slow, ports, up, vif_mtus, unresolved };
         status_of(&"a".parse().unwrap(), &"r1".parse().unwrap(), report, before, 7)
     }
 

@@ -250,6 +250,17 @@ fn what_was_waited_for_is_in_the_switch_and_a_node_without_one_is_behind() {
     assert_eq!(shown(&host)["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(shown(&host)["datapath"], "system");
 
+    // Its uplink's MTU is what the switch says, once that does as it is asked.
+    host.vsctl(&["add-port", "br-xf", "p9", "--", "set", "Interface", "p9", "type=dummy"]);
+    host.xenflow("uplink add a p9");
+    let uplink = |host: &Host| -> Value {
+        let all: Value = serde_json::from_str(&host.xenflow("show node a --json")).unwrap();
+        all[0]["uplinks"][0]["mtu"].clone()
+    };
+    host.until("MTU of the uplink", |host| uplink(host) == 1500);
+    host.vsctl(&["set", "Interface", "p9", "mtu_request=9000"]);
+    host.until("other MTU of the uplink", |host| uplink(host) == 9000);
+
     let port = host.vsctl(&["get", "Interface", "p3", "ofport"]);
     let bridge = format!("unix:{}", host.path("br-xf.mgmt").display());
     let flows = |host: &Host| {

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use xenflow_flow_app::fast_path::{Slow, SlowReason};
+use xenflow_flow_app::fib::Adjacency;
 use xenflow_flow_app::{PortNo, RouterId, RouterStatus, VifId};
 use xenflow_proto::table::Family;
 use xenflow_proto::{Name, Seq};
 
 use super::{Core, Stage};
 use crate::clock::utc_of_ms;
-use crate::db::status::bounded;
+use crate::db::status::{Unresolved, bounded};
 use crate::ports::{SwitchBuild, SwitchPort};
 
 /// A router as the operator sees it.
@@ -29,6 +30,10 @@ pub struct Report {
     pub ports: BTreeMap<Name, String>,
     /// Those vifs whose interface has a link.
     pub up: BTreeSet<Name>,
+    /// MTU in bytes of its guest's interface, by vif.
+    pub vif_mtus: BTreeMap<Name, u32>,
+    /// Gateways of its routes that no neighbor stands for; as the database takes it.
+    pub unresolved: Unresolved,
 }
 
 /// How the daemon stands, in a line.
@@ -131,6 +136,15 @@ impl Core {
         self.desired.iter().flat_map(|desired| &desired.left_out).map(String::as_str)
     }
 
+    /// MTU in bytes of the node's uplinks that are on the bridge; those of which Open vSwitch does not say it are left out.
+    #[must_use]
+    pub fn uplink_mtus(&self) -> BTreeMap<String, u32> {
+        let uplinks = self.desired.as_ref().and_then(|desired| desired.uplinks.get(&self.node));
+        let ports = self.ports.iter().flat_map(|ports| &ports.ports);
+        let own = ports.filter(|port| uplinks.is_some_and(|uplinks| uplinks.contains(&port.name)));
+        own.filter(|port| port.mtu > 0).map(|port| (port.name.clone(), port.mtu)).collect()
+    }
+
     /// The routers that are configured and have a vif.
     pub fn reports(&self) -> impl Iterator<Item = (&Name, Report)> {
         let ports = self.ports.iter().flat_map(|ports| &ports.ports);
@@ -162,11 +176,25 @@ impl Core {
                 slow: bounded(status.slow.iter().map(|slow| words(slow, name_of))),
                 ports: plugged.iter().map(|(vif, port)| ((*vif).clone(), port.name.clone())).collect(),
                 up: plugged.iter().filter(|(_, port)| port.is_up).map(|(vif, _)| (*vif).clone()).collect(),
+                vif_mtus: status
+                    .mtus
+                    .iter()
+                    .filter_map(|(vif, mtu)| Some((name_of(*vif)?.clone(), *mtu)))
+                    .collect(),
+                unresolved: unresolved(&status.unresolved, name_of),
                 status,
             };
             Some((&router.name, report))
         })
     }
+}
+
+fn unresolved<'a>(
+    found: &xenflow_flow_app::Unresolved,
+    name_of: impl Fn(VifId) -> Option<&'a Name>,
+) -> Unresolved {
+    let named = |to: &Adjacency| Some(format!("{}%{}", to.addr, name_of(to.vif)?));
+    Unresolved { count: found.count as u64, gateways: found.some.iter().filter_map(named).collect() }
 }
 
 /// Which packets, and why: "r1-lan ipv4: rp_filter is on (net.ipv4.conf.eth1.rp_filter = 2)". What stands in

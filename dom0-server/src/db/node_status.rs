@@ -1,6 +1,6 @@
 //! What a daemon reports of its node: rows of `Node_Status`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ovsdb::{Condition, Datum, Operation, Row};
 use xenflow_proto::Name;
@@ -30,12 +30,23 @@ pub struct NodeStatus {
     pub cfg: Option<i64>,
     /// What is not as it should be, in words; as [`bounded`](super::status::bounded) makes them.
     pub problems: BTreeSet<String>,
+    /// MTU in bytes of its uplinks that are on the bridge.
+    pub uplink_mtus: BTreeMap<String, u32>,
 }
 
 impl NodeStatus {
     /// The columns of a row, `node` first.
-    pub const COLUMNS: [&'static str; 8] =
-        ["node", "version", "ovs_version", "datapath", "started_ms", "seen_ms", "cfg", "problems"];
+    pub const COLUMNS: [&'static str; 9] = [
+        "node",
+        "version",
+        "ovs_version",
+        "datapath",
+        "started_ms",
+        "seen_ms",
+        "cfg",
+        "problems",
+        "uplink_mtus",
+    ];
     /// The columns that a waiting command reads.
     pub const WAITED_FOR: [&'static str; 3] = ["node", "cfg", "seen_ms"];
 
@@ -54,6 +65,11 @@ impl NodeStatus {
             seen_ms: count("seen_ms")?,
             cfg: Some(row.int("cfg")?),
             problems: row.set_str("problems")?.into_iter().map(str::to_owned).collect(),
+            uplink_mtus: row
+                .map_str_int("uplink_mtus")?
+                .into_iter()
+                .map(|(port, mtu)| (port.to_owned(), u32::try_from(mtu).unwrap_or_default()))
+                .collect(),
         })
     }
 
@@ -83,7 +99,11 @@ impl NodeStatus {
             .set("datapath", word(&self.datapath))
             .set("started_ms", number(self.started_ms))
             .set("seen_ms", number(self.seen_ms))
-            .set("problems", Datum::set(&self.problems));
+            .set("problems", Datum::set(&self.problems))
+            .set(
+                "uplink_mtus",
+                Datum::map(self.uplink_mtus.iter().map(|(port, mtu)| (port.as_str(), i64::from(*mtu)))),
+            );
         match self.cfg {
             Some(cfg) => operation.set("cfg", cfg),
             None => operation,

@@ -81,6 +81,24 @@ pub struct Status {
     pub ports: BTreeMap<Name, String>,
     /// Those vifs whose interface has a link.
     pub up: BTreeSet<Name>,
+    /// MTU in bytes of the guest's interface, by vif.
+    pub vif_mtus: BTreeMap<Name, u32>,
+    /// Gateways of its routes that no neighbor stands for.
+    pub unresolved: Unresolved,
+}
+
+/// Gateways that routes name and that no resolved neighbor stands for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unresolved {
+    /// How many.
+    pub count: u64,
+    /// The first of them, as `ADDRESS%VIF`. At most [`Unresolved::MAX`].
+    pub gateways: BTreeSet<String>,
+}
+
+impl Unresolved {
+    /// Most gateways that are named; the schema's limit.
+    pub const MAX: usize = 8;
 }
 
 /// As many reasons as the schema takes, each as long as it takes; the last one says how many more there are.
@@ -98,7 +116,7 @@ pub fn bounded(reasons: impl IntoIterator<Item = String>) -> BTreeSet<String> {
 
 impl Status {
     /// The columns of a row, `node` first.
-    pub const COLUMNS: [&'static str; 13] = [
+    pub const COLUMNS: [&'static str; 16] = [
         "node",
         "router",
         "state",
@@ -112,6 +130,9 @@ impl Status {
         "slow",
         "ports",
         "up",
+        "vif_mtus",
+        "unresolved",
+        "unresolved_gateways",
     ];
 
     /// Reads a row of `Status`.
@@ -144,6 +165,15 @@ impl Status {
                 .map(|(vif, port)| Ok((vif.parse()?, port.to_owned())))
                 .collect::<Result<_, RowError>>()?,
             up: row.set_str("up")?.into_iter().map(str::parse).collect::<Result<_, _>>()?,
+            vif_mtus: row
+                .map_str_int("vif_mtus")?
+                .into_iter()
+                .map(|(vif, mtu)| Ok((vif.parse()?, u32::try_from(mtu).unwrap_or_default())))
+                .collect::<Result<_, RowError>>()?,
+            unresolved: Unresolved {
+                count: count("unresolved")?,
+                gateways: row.set_str("unresolved_gateways")?.into_iter().map(str::to_owned).collect(),
+            },
         })
     }
 
@@ -182,6 +212,12 @@ impl Status {
             .set("slow", Datum::set(&self.slow))
             .set("ports", Datum::map(self.ports.iter().map(|(vif, port)| (vif.as_str(), port.as_str()))))
             .set("up", Datum::set(self.up.iter().map(Name::as_str)))
+            .set(
+                "vif_mtus",
+                Datum::map(self.vif_mtus.iter().map(|(vif, mtu)| (vif.as_str(), i64::from(*mtu)))),
+            )
+            .set("unresolved", number(self.unresolved.count))
+            .set("unresolved_gateways", Datum::set(self.unresolved.gateways.iter().take(Unresolved::MAX)))
     }
 }
 

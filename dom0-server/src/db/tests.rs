@@ -241,6 +241,8 @@ fn a_message_is_cut_to_what_the_schema_takes() {
         slow: status::bounded((0..100).map(|n| format!("{n:03}{}", "ö".repeat(600)))),
         ports: [].into(),
         up: [].into(),
+        vif_mtus: [].into(),
+        unresolved: Default::default(),
     };
     let operations = format!("{:?}", status.upsert());
     assert_eq!(operations.matches('ä').count(), 512);

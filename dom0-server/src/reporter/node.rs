@@ -53,6 +53,7 @@ impl NodeReporter {
             seen_ms: 0,
             cfg: core.confirmed_cfg(),
             problems: problems(core),
+            uplink_mtus: core.uplink_mtus(),
         };
         self.newest.send_if_modified(|newest| {
             let is_other = newest.as_ref() != Some(&status);

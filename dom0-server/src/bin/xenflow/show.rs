@@ -6,6 +6,7 @@ use dom0_server::counters::Scope;
 use dom0_server::db::edit::{EditError, Snapshot};
 use dom0_server::db::policy::fast_path_str;
 use dom0_server::db::row::{Network, Router};
+use dom0_server::db::status::Unresolved;
 use dom0_server::db::{Attachment, Kind, NodeStatus, Segment, Statistics, Status, Vif};
 use serde_json::{Value, json};
 use xenflow_proto::Name;
@@ -127,6 +128,13 @@ struct Node {
     status: Option<NodeStatus>,
 }
 
+impl Node {
+    /// Of one of its uplinks, if it reports it: bytes.
+    fn mtu(&self, port: &str) -> Option<u32> {
+        self.status.as_ref()?.uplink_mtus.get(port).copied()
+    }
+}
+
 impl Now {
     /// Those that have uplinks, and those that report.
     fn nodes(&self) -> BTreeMap<Name, Node> {
@@ -151,13 +159,24 @@ impl Now {
 
 fn node_json(now: &Now, node: &Node) -> Value {
     let of = |scope, name| now.own(node, scope, name).map(|row| json!(row.counters));
-    let uplinks =
-        node.uplinks.iter().map(|port| json!({ "port": port, "counters": of(Scope::Uplink, port) }));
+    let uplinks = node
+        .uplinks
+        .iter()
+        .map(|port| json!({ "port": port, "mtu": node.mtu(port), "counters": of(Scope::Uplink, port) }));
     let name = node.name.as_str();
     let asked = now.snapshot.desired.cfg;
     let status = node.status.as_ref().map(|status| {
-        let NodeStatus { node: _, version, ovs_version, datapath, started_ms, seen_ms, cfg, problems } =
-            status;
+        let NodeStatus {
+            node: _,
+            version,
+            ovs_version,
+            datapath,
+            started_ms,
+            seen_ms,
+            cfg,
+            problems,
+            uplink_mtus: _,
+        } = status;
         json!({
             "version": version, "ovs_version": ovs_version, "datapath": datapath, "started_ms": started_ms,
             "seen_ms": seen_ms, "cfg": cfg, "is_behind": *cfg < Some(asked), "problems": problems,
@@ -219,7 +238,10 @@ fn node_block(page: &mut String, now: &Now, node: &Node) {
     };
     counted(page, 1, Scope::Node, node.name.as_str());
     for port in &node.uplinks {
-        line(page, 1, format_args!("uplink {port}"));
+        match node.mtu(port) {
+            Some(mtu) => line(page, 1, format_args!("uplink {port}, MTU {mtu}")),
+            None => line(page, 1, format_args!("uplink {port}")),
+        }
         counted(page, 2, Scope::Uplink, port);
     }
 }
@@ -339,7 +361,7 @@ fn router_block(page: &mut String, now: &Now, router: &Router) {
         line(page, 1, format_args!("no node reports about it"));
     }
     for report in reports(all, router) {
-        let Status { node, state, counts, acked_seq, message, slow, .. } = report;
+        let Status { node, state, counts, acked_seq, message, slow, unresolved, .. } = report;
         let (since, ago) = (instant(report.since_ms), ago(report.since_ms));
         line(page, 1, format_args!("node {node}: session {state} since {since} ({ago}), acked {acked_seq}"));
         if !message.is_empty() {
@@ -347,6 +369,10 @@ fn router_block(page: &mut String, now: &Now, router: &Router) {
         }
         let (routes, neighbors, next_hops) = (counts.routes, counts.neighbors, counts.next_hops);
         line(page, 2, format_args!("routes {routes}, neighbors {neighbors}, next hops {next_hops}"));
+        if unresolved.count > 0 {
+            let (count, which) = (unresolved.count, unresolved_words(unresolved));
+            line(page, 2, format_args!("gateways without a neighbor {count}: {which}"));
+        }
         if !counts.prefixes.is_empty() {
             let of = |kind| counts.prefixes.get(kind).copied().unwrap_or_default();
             let (forwarded, punted, absent) = (of("forwarded"), of("punted"), of("absent"));
@@ -362,6 +388,16 @@ fn router_block(page: &mut String, now: &Now, router: &Router) {
             line(page, 2, format_args!("the guest forwards:"));
             slow.iter().for_each(|reason| line(page, 3, format_args!("{}", printable(reason))));
         }
+    }
+}
+
+/// "10.0.0.7 on r1-core, 10.0.0.8 on r1-core and 3 more".
+pub(crate) fn unresolved_words(Unresolved { count, gateways }: &Unresolved) -> String {
+    let named = gateways.iter().map(|at| printable(&at.replacen('%', " on ", 1)));
+    let named = named.collect::<Vec<_>>().join(", ");
+    match count.saturating_sub(gateways.len() as u64) {
+        0 => named,
+        more => format!("{named} and {more} more"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What lists and the page of `xenflow show` look like, as JSON and as text.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use dom0_server::clock::{now_ms, utc_of_ms};
@@ -98,6 +99,8 @@ pub(crate) fn status(status: &Status) -> Value {
         "neighbors": status.counts.neighbors, "next_hops": status.counts.next_hops, "prefixes": status.counts.prefixes,
         "acked_seq": status.acked_seq, "message": status.message, "slow": status.slow, "ports": ports,
         "up": status.up.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "vif_mtus": status.vif_mtus.iter().map(|(vif, mtu)| (vif.to_string(), *mtu)).collect::<BTreeMap<_, _>>(),
+        "unresolved": status.unresolved.count, "unresolved_gateways": status.unresolved.gateways,
     })
 }
 

@@ -41,6 +41,9 @@ fn status(
         ("slow", Datum::set(slow.iter().copied())),
         ("ports", Datum::map(ports.iter().copied())),
         ("up", Datum::empty()),
+        ("vif_mtus", Datum::map(Vec::<(&str, i64)>::new())),
+        ("unresolved", 0.into()),
+        ("unresolved_gateways", Datum::empty()),
     ]
 }
 
@@ -108,6 +111,7 @@ fn nodes_addresses_migrations_and_the_desired_state_are_told() {
             ("seen_ms", seen_ms.into()),
             ("cfg", cfg.into()),
             ("problems", Datum::set(problems.iter().copied())),
+            ("uplink_mtus", Datum::map(Vec::<(&str, i64)>::new())),
         ];
         change(table::NODE_STATUS, 2, Some(&columns))
     };

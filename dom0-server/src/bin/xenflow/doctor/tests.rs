@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use dom0_server::counters::Scope;
+use dom0_server::db::status::Unresolved;
 use dom0_server::db::{Counts, Desired, NodeStatus, Rows, SessionState, Statistics, Status, table};
 use ovsdb::{Atom, Datum, Row, Uuid};
 
@@ -293,6 +294,7 @@ fn node(name: &str, seen_ms: u64) -> NodeStatus {
         seen_ms,
         cfg: Some(0),
         problems: BTreeSet::new(),
+        uplink_mtus: [].into(),
     }
 }
 
@@ -334,6 +336,8 @@ fn report(state: SessionState, age_ms: u64) -> Status {
         slow: BTreeSet::new(),
         ports: [].into(),
         up: BTreeSet::new(),
+        vif_mtus: [].into(),
+        unresolved: Unresolved::default(),
     }
 }
 

@@ -1,18 +1,25 @@
-//! What the daemon reports of its routers, written to a real `ovsdb-server`: how old it is that a session was lost.
+//! What the daemon reports of its routers and its node, written to a real `ovsdb-server`, and what `xenflow doctor` makes of
+//! it.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use dom0_server::core::{Core, Event};
+use dom0_server::core::{Core, Event, SessionId};
 use dom0_server::ovs::database;
 use dom0_server::ports::{SwitchPort, SwitchPorts};
 use dom0_server::reporter::Reporter;
+use dom0_server::reporter::node::NodeReporter;
 use ovsdb::Remote;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use xenflow_flow_app::PortNo;
+use xenflow_proto::message::{GuestMessage, Hello, VERSION};
+use xenflow_proto::table::{
+    Hop, HopFlags, Link, Neighbor, NeighborKey, Route, RouteKey, RouteKind, RouteTarget, TABLE_MAIN,
+};
+use xenflow_proto::{Change, Identity, MacAddr, Object, Seq, control};
 
 use support::{LIMIT, Server, populate};
 
@@ -23,6 +30,7 @@ const OLD: u64 = 1_700_000_000_000;
 struct Daemon {
     core: Core,
     reporter: Reporter,
+    about_node: NodeReporter,
     events: mpsc::Receiver<Event>,
 }
 
@@ -39,8 +47,9 @@ impl Daemon {
         );
         let mut core = Core::new("a".parse().unwrap(), 1000);
         core.handle(tokio::time::timeout(LIMIT, events.recv()).await.unwrap().unwrap());
-        let reporter = Reporter::new("a".parse().unwrap(), database);
-        Self { core, reporter, events }
+        let reporter = Reporter::new("a".parse().unwrap(), database.clone());
+        let about_node = NodeReporter::start("a".parse().unwrap(), database);
+        Self { core, reporter, about_node, events }
     }
 
     /// The switch has these vifs.
@@ -57,6 +66,14 @@ impl Daemon {
         self.core.handle(Event::Ports(SwitchPorts { ports, control: None }));
     }
 
+    /// The guest of r1 says this.
+    fn hear(&mut self, message: GuestMessage) {
+        self.core.handle(Event::Said(SessionId(1), message));
+        while self.core.is_behind() {
+            self.core.handle(Event::Turn);
+        }
+    }
+
     /// Reports until what the database then has is as wanted.
     async fn until(&mut self, server: &Server, wanted: impl Fn(&[Value]) -> bool) -> Vec<Value> {
         let end = Instant::now() + LIMIT;
@@ -65,6 +82,7 @@ impl Daemon {
                 self.core.handle(event);
             }
             self.reporter.report(&self.core).await;
+            self.about_node.report(&self.core);
             tokio::time::sleep(Duration::from_millis(20)).await;
             let rows = rows(server);
             if wanted(&rows) {
@@ -201,4 +219,147 @@ async fn what_was_reported_already_is_not_written_again() {
     server.write(&json!([{"op": "delete", "table": "Status", "where": []}]));
     daemon.plug(&["r1-core"]);
     daemon.until(&server, has(1)).await;
+}
+
+/// Level and words of a check of `xenflow doctor`.
+fn judged(server: &Server, check: &str) -> Vec<(String, String)> {
+    let said: Value = serde_json::from_slice(&server.run("doctor --json").stdout).unwrap();
+    let findings = said["findings"].as_array().unwrap();
+    let text = |finding: &Value, key: &str| finding[key].as_str().unwrap().to_owned();
+    let these = findings.iter().filter(|finding| finding["check"] == check);
+    these.map(|finding| (text(finding, "level"), text(finding, "seen"))).collect()
+}
+
+/// The guest of r1 has r1-core as eth1, and a route by each of these gateways.
+fn begin(daemon: &mut Daemon, mtu: u32, gateways: impl Iterator<Item = u8>) {
+    let address = |last| [10, 0, 0, last].into();
+    let router: xenflow_proto::Name = "r1".parse().unwrap();
+    let hello =
+        Hello { versions: vec![VERSION], router: router.clone(), boot_id: [7; 16], agent: String::new() };
+    let peer = control::guest_ipv6(MacAddr([0x52, 0x54, 0, 0, 0, 0x0a])).into();
+    daemon.core.handle(Event::Opened(SessionId(1), Identity::Router(router), peer, hello));
+    let link = Object::Link(Link {
+        ifindex: 2,
+        name: "eth1".to_owned(),
+        mac: Some(MacAddr([0x52, 0x54, 0, 0, 0, 1])),
+        mtu,
+        up: true,
+        running: true,
+        kind: String::new(),
+        master: None,
+        vrf_table: None,
+        ipv6_mtu: None,
+    });
+    let route = |last| {
+        let gateway = Some(address(last));
+        let hop = Hop { gateway, oif: Some(2), weight: 1, flags: HopFlags(0), encap: false };
+        Object::Route(Route {
+            key: RouteKey {
+                table: TABLE_MAIN,
+                dst: format!("10.9.{last}.0/24").parse().unwrap(),
+                tos: 0,
+                metric: 0,
+            },
+            kind: RouteKind::Unicast,
+            protocol: 4,
+            scope: 0,
+            target: RouteTarget::Hops(vec![hop]),
+            mtu: None,
+        })
+    };
+    let changes = std::iter::once(link).chain(gateways.map(route)).map(Change::Upsert).collect();
+    daemon.hear(GuestMessage::SnapshotBegin(Seq(1)));
+    daemon.hear(GuestMessage::Changes { seq: Seq(2), changes });
+}
+
+#[tokio::test]
+async fn gateways_that_nobody_answers_for_are_reported_as_they_change() {
+    let server = Server::ready();
+    populate(&server);
+    let mut daemon = Daemon::start(&server).await;
+    daemon.plug(&["r1-core", "r1-ctl"]);
+    begin(&mut daemon, 1500, 1..=10);
+    // Before the end of its tables nobody knows which neighbors it has.
+    let rows = daemon.until(&server, |rows| rows.iter().any(|row| row["routes"] == 10)).await;
+    assert_eq!((&rows[0]["state"], &rows[0]["unresolved"]), (&json!("syncing"), &json!(0)));
+    daemon.hear(GuestMessage::SnapshotEnd(Seq(3)));
+    let rows = daemon.until(&server, |rows| rows[0]["unresolved"] == 10).await;
+    let named: Vec<_> = (1..=8).map(|last| json!(format!("10.0.0.{last}%r1-core"))).collect();
+    assert_eq!(rows[0]["unresolved_gateways"], json!(named));
+    let first = written(&server);
+    let page = server.ok("show router r1");
+    assert!(
+        page.contains("    gateways without a neighbor 10: 10.0.0.1 on r1-core, 10.0.0.2 on r1-core, ")
+            && page.contains("10.0.0.8 on r1-core and 2 more\n"),
+        "{page}"
+    );
+    let neighbors = judged(&server, "neighbors");
+    assert!(
+        neighbors.len() == 1 && neighbors[0].0 == "warn" && neighbors[0].1.contains(": 10 gateways of its"),
+        "{neighbors:?}"
+    );
+
+    for _ in 0..10 {
+        daemon.reporter.report(&daemon.core).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(written(&server), first, "nothing has changed");
+    let found = |last| {
+        let key = NeighborKey { ifindex: 2, addr: [10, 0, 0, last].into() };
+        Change::Upsert(Object::Neighbor(Neighbor { key, mac: MacAddr([2, 0, 0, 0, 1, last]) }))
+    };
+    daemon.hear(GuestMessage::Changes { seq: Seq(4), changes: (1..=9).map(found).collect() });
+    let rows = daemon.until(&server, |rows| rows[0]["unresolved"] == 1).await;
+    assert_eq!(rows[0]["unresolved_gateways"], json!(["10.0.0.10%r1-core"]));
+    daemon.hear(GuestMessage::Changes { seq: Seq(5), changes: vec![found(10)] });
+    daemon.until(&server, |rows| rows[0]["unresolved"] == 0).await;
+    assert_eq!(judged(&server, "neighbors")[0].0, "ok");
+    assert!(!server.ok("show router r1").contains("gateways without"));
+}
+
+#[tokio::test]
+async fn the_mtus_of_uplinks_and_guests_are_reported_and_compared() {
+    let server = Server::ready();
+    populate(&server);
+    let mut daemon = Daemon::start(&server).await;
+    let trunk = |mtu| SwitchPort {
+        name: "trunk0".to_owned(),
+        number: 7,
+        iface_id: None,
+        attached_mac: None,
+        is_up: true,
+        mtu,
+    };
+    let vif = |name: &str, number| SwitchPort {
+        name: format!("port-{name}"),
+        number,
+        iface_id: Some(name.to_owned()),
+        ..trunk(9000)
+    };
+    let ports = |mtu| {
+        let ports = vec![vif("r1-core", 8), vif("r1-ctl", 9), trunk(mtu)];
+        Event::Ports(SwitchPorts { ports, control: None })
+    };
+    daemon.core.handle(ports(9000));
+    begin(&mut daemon, 9000, 0..0);
+    daemon.hear(GuestMessage::SnapshotEnd(Seq(3)));
+    let mtu = || server.json("show node a")[0]["uplinks"][0]["mtu"].clone();
+    let rows = daemon.until(&server, |rows| is_new(rows) && rows[0]["state"] == "up" && mtu() == 9000).await;
+    assert_eq!(rows[0]["vif_mtus"], json!({"r1-core": 9000}));
+    let well = "1 uplinks carry 9000 bytes, no router sends more";
+    assert_eq!(judged(&server, "trunk-mtu"), [("ok".to_owned(), well.to_owned())]);
+
+    daemon.core.handle(ports(1500));
+    daemon.until(&server, |_| mtu() == 1500).await;
+    let findings = judged(&server, "trunk-mtu");
+    let seen = "router r1 on a sends packets of 9000 bytes by r1-core (segment red-core), and uplink trunk0 of node a";
+    assert!(
+        findings.len() == 1 && findings[0].0 == "warn" && findings[0].1.starts_with(seen),
+        "{findings:?}"
+    );
+    // Another node's end of the trunk.
+    server.write(&json!([{"op": "insert", "table": "Node_Status", "row": {
+        "node": "b", "uplink_mtus": ["map", [["eno1", 9000]]], "datapath": "system"}}]));
+    let findings = judged(&server, "trunk-mtu");
+    assert!(findings.len() == 2 && findings[0].1.contains("9000 by eno1 of node b"), "{findings:?}");
 }

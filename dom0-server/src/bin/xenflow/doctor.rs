@@ -1,7 +1,7 @@
 //! `xenflow doctor`: what goes wrong in practice, each check with what was seen and what to do.
 //!
 //! Owns the order of the checks and how they are printed. What is true of this host and of the database is collected in
-//! `collect`; what it means is judged in `host`, `ports`, `trust` and `fleet`, which are pure.
+//! `collect`; what it means is judged in `host`, `ports`, `trust`, `fleet` and `trunk`, which are pure.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,6 +18,7 @@ mod host;
 mod ports;
 #[cfg(test)]
 mod tests;
+mod trunk;
 mod trust;
 
 use facts::Facts;

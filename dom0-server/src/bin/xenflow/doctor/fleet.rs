@@ -5,10 +5,13 @@ use std::collections::BTreeSet;
 use dom0_server::counters::Scope;
 use dom0_server::db::policy::PuntClass;
 use dom0_server::db::retire::SILENT_MS;
-use dom0_server::db::{NodeStatus, SessionState, Statistics, Status};
+use dom0_server::db::{Attachment, NodeStatus, SessionState, Statistics, Status};
+use xenflow_proto::Name;
 
 use super::facts::{Facts, Fleet, Server};
 use super::finding::{Finding, fail, ok, or_ok, some, span, version, warn};
+use super::trunk;
+use crate::show::unresolved_words;
 
 /// Clocks that are kept by NTP differ by less, in milliseconds.
 const AHEAD_MS: u64 = 2_000;
@@ -37,7 +40,8 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
             all.extend(sessions(fleet, facts.now_ms));
             all.extend(slow(&fleet.status));
             all.extend(limits(fleet));
-            all.extend(neighbors(&fleet.status));
+            all.extend(neighbors(fleet));
+            all.extend(trunk::check(fleet));
             all.extend(policed(&fleet.statistics, fleet.later.as_ref()));
         }
     }
@@ -214,19 +218,46 @@ pub(super) fn limits(fleet: &Fleet) -> Vec<Finding> {
     or_ok(wrong, "limits", format!("every router has less than {FULL} % of its prefixes"))
 }
 
-pub(super) fn neighbors(status: &[Status]) -> Vec<Finding> {
-    let fails = |report: &&Status| {
-        report.state == SessionState::Up && report.counts.routes > 0 && report.counts.neighbors == 0
-    };
-    let wrong = status.iter().filter(fails).map(|report| {
-        let (router, routes) = (&report.router, report.counts.routes);
-        warn(
-            "neighbors",
-            format!("router {router} has {routes} routes and no neighbor that answers"),
-            "see ip neigh in the guest, the segment's VLAN on the trunk, and the MTU",
-        )
+pub(super) fn neighbors(fleet: &Fleet) -> Vec<Finding> {
+    let check = "neighbors";
+    let has_session = |report: &&Status| report.state == SessionState::Up;
+    let wrong = fleet.status.iter().filter(has_session).filter_map(|report| {
+        let Status { node, router, counts, unresolved, .. } = report;
+        if let Some(first) = unresolved.gateways.first() {
+            let seen = format!(
+                "router {router} on {node}: {} gateways of its routes have no neighbor that answers: {}",
+                unresolved.count,
+                unresolved_words(unresolved)
+            );
+            return Some(warn(check, seen, look_at(fleet, first)));
+        }
+        (counts.routes > 0 && counts.neighbors == 0).then(|| {
+            warn(
+                check,
+                format!("router {router} has {} routes and no neighbor that answers", counts.routes),
+                "see ip neigh in the guest, the segment's VLAN on the trunk, and the MTU",
+            )
+        })
     });
-    or_ok(wrong.collect(), "neighbors", "every router with routes has one that answers")
+    or_ok(wrong.collect(), check, "every router with routes has one that answers, and every gateway does")
+}
+
+/// What to do about a gateway, as `Status` names it.
+fn look_at(fleet: &Fleet, gateway: &str) -> String {
+    let (addr, vif) = gateway.split_once('%').unwrap_or((gateway, ""));
+    let vif = vif.parse().ok().and_then(|vif: Name| fleet.desired.vifs.get(&vif));
+    let segment = match vif.map(|vif| &vif.attachment) {
+        Some(Attachment::Segment(segment)) => fleet.desired.segments.get(segment),
+        Some(Attachment::Control) | None => None,
+    };
+    let place = segment.map_or_else(
+        || "its segment".to_owned(),
+        |segment| format!("segment {}, VLAN {} on the trunk", segment.name, segment.vlan),
+    );
+    format!(
+        "in the guest: ip neigh show {addr}, ping {addr}; see that this device is up, and its cable or port in {place}; if \
+         it is gone for good, take its routes away"
+    )
 }
 
 /// The counters of a router's meters that are not zero: class and packets.

@@ -10,7 +10,7 @@ use ovsdb::{Atom, Datum, Row, Uuid};
 
 use super::facts::*;
 use super::finding::*;
-use super::{fleet, host, ports, trust};
+use super::{fleet, host, ports, trunk, trust};
 
 const DAY: i64 = 86_400;
 
@@ -245,7 +245,7 @@ fn trunks_carry_what_guests_send() {
     bridge.ports[1].mtu = Some(9000);
     assert_eq!(check(&bridge), [Fail, Fail]);
     bridge.ports[3].mtu = Some(9000);
-    assert_eq!(check(&bridge), [Fail, Warn]);
+    assert_eq!(check(&bridge), [Fail]);
     bridge.ports[4].mtu = Some(9000);
     assert_eq!(check(&bridge), [Well]);
     // User space counts the tag.
@@ -357,7 +357,7 @@ fn sessions_are_not_lost_for_long() {
 }
 
 #[test]
-fn guests_limits_neighbors_and_meters() {
+fn guests_limits_and_meters() {
     let well = report(SessionState::Up, 0);
     assert_eq!(levels(&fleet::slow(std::slice::from_ref(&well))), [Well]);
     let mut filtered = well.clone();
@@ -373,11 +373,6 @@ fn guests_limits_neighbors_and_meters() {
     };
     assert_eq!((limits(79, 0), limits(80, 0), limits(10, 1)), (vec![Well], vec![Warn], vec![Warn]));
 
-    assert_eq!(levels(&fleet::neighbors(std::slice::from_ref(&well))), [Well]);
-    let mut lonely = well;
-    lonely.counts.neighbors = 0;
-    assert_eq!(levels(&fleet::neighbors(&[lonely])), [Warn]);
-
     let counted = |dropped| Statistics {
         node: "a".parse().unwrap(),
         place: (Scope::Router, "r1".into()),
@@ -388,6 +383,80 @@ fn guests_limits_neighbors_and_meters() {
     policed(&counted);
     assert_eq!(levels(&fleet::rows(&[])), [Well]);
     assert_eq!(levels(&fleet::rows(&["segment \"x\": vlan 0".into()])), [Warn]);
+}
+
+#[test]
+fn gateways_have_neighbors() {
+    let check = |report: &Status| fleet::neighbors(&fleet_of(vec![report.clone()]));
+    let mut router = report(SessionState::Up, 0);
+    assert_eq!(levels(&check(&router)), [Well]);
+    router.counts.neighbors = 0;
+    assert_eq!(levels(&check(&router)), [Warn]);
+    let gateways = ["10.0.0.7%r1-core".to_owned(), "fe80::8%r1-core".to_owned()].into();
+    router.unresolved = Unresolved { count: 5, gateways };
+    for neighbors in [0, 1] {
+        router.counts.neighbors = neighbors;
+        let findings = check(&router);
+        assert_eq!(levels(&findings), [Warn], "once: {findings:?}");
+        assert!(
+            findings[0].seen.starts_with("router r1 on a: 5 gateways")
+                && findings[0].seen.ends_with(": 10.0.0.7 on r1-core, fe80::8 on r1-core and 3 more"),
+            "{findings:?}"
+        );
+        let todo = findings[0].todo.as_deref().unwrap();
+        assert!(todo.contains("ip neigh show 10.0.0.7,") && todo.contains("segment core, VLAN 7"), "{todo}");
+    }
+    // What a node says may be anything.
+    router.unresolved.gateways = ["odd".to_owned()].into();
+    assert!(check(&router)[0].todo.as_deref().unwrap().contains("ip neigh show odd"));
+    router.state = SessionState::Down;
+    assert_eq!(levels(&check(&router)), [Well], "that the session is lost is said elsewhere");
+}
+
+#[test]
+fn the_trunk_carries_the_same_everywhere_and_what_routers_send() {
+    let end = |name: &str, datapath: &str, mtus: &[(&str, u32)]| NodeStatus {
+        datapath: datapath.into(),
+        uplink_mtus: mtus.iter().map(|(port, mtu)| ((*port).to_owned(), *mtu)).collect(),
+        ..node(name, NOW)
+    };
+    let check = |nodes: &[NodeStatus], mtu: u32| {
+        let vif_mtus = [("r1-core".parse().unwrap(), mtu), ("r1-ctl".parse().unwrap(), 65535)].into();
+        let report = Status { vif_mtus, ..report(SessionState::Up, 0) };
+        trunk::check(&Fleet { nodes: nodes.to_vec(), ..fleet_of(vec![report]) })
+    };
+    let (a, b) = (end("a", "system", &[("trunk0", 1500)]), end("b", "system", &[("eno1", 1500)]));
+    assert_eq!(levels(&check(&[], 9000)), [Well], "nobody knows");
+    assert_eq!(levels(&check(&[a.clone(), b.clone()], 1500)), [Well]);
+
+    let jumbo = end("a", "system", &[("trunk0", 9000)]);
+    let findings = check(&[jumbo.clone(), b.clone()], 1500);
+    assert_eq!(levels(&findings), [Warn]);
+    let seen = "1500 bytes by eno1 of node b (MTU 1500), 9000 by trunk0 of node a (MTU 9000)";
+    assert!(findings[0].seen.contains(seen), "{findings:?}");
+    assert!(findings[0].todo.as_deref().unwrap().ends_with(" for eno1 of node b"), "{findings:?}");
+
+    let findings = check(&[jumbo, b.clone()], 9000);
+    assert_eq!(levels(&findings), [Warn, Warn]);
+    let seen = "router r1 on a sends packets of 9000 bytes by r1-core (segment core), and uplink eno1 of node b has MTU 1500:";
+    assert!(findings[1].seen.starts_with(seen), "{findings:?}");
+    let todo = findings[1].todo.as_deref().unwrap();
+    assert!(todo.starts_with("on node b: ip link set eno1 mtu 9000, and frames of 9018 bytes"), "{todo}");
+    assert!(todo.ends_with("or MTU 1500 in the guest of r1"), "{todo}");
+
+    // User space counts the tag: 1500 is too little there, 1504 is as much as 1500 in a kernel.
+    let user = |mtu| end("b", "netdev", &[("eno1", mtu)]);
+    assert_eq!(levels(&check(&[a.clone(), user(1504)], 1500)), [Well]);
+    let findings = check(&[a, user(1500)], 1500);
+    assert_eq!(levels(&findings), [Warn, Warn]);
+    assert!(
+        findings[0].seen.contains("1496 bytes by eno1 of node b (MTU 1500 with the tag)"),
+        "{findings:?}"
+    );
+    assert!(findings[1].seen.contains("has MTU 1500, 4 of them for the VLAN tag"), "{findings:?}");
+    assert!(findings[1].todo.as_deref().unwrap().starts_with("on node b: ip link set eno1 mtu 1504,"));
+    // Two uplinks of one node.
+    assert_eq!(levels(&check(&[end("a", "system", &[("t0", 1500), ("t1", 1600)]), b], 1500)), [Warn]);
 }
 
 /// What was dropped once is told in a sum; only what is dropped now is a warning.

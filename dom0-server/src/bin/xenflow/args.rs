@@ -95,6 +95,11 @@ pub(crate) enum Command {
     #[command(flatten)]
     Database(DatabaseCommand),
     /// Look for what goes wrong in practice, and say what to do; exit code 1 if a check failed
+    ///
+    /// Each finding is OK, WARN (it works, and may not for long, or less than it could) or FAIL, with what was seen and, where
+    /// it is not OK, what to do. --timeout is for each question: the database of Open vSwitch, the bridge, each server of the
+    /// XenFlow database, its rows; what does not answer is a finding itself. Where meters may be dropping it looks twice, 6 s
+    /// apart.
     Doctor {
         /// Only this host, not the XenFlow database
         #[arg(long)]
@@ -161,6 +166,11 @@ pub(crate) enum HostCommand {
         socket: SocketArg,
     },
     /// What becomes of a packet at each table, as XenFlow has it and as the switch does it; fails where the two differ
+    ///
+    /// Exit code 1: XenFlow and the switch differ on a node, or its switch does not answer. A packet that goes on to another
+    /// node is followed there with --host; without it the exit code is 0 if all is well so far, and what would follow it is
+    /// printed ("next" in --json). --timeout is for each question: each node's daemon, and the XenFlow database, which is asked
+    /// for the next node.
     Explain(Box<ExplainArgs>),
 }
 

@@ -28,8 +28,8 @@ use crate::args::Target;
 use crate::show::printable;
 use crate::{Failure, client, color, output};
 
-/// Steps of the collecting that each may take as long as `--timeout` says: two databases and the bridge, the clock's
-/// daemon beside them, and a second look at the database.
+/// Steps of the collecting that each may take as long as `--timeout` says, beside one for each server of the database: two
+/// databases and the bridge, the clock's daemon beside them, and a second look at the database.
 const STEPS: u32 = 5;
 
 /// Checks, prints, and fails if a check did.
@@ -40,10 +40,11 @@ pub(crate) fn run(
     config: &Path,
     as_json: bool,
 ) -> Result<(), Failure> {
-    let limit = seconds.saturating_mul(STEPS).saturating_add(collect::SECOND_LOOK_S);
+    let remotes = ovsdb::Remote::parse_list(&db.remotes)?;
+    let steps = STEPS.saturating_add(u32::try_from(remotes.len()).unwrap_or(u32::MAX));
+    let limit = seconds.saturating_mul(steps).saturating_add(collect::SECOND_LOOK_S);
     client::block_on(limit, async {
         let step = Duration::from_secs(seconds.into());
-        let remotes = ovsdb::Remote::parse_list(&db.remotes)?;
         let servers = collect::Servers { tls: db.tls(&remotes)?, remotes, step };
         let facts = collect::facts(&db.remotes, &servers, host_only, config).await;
         let findings = judge(&facts);

@@ -55,7 +55,7 @@ pub(super) fn servers(servers: &[(String, Result<Server, String>)]) -> Vec<Findi
     for (remote, seen) in servers {
         match seen {
             Err(reason) => {
-                wrong.push(fail(check, format!("{remote}: {reason}"), "start it, or see the way to it"))
+                wrong.push(fail(check, format!("{remote}: {reason}"), "start ovsdb-server there; see that its port is not filtered on the way, and --certificate and --ca-cert if it is ssl:"))
             }
             Ok(server) if server.model == "clustered" && !server.connected => wrong.push(fail(
                 check,

@@ -26,7 +26,7 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
             "start openvswitch-switch; run as root; name its socket with ovs_db in the settings",
         )),
     }
-    all.extend(facts.flows.as_ref().map(flows));
+    all.extend(facts.flows.as_ref().map(|counted| flows(counted, &facts.bridge)));
     all.push(clock(facts.synchronized));
     all.extend(facts.disks.iter().map(disk));
     all
@@ -157,7 +157,7 @@ pub(super) fn restore_wait(switch: &Switch, bridge: &str) -> Finding {
     )
 }
 
-pub(super) fn flows(seen: &Result<(u64, u64), String>) -> Finding {
+pub(super) fn flows(seen: &Result<(u64, u64), String>, bridge: &str) -> Finding {
     match seen {
         Ok((all, ours)) if all == ours => ok("flows", format!("{ours} flows, all of XenFlow")),
         Ok((all, ours)) => warn(
@@ -166,8 +166,10 @@ pub(super) fn flows(seen: &Result<(u64, u64), String>) -> Finding {
                 "{} of {all} flows are not XenFlow's, which never touches them",
                 all.saturating_sub(*ours)
             ),
-            "ovs-ofctl -O OpenFlow15 dump-flows on the bridge's .mgmt socket: those whose cookie does not begin \
-             with 0x5846; remove them",
+            format!(
+                "ovs-ofctl -O OpenFlow15 dump-flows {bridge} | grep -v cookie=0x5846 lists them; find out whose they are, \
+                 and remove them: ovs-ofctl -O OpenFlow15 del-flows {bridge} cookie=COOKIE/-1"
+            ),
         ),
         Err(reason) => fail(
             "flows",

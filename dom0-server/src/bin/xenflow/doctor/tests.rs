@@ -82,11 +82,11 @@ fn flow_restore_wait_is_for_a_switch_of_one_bridge() {
 
 #[test]
 fn flows_clock_and_disk() {
-    assert_eq!(level(host::flows(&Ok((7, 7)))), Well);
-    let foreign = host::flows(&Ok((9, 7)));
+    assert_eq!(level(host::flows(&Ok((7, 7)), "br-xf")), Well);
+    let foreign = host::flows(&Ok((9, 7)), "br-xf");
     assert!(foreign.seen.starts_with("2 of 9 flows"), "{foreign:?}");
     assert_eq!(level(foreign), Warn);
-    assert_eq!(level(host::flows(&Err("closed".into()))), Fail);
+    assert_eq!(level(host::flows(&Err("closed".into()), "br-xf")), Fail);
     for (clock, expected) in [(Some(true), Well), (Some(false), Warn), (None, Warn)] {
         assert_eq!(level(host::clock(clock)), expected);
     }

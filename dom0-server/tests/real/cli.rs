@@ -1,7 +1,4 @@
 //! The built `xenflow` against a real `ovsdb-server`: what it does, and the exact words of its refusals.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::fs;
 use std::process::Command;
@@ -10,7 +7,7 @@ use dom0_server::db::happened;
 use dom0_server::events::KINDS;
 use serde_json::{Value, json};
 
-use support::{Dir, OTHER, Server, ok, populate, refused, run};
+use crate::support::{Dir, OTHER, Server, ok, populate, refused, run};
 
 #[test]
 fn init_does_only_what_is_not_done() {

@@ -1,14 +1,11 @@
 //! `xenflow doctor` on a real database server: what it sees, what it says to do, and its exit code.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use support::{Runs as _, Server, populate};
+use crate::support::{Runs as _, Server, populate};
 
 /// Serves `Open_vSwitch` too, with a bridge `br-xf` of these interfaces: name and `iface-id`.
 fn with_switch(server: &Server, interfaces: &[(&str, Option<&str>)]) {

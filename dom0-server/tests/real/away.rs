@@ -1,8 +1,5 @@
 //! The whole daemon while the XenFlow database, on a server of its own, is away: it starts with what it kept, goes on with
 //! that, and when the database is back only what differs is written to the switch.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +7,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use support::{Dir, Running, Runs, ok, run, serves};
+use crate::support::{self, Dir, Running, Runs, ok, run, serves};
 
 /// Flows by all that makes them, with the seconds that the switch has had them.
 type Flows = BTreeMap<String, f64>;

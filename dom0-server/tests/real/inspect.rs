@@ -1,7 +1,4 @@
 //! The control socket and who abuses it: what it answers is made up here.
-#![allow(clippy::unwrap_used, reason = "a test")]
-
-mod support;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -15,7 +12,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use support::{Dir, LIMIT, refused};
+use crate::support::{Dir, LIMIT, refused};
 
 /// The daemon's loop, in short: to routers it has nothing to say.
 fn answering(mut asks: mpsc::Receiver<Ask>) {

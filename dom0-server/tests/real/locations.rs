@@ -1,7 +1,4 @@
 //! Nodes that find each other's addresses, by a real `ovsdb-server`.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::sync::watch as state;
 use tokio::task::JoinHandle;
 
-use support::{LIMIT, Server};
+use crate::support::{LIMIT, Server};
 
 fn places(last: &[u8]) -> BTreeSet<Place> {
     let place = |n: &u8| Place {

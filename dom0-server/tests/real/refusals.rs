@@ -1,8 +1,5 @@
 //! Every rule by which a command is refused, each with a wrong input: the message names the value, the rule and what to
 //! do, and the exit code is 2. A rule without an input here does not pass.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +13,7 @@ use dom0_server::pki::PkiError;
 use ovsdb::{ColumnError, Datum, RemoteParseError, Row, Uuid};
 use serde_json::json;
 
-use support::{Server, populate};
+use crate::support::{Server, populate};
 
 /// Names of all variants but those behind the semicolon, which no input causes; a variant that is not listed does not
 /// compile.

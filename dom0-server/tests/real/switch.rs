@@ -1,9 +1,6 @@
 //! The daemon's conversations with a real Open vSwitch on its dummy datapath.
-#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, missing_docs, unreachable_pub)]
 
-#[path = "../../crates/openflow/tests/common/mod.rs"]
-mod common;
-
+use crate::common;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 

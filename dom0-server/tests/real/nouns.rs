@@ -1,11 +1,8 @@
 //! Every kind of things with every verb, against a real `ovsdb-server`.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use serde_json::json;
 
-use support::{Server, populate};
+use crate::support::{Server, populate};
 
 const MAC: &str = "52:54:00:00:00:02";
 

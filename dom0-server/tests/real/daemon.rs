@@ -1,8 +1,5 @@
 //! The whole daemon between a real `ovsdb-server` and a real `ovs-vswitchd` on its dummy datapath: what it configures,
 //! counts and arms, what is left of that when one of them dies, and what it tells systemd.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::cell::RefCell;
 use std::fs;
@@ -12,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use support::{Dir, Running, Runs, ok, run, serves};
+use crate::support::{Dir, Running, Runs, ok, run, serves};
 
 /// A host with one segment and two end hosts.
 struct Host {

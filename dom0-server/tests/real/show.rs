@@ -1,13 +1,10 @@
 //! What the daemons count and how old it is that a session was lost, as `xenflow show` prints it.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use support::{Server, populate};
+use crate::support::{Server, populate};
 
 fn counted(node: &str, scope: &str, name: &str, counters: Value) -> Value {
     json!({"op": "insert", "table": "Statistics", "row": {

@@ -1,15 +1,12 @@
 //! `xenflow init --persist` with Debian's own start script of Open vSwitch, its files in a private directory: what the
 //! script opens after a restart, with the settings as `ovsdb-server.service` hands them to it.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::{Dir, ok, run};
+use crate::support::{Dir, ok, run};
 
 /// Open vSwitch of Debian without `ovs-vswitchd`, and its `/etc/default/openvswitch-switch`.
 struct Debian {

@@ -1,6 +1,4 @@
 //! A private `ovsdb-server` and the built `xenflow`. A missing program fails the test that needs it.
-#![allow(dead_code, unused_imports, reason = "every test binary has its own copy of this module")]
-#![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "nobody else sees a test's modules")]
 
 mod dir;
 

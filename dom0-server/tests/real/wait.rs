@@ -1,15 +1,12 @@
 //! `xenflow --wait` against a real `ovsdb-server`, with nodes that are played by hand, and what `xenflow show node` says
 //! of them.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::process::Output;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use support::{LIMIT, Server, populate, refused};
+use crate::support::{LIMIT, Server, populate, refused};
 
 /// A node that began and was seen long ago.
 fn node(name: &str, cfg: i64) -> Value {

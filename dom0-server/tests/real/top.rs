@@ -1,14 +1,11 @@
 //! `xenflow top --once` on a real database server, while somebody counts.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use support::{Server, populate};
+use crate::support::{Server, populate};
 
 #[test]
 fn one_sample_has_rates() {

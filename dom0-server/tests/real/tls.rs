@@ -1,8 +1,5 @@
 //! A database over TLS, whose clients have roles: two nodes' locations when one of them is cut off, the whole daemon and
 //! the operator's tools by a certificate, and a server that shows the wrong one.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,7 +20,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch as state};
 use tokio::task::{JoinHandle, JoinSet};
 
-use support::{Dir, LIMIT, Running, Runs, free_port, ok, run, serves};
+use crate::support::{self, Dir, LIMIT, Running, Runs, free_port, ok, run, serves};
 
 /// An `ovsdb-server` that serves `XenFlow` to nodes over TLS, and to root by a socket.
 struct Server {

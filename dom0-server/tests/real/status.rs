@@ -1,8 +1,5 @@
 //! What the daemon reports of its routers and its node, written to a real `ovsdb-server`, and what `xenflow doctor` makes of
 //! it.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -21,7 +18,7 @@ use xenflow_proto::table::{
 };
 use xenflow_proto::{Change, Identity, MacAddr, Object, Seq, control};
 
-use support::{LIMIT, Server, populate};
+use crate::support::{LIMIT, Server, populate};
 
 /// Long ago.
 const OLD: u64 = 1_700_000_000_000;

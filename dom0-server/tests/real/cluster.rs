@@ -1,9 +1,6 @@
 //! A cluster of real `ovsdb-server`s that the built `xenflow` makes, grows and ends, over TLS; and who may write what
 //! there. A missing program fails the test that needs it.
-#![allow(clippy::unwrap_used)]
 
-mod support;
-#[path = "cluster/upgrade.rs"]
 mod upgrade;
 
 use std::fs;
@@ -14,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use support::{Dir, LIMIT, Running, Server, free_port, populate};
+use crate::support::{self, Dir, LIMIT, Running, Server, free_port, populate};
 
 /// Hosts that are directories of their own, with loopback addresses of their own. Their members listen for clients at
 /// all addresses, so that on this one host only one of them gets the port; another one takes it when that one ends.

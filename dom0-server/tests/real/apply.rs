@@ -1,12 +1,9 @@
 //! `xenflow apply` against a real `ovsdb-server`: what it prints, what it writes, and what it leaves alone.
-#![allow(clippy::unwrap_used, reason = "a test")]
-
-mod support;
 
 use std::fs;
 
+use crate::support::Server;
 use serde_json::{Value, json};
-use support::Server;
 
 const CAMPUS: &str = r#"
 owner = "campus"

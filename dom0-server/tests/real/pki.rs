@@ -1,7 +1,4 @@
 //! `xenflow pki`: what an authority issues, renews, revokes and hands out, as OpenSSL sees it, and what it refuses.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use support::{Dir, ok, refused, run};
+use crate::support::{Dir, ok, refused, run};
 
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777

@@ -1,7 +1,4 @@
 //! `xenflow events` and the control socket, with events that are made up here; the real ones are in `daemon.rs`.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::future::poll_fn;
 use std::io::{BufRead, BufReader as Lines};
@@ -21,7 +18,7 @@ use tokio::time::timeout;
 use tracing::subscriber::{DefaultGuard, set_default};
 use tracing_subscriber::prelude::*;
 
-use support::{Dir, LIMIT, Runs as _, Server, refused};
+use crate::support::{Dir, LIMIT, Runs as _, Server, refused};
 
 /// What is logged on this thread is kept, while the guard is.
 fn keeping() -> (Events, DefaultGuard) {

@@ -1,15 +1,12 @@
 //! `xenflow explain` between real switches on their dummy datapaths, a real database and two cores: nodes a and b, with a
 //! router on a whose guest is played by hand.
-#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, missing_docs, unreachable_pub)]
 
-#[path = "../../crates/openflow/tests/common/mod.rs"]
-mod common;
-mod support;
-
+use crate::common;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::support::{Server, refused};
 use dom0_server::core::{Core, Effect, Event, SessionId};
 use dom0_server::events::Events;
 use dom0_server::inspect::explain::trace::Bridge;
@@ -18,7 +15,6 @@ use dom0_server::locations::watch as located;
 use dom0_server::ovs::{database, switch as conversation};
 use dom0_server::ports::{ControlPort, SwitchPort, SwitchPorts};
 use serde_json::Value;
-use support::{Server, refused};
 use tokio::sync::{mpsc, watch};
 use xenflow_proto::message::{GuestMessage, Hello, VERSION};
 use xenflow_proto::table::{

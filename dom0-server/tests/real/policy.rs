@@ -1,14 +1,11 @@
 //! How routers are treated: `xenflow router add` and `set` against a real `ovsdb-server`, and the conversion of a
 //! database that has no such columns.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::process::Command;
 
 use serde_json::{Value, json};
 
-use support::{Runs as _, Server, populate};
+use crate::support::{Runs as _, Server, populate};
 
 fn r1(server: &Server) -> Value {
     let routers = server.json("router list");

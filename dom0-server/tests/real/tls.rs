@@ -16,7 +16,7 @@ use dom0_server::locations::watch::{self, Here};
 use dom0_server::tls::{self, Files};
 use ovsdb::{Connection, Operation, Options, Remote};
 use serde_json::{Value, json};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch as state};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -119,44 +119,68 @@ impl Server {
     }
 }
 
-/// A way to a server that can be cut.
+/// A way to a server that can be cut: it ends what goes over it, and whoever comes then.
+///
+/// It listens all the time. A port that is given up cannot be had again at once, as a process that another test begins
+/// just then has a copy of the socket until its `exec`.
 struct Way {
-    to: SocketAddr,
     at: SocketAddr,
-    task: Option<JoinHandle<()>>,
+    wanted: state::Sender<bool>,
+    is_open: state::Receiver<bool>,
+    task: JoinHandle<()>,
 }
 
 impl Way {
-    fn open(server: &Server) -> Self {
+    async fn open(server: &Server) -> Self {
         let to = SocketAddr::from(([127, 0, 0, 1], server.port));
-        let mut way = Self { to, at: SocketAddr::from(([127, 0, 0, 1], free_port())), task: None };
-        way.mend();
-        way
-    }
-
-    fn mend(&mut self) {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(self.at).unwrap();
-        let listener = socket.listen(16).unwrap();
-        let to = self.to;
-        self.task = Some(tokio::spawn(async move {
-            // They end with this task.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let (wanted, mut asked) = state::channel(true);
+        let (tell, is_open) = state::channel(true);
+        let task = tokio::spawn(async move {
             let mut streams = JoinSet::new();
             loop {
-                let (mut near, _) = listener.accept().await.unwrap();
-                streams.spawn(async move {
-                    let mut far = TcpStream::connect(to).await.unwrap();
-                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-                });
+                tokio::select! {
+                    _ = asked.changed() => {
+                        let is_open = *asked.borrow_and_update();
+                        if !is_open {
+                            streams.shutdown().await;
+                        }
+                        tell.send_replace(is_open);
+                    }
+                    accepted = listener.accept() => {
+                        let (mut near, _) = accepted.unwrap();
+                        if *tell.borrow() {
+                            streams.spawn(async move {
+                                let mut far = TcpStream::connect(to).await.unwrap();
+                                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                            });
+                        }
+                    }
+                }
             }
-        }));
+        });
+        Self { at, wanted, is_open, task }
     }
 
+    async fn mend(&mut self) {
+        self.set(true).await;
+    }
+
+    /// Nothing goes over it when this returns.
     async fn cut(&mut self) {
-        let task = self.task.take().unwrap();
-        task.abort();
-        assert!(task.await.unwrap_err().is_cancelled());
+        self.set(false).await;
+    }
+
+    async fn set(&mut self, is_open: bool) {
+        self.wanted.send_replace(is_open);
+        self.is_open.wait_for(|now| *now == is_open).await.unwrap();
+    }
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -205,7 +229,7 @@ impl Drop for Node {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_was_cut_off_takes_nothing_back() {
     let server = Server::start("s");
-    let mut way = Way::open(&server);
+    let mut way = Way::open(&server).await;
     let remote = format!("ssl:{}", way.at);
     let mut a = Node::start(&server, "a", &remote);
     let mut b = Node::start(&server, "b", &server.remote());
@@ -221,7 +245,7 @@ async fn a_node_that_was_cut_off_takes_nothing_back() {
     server.has(&moved).await;
     // What comes to it meanwhile waits.
     a.has(&[1, 2, 3]);
-    way.mend();
+    way.mend().await;
     a.knows(&[1]).await;
     server.has(&[&moved[..], &[("a", "03", 1)]].concat()).await;
 
@@ -230,7 +254,7 @@ async fn a_node_that_was_cut_off_takes_nothing_back() {
     drop(a);
     let mut a = Node::start(&server, "a", &remote);
     a.has(&[1, 2]);
-    way.mend();
+    way.mend().await;
     a.knows(&[1]).await;
     server.has(&moved).await;
 

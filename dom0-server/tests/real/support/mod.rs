@@ -3,22 +3,28 @@
 mod dir;
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Value, json};
+use tokio::net::TcpSocket;
 
 pub use dir::{Dir, LIMIT, Running, Runs, serves};
 
 /// A port that nobody has, below those that systems give out by themselves; tests that run now begin elsewhere.
+///
+/// It is tried without listening: a process that another test begins just now has a copy of the socket until its `exec`,
+/// and a copy that listens would keep the port.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let number = std::process::id() * 8 + NEXT.fetch_add(1, Ordering::Relaxed);
         let port = 10_000 + u16::try_from(number % 20_000).unwrap();
-        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        if socket.bind(SocketAddr::from(([0, 0, 0, 0], port))).is_ok() {
             return port;
         }
     }

@@ -5,15 +5,16 @@ use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
-use crate::Failure;
-use crate::args::Target;
-use crate::wait::Waiter;
 use anyhow::{Context, anyhow};
 use dom0_server::db::edit::{Snapshot, is_lost_race};
 use dom0_server::db::location::{self, Located};
 use dom0_server::db::{DATABASE, Statistics, VERSION, retire, select_all, statistics, table};
 use dom0_server::tls;
 use ovsdb::{Condition, Connection, Operation, Options, Remote, RequestError, Tls, TransactError};
+
+use crate::Failure;
+use crate::args::Target;
+use crate::wait::Waiter;
 
 /// How often an edit is built anew when somebody else was faster.
 const ATTEMPTS: u32 = 20;
@@ -199,13 +200,9 @@ impl Client {
         }
     }
 
-    /// What all nodes count. Rows that do not parse are left out.
+    /// See [`statistics`].
     pub(crate) async fn statistics(&self) -> anyhow::Result<Vec<Statistics>> {
-        let results = self.connection.transact(DATABASE, &[statistics::select(None)]).await?;
-        let rows = results.first().map(|result| result.rows()).unwrap_or_default();
-        let mut all: Vec<_> = rows.iter().filter_map(|row| Statistics::parse(row).ok()).collect();
-        all.sort_by(|a, b| (&a.place, &a.node).cmp(&(&b.place, &b.node)));
-        Ok(all)
+        Ok(statistics(&self.connection).await?)
     }
 
     /// Whether there is anything that a node has reported.
@@ -243,8 +240,18 @@ impl Client {
     }
 }
 
-async fn snapshot(connection: &Connection) -> Result<Snapshot, TransactError> {
+/// The database as it is.
+pub(crate) async fn snapshot(connection: &Connection) -> Result<Snapshot, TransactError> {
     Ok(Snapshot::from_select(&connection.transact(DATABASE, &select_all()).await?))
+}
+
+/// What all nodes count, by what and by node. Rows that do not parse are left out.
+pub(crate) async fn statistics(connection: &Connection) -> Result<Vec<Statistics>, TransactError> {
+    let results = connection.transact(DATABASE, &[statistics::select(None)]).await?;
+    let rows = results.first().map(|result| result.rows()).unwrap_or_default();
+    let mut all: Vec<_> = rows.iter().filter_map(|row| Statistics::parse(row).ok()).collect();
+    all.sort_by(|a, b| (&a.place, &a.node).cmp(&(&b.place, &b.node)));
+    Ok(all)
 }
 
 /// Whether an address may come to a port by it, of which that port's node has to tell others.

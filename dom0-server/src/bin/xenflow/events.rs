@@ -23,7 +23,7 @@ use xenflow_proto::Name;
 
 use crate::args::{EventsArgs, Target};
 use crate::ask::Daemon;
-use crate::{Failure, output};
+use crate::{Failure, client, output};
 
 /// Between two tries to reach a daemon that is away.
 const RETRY: Duration = Duration::from_millis(500);
@@ -43,15 +43,14 @@ pub(crate) fn run(args: EventsArgs, db: &Target, seconds: u32, json: bool) -> Re
         })?;
     }
     let lines = Lines { router, kinds, json };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     if all {
-        return runtime.block_on(all::run(db, lines, follow, seconds));
+        return client::run(all::run(db, lines, follow, seconds));
     }
     let reader = Reader { lines, socket: socket.socket, seconds, after: None };
     if !follow {
         return Ok(reader.list()?);
     }
-    runtime.block_on(async {
+    client::run(async {
         let mut signals = signals()?;
         let mut look = tokio::time::interval(LOOK);
         let (done, mut ended) = oneshot::channel();

@@ -27,7 +27,7 @@ use sample::Sample;
 use screen::{Screen, Then};
 
 use crate::args::Target;
-use crate::{Failure, color, output};
+use crate::{Failure, client, color, output};
 
 /// How long the reader of keys sleeps before it sees that nobody wants them.
 const KEYS_WAIT: Duration = Duration::from_millis(200);
@@ -51,8 +51,7 @@ pub(crate) fn run(db: &Target, options: &Options) -> Result<(), Failure> {
     if !options.once && !std::io::stdout().is_terminal() {
         return Err(Failure::Input(anyhow!("stdout is no terminal: say --once for one sample")));
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
-    runtime.block_on(async {
+    client::run(async {
         let mut watch = Watch::start(db, config, Duration::from_secs(options.timeout_s.into())).await?;
         let pause = Duration::from_secs(options.interval_s.into());
         if options.once { once(&mut watch, pause, options.json).await } else { live(&mut watch, pause).await }

@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use dom0_server::clock::now_ms;
 use dom0_server::config::Config;
-use dom0_server::db::edit::Snapshot;
-use dom0_server::db::{DATABASE, Statistics, select_all, statistics};
+use dom0_server::db::{DATABASE, Statistics};
 use openflow::{Event, FlowFilter, Message, MultipartReply, MultipartRequest, Session};
 use ovsdb::{Condition, Connection, Operation, Options, Remote, Tls};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,7 +19,7 @@ use xenflow_flow_app::pipeline::cookie;
 
 use super::facts::{Disk, Facts, Fleet, Life, Server, Switch, Trust, select_switch};
 use super::fleet;
-use crate::client::{Version, check_version};
+use crate::client::{Version, check_version, snapshot, statistics};
 use crate::output;
 
 /// Where `ovsdb-server` keeps databases.
@@ -166,7 +165,8 @@ async fn flows(socket: &Path) -> anyhow::Result<(u64, u64)> {
 
 async fn server(remote: &Remote, servers: &Servers) -> anyhow::Result<Server> {
     let connection = servers.open(std::slice::from_ref(remote)).await?;
-    let select = Operation::select("Database").filter(Condition::eq("name", DATABASE));
+    let select =
+        Operation::select("Database").filter(Condition::eq("name", DATABASE)).columns(&Server::COLUMNS);
     let results = connection.transact("_Server", &[select]).await?;
     let row = results.first().and_then(|result| result.rows().first());
     let row = row.ok_or_else(|| anyhow!("it serves no database {DATABASE}: run 'xenflow init'"))?;
@@ -175,11 +175,11 @@ async fn server(remote: &Remote, servers: &Servers) -> anyhow::Result<Server> {
 
 async fn read(servers: &Servers) -> anyhow::Result<Fleet> {
     let connection = servers.open(&servers.remotes).await?;
-    let schema = connection.get_schema(DATABASE).await?;
-    if let Version::Older = check_version(&schema.version)? {
-        bail!("its schema is {}, older than this xenflow: run 'xenflow init' to convert it", schema.version);
+    let version = connection.schema_version(DATABASE).await?;
+    if let Version::Older = check_version(&version)? {
+        bail!("its schema is {version}, older than this xenflow: run 'xenflow init' to convert it");
     }
-    let now = Snapshot::from_select(&connection.transact(DATABASE, &select_all()).await?);
+    let now = snapshot(&connection).await?;
     let statistics = statistics(&connection).await?;
     Ok(Fleet {
         invalid: now.invalid.iter().map(ToString::to_string).collect(),
@@ -191,14 +191,8 @@ async fn read(servers: &Servers) -> anyhow::Result<Fleet> {
     })
 }
 
-async fn statistics(connection: &Connection) -> anyhow::Result<Vec<Statistics>> {
-    let rows = connection.transact(DATABASE, &[statistics::select(None)]).await?;
-    let rows = rows.iter().flat_map(|result| result.rows());
-    Ok(rows.filter_map(|row| Statistics::parse(row).ok()).collect())
-}
-
 async fn counted(servers: &Servers) -> anyhow::Result<Vec<Statistics>> {
-    statistics(&servers.open(&servers.remotes).await?).await
+    Ok(statistics(&servers.open(&servers.remotes).await?).await?)
 }
 
 /// What systemd-timesyncd notes, or else what `timedatectl` finds out of the kernel, whoever keeps its clock.

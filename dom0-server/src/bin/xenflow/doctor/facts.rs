@@ -188,6 +188,8 @@ pub(super) struct Server {
 }
 
 impl Server {
+    pub(super) const COLUMNS: [&'static str; 3] = ["model", "connected", "leader"];
+
     pub(super) fn parse(row: &Row) -> Result<Self, ovsdb::ColumnError> {
         Ok(Self {
             model: row.str("model")?.to_owned(),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::support::{Server, refused};
+use crate::support::{Server, link, refused};
 use dom0_server::core::{Core, Effect, Event, SessionId};
 use dom0_server::events::Events;
 use dom0_server::inspect::explain::trace::Bridge;
@@ -18,7 +18,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use xenflow_proto::message::{GuestMessage, Hello, VERSION};
 use xenflow_proto::table::{
-    AddressKey, Hop, HopFlags, IfIndex, Link, Neighbor, NeighborKey, Route, RouteKey, RouteKind, RouteTarget,
+    AddressKey, Hop, HopFlags, IfIndex, Neighbor, NeighborKey, Route, RouteKey, RouteKind, RouteTarget,
     TABLE_LOCAL, TABLE_MAIN,
 };
 use xenflow_proto::{Change, Identity, MacAddr, Object, Seq, control};
@@ -210,18 +210,7 @@ fn tables() -> Vec<Object> {
         })
     };
     for (number, net, own) in [(1, "10.0.0.0/24", "10.0.0.1"), (2, "10.0.1.0/24", "10.0.1.1")] {
-        said.push(Object::Link(Link {
-            ifindex: index(number),
-            name: format!("eth{number}"),
-            mac: Some(MacAddr([2, 0, 0, 0, 0, number as u8])),
-            mtu: 1500,
-            up: true,
-            running: true,
-            kind: String::new(),
-            master: None,
-            vrf_table: None,
-            ipv6_mtu: None,
-        }));
+        said.push(link(index(number), &format!("eth{number}"), MacAddr([2, 0, 0, 0, 0, number as u8]), 1500));
         let address = format!("{own}/24").parse().unwrap();
         said.push(Object::Address(AddressKey { ifindex: index(number), address }));
         said.push(route(&format!("{own}/32"), RouteKind::Local, 2, &[], 0, TABLE_LOCAL));

@@ -14,11 +14,11 @@ use tokio::sync::mpsc;
 use xenflow_flow_app::PortNo;
 use xenflow_proto::message::{GuestMessage, Hello, VERSION};
 use xenflow_proto::table::{
-    Hop, HopFlags, Link, Neighbor, NeighborKey, Route, RouteKey, RouteKind, RouteTarget, TABLE_MAIN,
+    Hop, HopFlags, Neighbor, NeighborKey, Route, RouteKey, RouteKind, RouteTarget, TABLE_MAIN,
 };
 use xenflow_proto::{Change, Identity, MacAddr, Object, Seq, control};
 
-use crate::support::{LIMIT, Server, populate};
+use crate::support::{LIMIT, Server, link, populate};
 
 /// Long ago.
 const OLD: u64 = 1_700_000_000_000;
@@ -235,18 +235,7 @@ fn begin(daemon: &mut Daemon, mtu: u32, gateways: impl Iterator<Item = u8>) {
         Hello { versions: vec![VERSION], router: router.clone(), boot_id: [7; 16], agent: String::new() };
     let peer = control::guest_ipv6(MacAddr([0x52, 0x54, 0, 0, 0, 0x0a])).into();
     daemon.core.handle(Event::Opened(SessionId(1), Identity::Router(router), peer, hello));
-    let link = Object::Link(Link {
-        ifindex: 2,
-        name: "eth1".to_owned(),
-        mac: Some(MacAddr([0x52, 0x54, 0, 0, 0, 1])),
-        mtu,
-        up: true,
-        running: true,
-        kind: String::new(),
-        master: None,
-        vrf_table: None,
-        ipv6_mtu: None,
-    });
+    let link = link(2, "eth1", MacAddr([0x52, 0x54, 0, 0, 0, 1]), mtu);
     let route = |last| {
         let gateway = Some(address(last));
         let hop = Hop { gateway, oif: Some(2), weight: 1, flags: HopFlags(0), encap: false };

@@ -1,6 +1,7 @@
 //! The daemon's conversations with a real Open vSwitch on its dummy datapath.
 
 use crate::common;
+use crate::support::link;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use xenflow_flow_app::{
     App, Attachment, FastPath, MeterChange, Policy, Rejection, RouterId, Topology, Vif, VifId, pipeline,
 };
 use xenflow_proto::table::{
-    AddressKey, Hop, HopFlags, IfIndex, Link, Neighbor, NeighborKey, Route, RouteKey, RouteKind, RouteTarget,
+    AddressKey, Hop, HopFlags, IfIndex, Neighbor, NeighborKey, Route, RouteKey, RouteKind, RouteTarget,
     TABLE_LOCAL, TABLE_MAIN,
 };
 use xenflow_proto::{Change, MacAddr, Object, VlanId};
@@ -95,18 +96,7 @@ fn app() -> App {
     let mut say = |object| app.apply(router, Change::Upsert(object)).unwrap();
     let index = |n: u32| IfIndex::try_from(n).unwrap();
     for number in [1, 2] {
-        say(Object::Link(Link {
-            ifindex: index(number),
-            name: format!("eth{number}"),
-            mac: Some(mac(number as u8)),
-            mtu: 1500,
-            up: true,
-            running: true,
-            kind: String::new(),
-            master: None,
-            vrf_table: None,
-            ipv6_mtu: None,
-        }));
+        say(link(index(number), &format!("eth{number}"), mac(number as u8), 1500));
     }
     for address in ["10.0.1.1/24", "2001:db8:1::1/64", "10.0.2.1/24", "2001:db8:2::1/64"] {
         let number = if address.contains(".1.1") || address.contains("8:1:") { 1 } else { 2 };

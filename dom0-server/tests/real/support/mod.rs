@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Value, json};
 use tokio::net::TcpSocket;
+use xenflow_proto::table::Link;
+use xenflow_proto::{MacAddr, Object};
 
 pub use dir::{Dir, LIMIT, Running, Runs, serves};
 
@@ -144,4 +146,20 @@ pub fn populate(server: &Server) {
     ] {
         assert_eq!(server.ok(line), "", "{line}");
     }
+}
+
+/// A link of a guest, up, that stands for no other.
+pub fn link(ifindex: u32, name: &str, mac: MacAddr, mtu: u32) -> Object {
+    Object::Link(Link {
+        ifindex,
+        name: name.to_owned(),
+        mac: Some(mac),
+        mtu,
+        up: true,
+        running: true,
+        kind: String::new(),
+        master: None,
+        vrf_table: None,
+        ipv6_mtu: None,
+    })
 }

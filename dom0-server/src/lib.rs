@@ -22,4 +22,5 @@ pub mod ovs;
 pub mod pki;
 pub mod ports;
 pub mod reporter;
+pub mod shaper;
 pub mod tls;

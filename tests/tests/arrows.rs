@@ -7,13 +7,14 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Every package of the workspace and the packages of the workspace that it may use.
-const ARROWS: [(&str, &[&str]); 7] = [
+const ARROWS: [(&str, &[&str]); 8] = [
     ("xenflow-proto", &[]),
     ("openflow", &[]),
     ("ovsdb", &[]),
     ("xenflow-flow-app", &["xenflow-proto", "openflow"]),
+    ("xenflow-qos", &[]),
     ("xenflow-guest-client", &["xenflow-proto"]),
-    ("xenflow-dom0-server", &["xenflow-proto", "openflow", "ovsdb", "xenflow-flow-app"]),
+    ("xenflow-dom0-server", &["xenflow-proto", "openflow", "ovsdb", "xenflow-flow-app", "xenflow-qos"]),
     (
         "xenflow-tests",
         &[
@@ -21,6 +22,7 @@ const ARROWS: [(&str, &[&str]); 7] = [
             "openflow",
             "ovsdb",
             "xenflow-flow-app",
+            "xenflow-qos",
             "xenflow-guest-client",
             "xenflow-dom0-server",
         ],
@@ -28,7 +30,7 @@ const ARROWS: [(&str, &[&str]); 7] = [
 ];
 
 /// Packages without sockets, clock and randomness, so without crates that bring them.
-const PURE: [&str; 3] = ["xenflow-proto", "openflow", "xenflow-flow-app"];
+const PURE: [&str; 4] = ["xenflow-proto", "openflow", "xenflow-flow-app", "xenflow-qos"];
 const IMPURE: [&str; 7] = ["tokio", "mio", "socket2", "rustls", "rand", "libc", "nix"];
 
 struct Package {

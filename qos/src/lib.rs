@@ -1,0 +1,12 @@
+//! What queues get of a link: pure functions from contracts and loads to what HTB is told.
+//!
+//! Owns the weighted max-min share that every policy is held against ([`share`]), how counters become loads ([`rates`])
+//! and what is remembered of both ([`history`]). Knows no switch, no database and no clock: rates are in bit/s, times in
+//! ms, and both are arguments.
+
+pub mod history;
+pub mod rates;
+pub mod share;
+
+/// Bits of Ethernet frames a second.
+pub type Bps = u64;

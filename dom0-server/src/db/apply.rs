@@ -253,7 +253,8 @@ impl<'a> Work<'a> {
         let Some(&(uuid, row)) = self.known.get(&key) else {
             self.add(wanted, &fixed, &open, None)?;
             let columns = [fixed, open].concat();
-            let columns = columns.iter().filter(|(_, datum)| *datum != Datum::empty());
+            let is_said = |datum: &Datum| ![Datum::empty(), Datum::map::<&str, &str>([])].contains(datum);
+            let columns = columns.iter().filter(|(_, datum)| is_said(datum));
             let columns = columns.map(|(name, datum)| (*name, String::new(), self.words(datum))).collect();
             self.differ(Verb::Add, wanted, columns);
             return Ok(());

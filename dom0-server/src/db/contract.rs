@@ -24,7 +24,7 @@ impl Rate {
         self.0
     }
 
-    fn column(self) -> Atom {
+    pub(super) fn column(self) -> Atom {
         Atom::from(i64::try_from(self.0).unwrap_or(i64::MAX))
     }
 }
@@ -64,6 +64,14 @@ impl fmt::Display for Rate {
         let (unit, factor) = fits.copied().unwrap_or(("bit", 1));
         write!(f, "{}{unit}", self.0 / factor)
     }
+}
+
+/// Reads a rate, or `none`.
+///
+/// # Errors
+/// [`RowError::Rate`] names the value and the rule.
+pub fn rate_or_none(text: &str) -> Result<Option<Rate>, RowError> {
+    if text == "none" { Ok(None) } else { text.parse().map(Some) }
 }
 
 /// What is promised, and the most there is; both may be left open. Never a maximum below its minimum.
@@ -129,11 +137,7 @@ impl ContractChange {
     /// # Errors
     /// [`RowError::Rate`] names the value and the rule.
     pub fn parse(min: Option<&str>, max: Option<&str>) -> Result<Self, RowError> {
-        let rate = |text: &str| match text {
-            "none" => Ok(None),
-            text => text.parse().map(Some),
-        };
-        Ok(Self { min: min.map(rate).transpose()?, max: max.map(rate).transpose()? })
+        Ok(Self { min: min.map(rate_or_none).transpose()?, max: max.map(rate_or_none).transpose()? })
     }
 
     /// It changes nothing.

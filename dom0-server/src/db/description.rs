@@ -10,6 +10,7 @@ use serde::Deserialize;
 use xenflow_proto::{Name, VlanId};
 
 use super::RouterPolicy;
+use super::capacity::{self, Capacities};
 use super::class::{self, Matching};
 use super::contract::{Contract, Rate};
 use super::policy::PolicyChange;
@@ -101,6 +102,8 @@ struct File {
 struct NodeText {
     #[serde(default)]
     uplinks: Vec<String>,
+    #[serde(default)]
+    capacity: BTreeMap<String, RateText>,
 }
 
 #[derive(Deserialize)]
@@ -176,6 +179,15 @@ enum NumberText {
 /// bit/s, or a number with a unit.
 type RateText = NumberText;
 
+impl RateText {
+    fn rate(&self) -> Result<Rate, RowError> {
+        match self {
+            Self::Number(number) => Rate::try_from(*number),
+            Self::Word(word) => word.parse(),
+        }
+    }
+}
+
 impl Description {
     /// Reads a description.
     ///
@@ -217,15 +229,8 @@ fn at<T>(path: &str, result: Result<T, RowError>) -> Result<T, DescriptionError>
     result.map_err(|source| DescriptionError::Value { path: path.to_owned(), source })
 }
 
-fn rate(text: Option<&RateText>) -> Result<Option<Rate>, RowError> {
-    text.map(|text| match text {
-        NumberText::Number(number) => Rate::try_from(*number),
-        NumberText::Word(word) => word.parse(),
-    })
-    .transpose()
-}
-
 fn contract(min: Option<&RateText>, max: Option<&RateText>) -> Result<Contract, RowError> {
+    let rate = |text: Option<&RateText>| text.map(RateText::rate).transpose();
     Contract::new(rate(min)?, rate(max)?)
 }
 
@@ -280,8 +285,11 @@ impl Reader {
     }
 
     fn node(&mut self, name: &str, node: &NodeText) -> Result<(), RowError> {
-        let ports = node.uplinks.iter().map(|port| port_name(port)).collect::<Result<Vec<_>, _>>()?;
-        let open = plain([("uplinks", Datum::set(ports))]);
+        let ports = node.uplinks.iter().map(|port| port_name(port)).collect::<Result<BTreeSet<_>, _>>()?;
+        let rates = node.capacity.iter().map(|(port, text)| Ok((port.clone(), text.rate()?)));
+        let rates = rates.collect::<Result<Capacities, RowError>>()?;
+        capacity::only_of(rates.keys().map(String::as_str), &ports)?;
+        let open = plain([("uplinks", Datum::set(ports)), (capacity::COLUMN, capacity::datum(&rates))]);
         self.push(&format!("nodes.{name}"), Kind::Node, name, Vec::new(), open)?;
         Ok(())
     }

@@ -10,7 +10,9 @@ use std::fmt;
 use ovsdb::{Row, Uuid};
 use xenflow_proto::{MacAddr, Name};
 
+use super::capacity::{self, Capacities};
 use super::class::TrafficClass;
+use super::contract::Rate;
 use super::row::{Access, Attachment, Kind, Network, Router, RowError, Segment, Vif, port_name};
 use super::{Rows, table};
 
@@ -55,6 +57,8 @@ pub struct Desired {
     pub classes: BTreeMap<(Name, Name), TrafficClass>,
     /// Names of the OVS ports that are trunks, by node.
     pub uplinks: BTreeMap<Name, BTreeSet<String>>,
+    /// What uplinks in `uplinks` carry, by node: where somebody has said it.
+    pub capacities: BTreeMap<Name, Capacities>,
 }
 
 impl Desired {
@@ -78,6 +82,12 @@ impl Desired {
     #[must_use]
     pub fn uplinks_of(&self, node: &Name) -> BTreeSet<String> {
         self.uplinks.get(node).cloned().unwrap_or_default()
+    }
+
+    /// What an uplink of a node carries, if somebody has said it.
+    #[must_use]
+    pub fn capacity_of(&self, node: &Name, port: &str) -> Option<Rate> {
+        self.capacities.get(node)?.get(port).copied()
     }
 
     /// Vifs of a router, by number.
@@ -145,11 +155,15 @@ impl<'a> Build<'a> {
                 return Err(taken("name", &name, Kind::Node, &name));
             }
             let ports = row.set_str("uplinks")?.into_iter();
-            let ports = ports.map(|port| port_name(port).map(str::to_owned)).collect::<Result<_, _>>()?;
-            Ok((name, ports))
+            let ports = ports.map(|port| port_name(port).map(str::to_owned));
+            let ports = ports.collect::<Result<BTreeSet<_>, _>>()?;
+            let mut capacities = capacity::parse(row)?;
+            capacities.retain(|port, _| ports.contains(port));
+            Ok((name, ports, capacities))
         };
-        self.each(Kind::Node, check, |desired, (name, ports)| {
-            desired.uplinks.insert(name, ports);
+        self.each(Kind::Node, check, |desired, (name, ports, capacities)| {
+            desired.uplinks.insert(name.clone(), ports);
+            desired.capacities.insert(name, capacities);
         });
     }
 

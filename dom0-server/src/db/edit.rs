@@ -11,6 +11,8 @@ use std::time::Duration;
 use ovsdb::{Atom, Condition, Datum, Mutator, OpResult, Operation, Row, TransactError, Until, Uuid};
 use xenflow_proto::Name;
 
+use super::capacity;
+use super::contract::Rate;
 use super::description::Column;
 use super::row::{Kind, RouterId, RowError, VifNumber, port_name};
 use super::words::{same, words};
@@ -152,7 +154,7 @@ pub(super) fn unchanged(table: &str, uuid: Uuid, before: &Row, columns: &[&str])
 /// A row of which nothing is said.
 fn blank(kind: Kind) -> Row {
     let empty = |name: &'static str| match name {
-        "punt_rate" | "external_ids" => (name, Datum::map::<&str, &str>([])),
+        "punt_rate" | capacity::COLUMN | "external_ids" => (name, Datum::map::<&str, &str>([])),
         _ => (name, Datum::empty()),
     };
     columns_of(kind.table()).iter().copied().chain(["external_ids"]).map(empty).collect()
@@ -376,25 +378,50 @@ impl Snapshot {
         Ok(operations)
     }
 
-    /// An uplink of a node, which is created with its first one.
+    /// An uplink of a node, which is created with its first one, and what it carries.
     ///
     /// # Errors
     /// [`EditError`] names the value and the rule.
-    pub fn add_uplink(&self, node: &Name, port: &str, may_exist: bool) -> Result<Vec<Operation>, EditError> {
+    pub fn add_uplink(
+        &self,
+        node: &Name,
+        port: &str,
+        capacity: Option<Rate>,
+        may_exist: bool,
+    ) -> Result<Vec<Operation>, EditError> {
         let port = port_name(port)?;
         let uplink = Datum::set([port]);
+        let carries = capacity::datum(&capacity.map(|rate| (port.to_owned(), rate)).into_iter().collect());
         match self.rows.named(table::NODE, node.as_str()) {
             Some((_, row)) if row.set_str("uplinks").is_ok_and(|ports| ports.contains(port)) => {
-                let exists = EditError::UplinkExists { node: node.clone(), port: port.to_owned() };
-                if may_exist { Ok(Vec::new()) } else { Err(exists) }
+                let is = capacity::parse(row)?.get(port).copied();
+                match capacity {
+                    _ if !may_exist => {
+                        Err(EditError::UplinkExists { node: node.clone(), port: port.to_owned() })
+                    }
+                    Some(asked) if is != Some(asked) => Err(EditError::Differs {
+                        kind: Kind::Node,
+                        name: node.to_string(),
+                        column: capacity::COLUMN,
+                        is: format!("{port}:{}", is.map_or("none".to_owned(), |rate| rate.to_string())),
+                        asked: format!("{port}:{asked}"),
+                        todo: "'xenflow uplink set' changes it".to_owned(),
+                    }),
+                    _ => Ok(Vec::new()),
+                }
             }
             Some((uuid, _)) => {
                 let there = Operation::wait(table::NODE, &["name"], Until::NotEqual, [], Duration::ZERO);
-                let add = Operation::mutate(table::NODE).mutation("uplinks", Mutator::Insert, uplink);
+                // What somebody has left there of a former uplink of that name goes.
+                let add = Operation::mutate(table::NODE)
+                    .mutation("uplinks", Mutator::Insert, uplink.clone())
+                    .mutation(capacity::COLUMN, Mutator::Delete, uplink)
+                    .mutation(capacity::COLUMN, Mutator::Insert, carries);
                 Ok(vec![there.filter(Rows::is(uuid)), add.filter(Rows::is(uuid))])
             }
             None => {
-                Ok(vec![Operation::insert(table::NODE).set("name", node.as_str()).set("uplinks", uplink)])
+                let insert = Operation::insert(table::NODE).set("name", node.as_str());
+                Ok(vec![insert.set("uplinks", uplink).set(capacity::COLUMN, carries)])
             }
         }
     }
@@ -411,8 +438,9 @@ impl Snapshot {
     ) -> Result<Vec<Operation>, EditError> {
         let refused = match self.rows.named(table::NODE, node) {
             Some((uuid, row)) if row.set_str("uplinks").is_ok_and(|ports| ports.contains(port)) => {
-                let take =
-                    Operation::mutate(table::NODE).mutation("uplinks", Mutator::Delete, Datum::set([port]));
+                let take = Operation::mutate(table::NODE)
+                    .mutation("uplinks", Mutator::Delete, Datum::set([port]))
+                    .mutation(capacity::COLUMN, Mutator::Delete, Datum::set([port]));
                 let last = Operation::delete(table::NODE).filter(Condition::eq("uplinks", Datum::empty()));
                 return Ok(vec![take.filter(Rows::is(uuid)), last.filter(Rows::is(uuid))]);
             }

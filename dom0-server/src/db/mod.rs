@@ -7,6 +7,7 @@
 //! `schema/README.md` describes every column.
 
 pub mod apply;
+pub mod capacity;
 pub mod class;
 pub mod contract;
 pub mod description;
@@ -41,7 +42,7 @@ pub use status::{Counts, SessionState, Status};
 pub const DATABASE: &str = "XenFlow";
 
 /// Version of the schema: databases of the same first two numbers fit.
-pub const VERSION: &str = "0.3.0";
+pub const VERSION: &str = "0.4.0";
 
 /// Names of the tables.
 pub mod table {
@@ -76,7 +77,7 @@ pub mod table {
 /// Tables and columns that make the desired state, without `Status`: what a daemon watches.
 const DESIRED_COLUMNS: [(&str, &[&str]); 8] = [
     (table::XENFLOW, &["next_cfg"]),
-    (table::NODE, &["name", "uplinks"]),
+    (table::NODE, &["name", "uplinks", capacity::COLUMN]),
     (table::NETWORK, &["name", "min_bps", "max_bps"]),
     (table::SEGMENT, &["name", "network", "vlan"]),
     (table::ROUTER, &["name", "network", "id", "fastpath", "max_routes", "punt_rate"]),

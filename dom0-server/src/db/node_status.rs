@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ovsdb::{Condition, Datum, Operation, Row};
 use xenflow_proto::Name;
 
+use super::capacity::{self, Capacities};
 use super::{RowError, table};
 
 /// Longest version or kind of a datapath, in characters; the schema's limit.
@@ -32,11 +33,15 @@ pub struct NodeStatus {
     pub problems: BTreeSet<String>,
     /// MTU in bytes of its uplinks that are on the bridge.
     pub uplink_mtus: BTreeMap<String, u32>,
+    /// What its uplinks carry, where it is known.
+    pub uplink_capacity: Capacities,
+    /// By what its uplinks are shaped, and behind `: ` why not as they should be.
+    pub shaping: BTreeMap<String, String>,
 }
 
 impl NodeStatus {
     /// The columns of a row, `node` first.
-    pub const COLUMNS: [&'static str; 9] = [
+    pub const COLUMNS: [&'static str; 11] = [
         "node",
         "version",
         "ovs_version",
@@ -46,6 +51,8 @@ impl NodeStatus {
         "cfg",
         "problems",
         "uplink_mtus",
+        capacity::COLUMN,
+        "shaping",
     ];
     /// The columns that a waiting command reads.
     pub const WAITED_FOR: [&'static str; 3] = ["node", "cfg", "seen_ms"];
@@ -69,6 +76,12 @@ impl NodeStatus {
                 .map_str_int("uplink_mtus")?
                 .into_iter()
                 .map(|(port, mtu)| (port.to_owned(), u32::try_from(mtu).unwrap_or_default()))
+                .collect(),
+            uplink_capacity: capacity::parse(row)?,
+            shaping: row
+                .map_str_str("shaping")?
+                .into_iter()
+                .map(|(port, words)| (port.to_owned(), words.to_owned()))
                 .collect(),
         })
     }
@@ -103,6 +116,11 @@ impl NodeStatus {
             .set(
                 "uplink_mtus",
                 Datum::map(self.uplink_mtus.iter().map(|(port, mtu)| (port.as_str(), i64::from(*mtu)))),
+            )
+            .set(capacity::COLUMN, capacity::datum(&self.uplink_capacity))
+            .set(
+                "shaping",
+                Datum::map(self.shaping.iter().map(|(port, words)| (port.as_str(), words.as_str()))),
             );
         match self.cfg {
             Some(cfg) => operation.set("cfg", cfg),

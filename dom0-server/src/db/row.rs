@@ -164,6 +164,9 @@ pub enum RowError {
     /// The name of an uplink's port is no interface name.
     #[error("\"{0}\" is not a port name: 1 to 63 printable characters without blanks and slashes")]
     Port(String),
+    /// What a port carries is said of uplinks only.
+    #[error("capacity of \"{0}\": the node has no such uplink")]
+    CapacityOfNoUplink(String),
 }
 
 /// What a MAC address must not be.

@@ -63,7 +63,12 @@ fn access(name: &str, segment: Uuid, macs: &[&str]) -> Row {
 /// Networks red and blue with a segment each, router r1 of red with a data and a control vif.
 fn rows() -> Rows {
     let mut rows = Rows::default();
-    rows.insert(table::NODE, Uuid(31), row([("name", "a".into()), ("uplinks", Datum::set(["trunk0"]))]));
+    let carries = Datum::map([("trunk0", 1_000_000_000), ("gone", 8_000)]);
+    rows.insert(
+        table::NODE,
+        Uuid(31),
+        row([("name", "a".into()), ("uplinks", Datum::set(["trunk0"])), ("uplink_capacity", carries)]),
+    );
     rows.insert(table::NETWORK, RED, network("red"));
     rows.insert(table::NETWORK, BLUE, network("blue"));
     rows.insert(table::SEGMENT, CORE, segment("core", RED, 100));
@@ -93,6 +98,9 @@ fn valid_rows_are_the_state() {
     assert_eq!(desired.access[&name("h1")].segment, name("core"));
     assert_eq!(desired.uplinks_of(&name("a")).into_iter().collect::<Vec<_>>(), ["trunk0"]);
     assert!(desired.uplinks_of(&name("b")).is_empty());
+    let carries = |node, port| desired.capacity_of(&name(node), port).map(|rate| rate.to_string());
+    assert_eq!(carries("a", "trunk0").as_deref(), Some("1gbit"));
+    assert_eq!((carries("a", "gone"), carries("b", "trunk0")), (None, None), "of uplinks only");
 }
 
 #[test]
@@ -177,7 +185,11 @@ fn a_row_that_breaks_a_rule_is_left_out_with_its_reason_and_nothing_else_is() {
         (table::ACCESS, access("x", RED, &[]), "refers to a segment that is not there or not valid"),
         (
             table::NODE,
-            row([("name", "x".into()), ("uplinks", Datum::set(["a b"]))]),
+            row([
+                ("name", "x".into()),
+                ("uplinks", Datum::set(["a b"])),
+                ("uplink_capacity", Datum::map::<&str, i64>([])),
+            ]),
             "\"a b\" is not a port name: 1 to 63 printable characters without blanks and slashes",
         ),
     ] {

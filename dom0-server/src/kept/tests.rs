@@ -16,7 +16,12 @@ fn rows() -> Rows {
         rows.insert(table, uuid, columns.iter().cloned().collect());
     };
     row(table::XENFLOW, Uuid(9), &[("next_cfg", 7.into())]);
-    row(table::NODE, Uuid(3), &[("name", "a".into()), ("uplinks", Datum::set(["trunk0", "trunk1"]))]);
+    let carries = Datum::map([("trunk0", 1_000_000_000)]);
+    row(
+        table::NODE,
+        Uuid(3),
+        &[("name", "a".into()), ("uplinks", Datum::set(["trunk0", "trunk1"])), ("uplink_capacity", carries)],
+    );
     let contract = [("min_bps", Datum::set([8000])), ("max_bps", Datum::empty())];
     row(table::NETWORK, red, &[&[("name", "red".into())], &contract[..]].concat());
     row(table::SEGMENT, core, &[("name", "core".into()), ("network", red.into()), ("vlan", 100.into())]);

@@ -54,6 +54,8 @@ impl NodeReporter {
             cfg: core.confirmed_cfg(),
             problems: problems(core),
             uplink_mtus: core.uplink_mtus(),
+            uplink_capacity: [].into(),
+            shaping: [].into(),
         };
         self.newest.send_if_modified(|newest| {
             let is_other = newest.as_ref() != Some(&status);

@@ -10,6 +10,7 @@ owner = "campus"
 
 [nodes.a]
 uplinks = ["trunk0"]
+capacity = { trunk0 = "1gbit" }
 
 [networks.red]
 min = "20mbit"
@@ -61,7 +62,7 @@ fn a_description_becomes_the_database_and_a_second_time_nothing() {
     let said = apply(&server, CAMPUS, "");
     assert_eq!(said, dry);
     let lines: Vec<_> = said.lines().collect();
-    assert_eq!(lines[0], "+ node a uplinks=trunk0");
+    assert_eq!(lines[0], "+ node a uplinks=trunk0 uplink_capacity=trunk0:1000000000");
     assert!(lines.contains(&"+ network red min_bps=20000000 max_bps=80000000"), "{said}");
     assert!(lines.contains(
         &"+ class red/voice network=red priority=10 dscp=46 protocol=17 ports=5060 min_bps=5000000"
@@ -230,6 +231,8 @@ fn a_description_that_breaks_a_rule_is_refused_whole() {
         ),
         ("sky = {", "core = {", "the name of segment core is given twice"),
         ("uplinks = [\"trunk0\"]", "uplinks = [\"a b\"]", "nodes.a: \"a b\" is not a port name"),
+        ("{ trunk0 =", "{ trunk1 =", "nodes.a: capacity of \"trunk1\": the node has no such uplink"),
+        ("1gbit", "1gb", "nodes.a: rate \"1gb\" is not a whole number of bit, kbit, mbit"),
     ] {
         let text = CAMPUS.replacen(from, to, 1);
         assert_ne!(text, CAMPUS, "{from}");

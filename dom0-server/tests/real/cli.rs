@@ -16,8 +16,8 @@ fn init_does_only_what_is_not_done() {
     server.refused("network list", 1, &format!("{db} serves no database XenFlow: run 'xenflow init' first"));
     let said = server.ok(&server.init());
     let file = file.display();
-    assert_eq!(said, format!("created {file}\nadded XenFlow to the server behind {db}\nschema 0.3.0\n"));
-    assert_eq!(server.ok(&server.init()), format!("{db} serves XenFlow already\nschema 0.3.0\n"));
+    assert_eq!(said, format!("created {file}\nadded XenFlow to the server behind {db}\nschema 0.4.0\n"));
+    assert_eq!(server.ok(&server.init()), format!("{db} serves XenFlow already\nschema 0.4.0\n"));
     server.ok("network add red");
 
     // A restarted ovsdb-server knows only the files that it was started with; the contents are still there.
@@ -27,7 +27,7 @@ fn init_does_only_what_is_not_done() {
     let said = server.ok(&format!("{} --ctl {}", server.init(), server.ctl().display()));
     assert_eq!(
         said,
-        format!("{file} is there already\nadded XenFlow to the server behind {db}\nschema 0.3.0\n")
+        format!("{file} is there already\nadded XenFlow to the server behind {db}\nschema 0.4.0\n")
     );
     assert_eq!(server.ok("network list"), "NAME  MIN_BPS  MAX_BPS\nred   -        -\n");
     let rows = server
@@ -43,7 +43,7 @@ fn init_refuses_another_schema_and_a_missing_server() {
     let file = server.dir.0.join("xenflow.db");
     let mut create = Command::new("ovsdb-tool");
     assert!(create.arg("create").args([&file, &other]).status().unwrap().success());
-    let message = "database XenFlow has the schema \"9.8.7\", this xenflow is for 0.3.0";
+    let message = "database XenFlow has the schema \"9.8.7\", this xenflow is for 0.4.0";
     server.refused(&server.init(), 1, message);
     server.refused("show", 1, message);
 
@@ -82,7 +82,10 @@ fn what_is_added_is_listed_and_shown() {
         server.json("access list"),
         json!([{"name": "red-h1", "segment": "red-lan1", "macs": ["52:54:00:00:01:01"]}])
     );
-    assert_eq!(server.json("uplink list"), json!([{"node": "a", "uplinks": ["trunk0"]}]));
+    assert_eq!(
+        server.json("uplink list"),
+        json!([{"node": "a", "uplinks": ["trunk0"], "uplink_capacity": {}}])
+    );
     server.write(&json!([{"op": "insert", "table": "Status", "row": {
         "node": "a", "router": "r1", "state": "up", "since_ms": 1_700_000_000_000_i64, "routes": 3,
         "acked_seq": 7, "message": "ip rule 100 is unknown"}}]));
@@ -328,7 +331,10 @@ fn numbers_are_the_lowest_free_and_removal_goes_from_the_leaves() {
     ] {
         server.ok(line);
     }
-    assert_eq!(server.json("uplink list"), json!([{"node": "a", "uplinks": ["trunk1"]}]));
+    assert_eq!(
+        server.json("uplink list"),
+        json!([{"node": "a", "uplinks": ["trunk1"], "uplink_capacity": {}}])
+    );
     server.ok("uplink remove a trunk1");
     for (part, rows) in server.json("show").as_object().unwrap() {
         assert_eq!(rows, &json!([]), "{part}");

@@ -48,7 +48,28 @@ fn every_kind_is_set_and_shown() {
         (
             "uplink set a --port trunk1 --port trunk2",
             "uplink show a",
-            json!({"node": "a", "uplinks": ["trunk1", "trunk2"], "external_ids": {}}),
+            json!({"node": "a", "uplinks": ["trunk1", "trunk2"], "uplink_capacity": {}, "external_ids": {}}),
+        ),
+        (
+            "uplink set a trunk1 --capacity 10gbit",
+            "uplink show a",
+            json!({
+                "node": "a", "uplinks": ["trunk1", "trunk2"], "uplink_capacity": {"trunk1": 10_000_000_000_i64},
+                "external_ids": {},
+            }),
+        ),
+        (
+            "uplink set a trunk3 --capacity 1gbit --port trunk2 --port trunk3",
+            "uplink show a",
+            json!({
+                "node": "a", "uplinks": ["trunk2", "trunk3"], "uplink_capacity": {"trunk3": 1_000_000_000},
+                "external_ids": {},
+            }),
+        ),
+        (
+            "uplink set a trunk3 --capacity none",
+            "uplink show a",
+            json!({"node": "a", "uplinks": ["trunk2", "trunk3"], "uplink_capacity": {}, "external_ids": {}}),
         ),
         (
             "class set red voice --dscp none --protocol udp --port 5060,5061 --priority 11",
@@ -181,6 +202,9 @@ fn what_cannot_be_set_is_refused_in_these_words() {
             "uplink set a --port x/y",
             "\"x/y\" is not a port name: 1 to 63 printable characters without blanks and slashes",
         ),
+        ("uplink set a nix --capacity 1gbit", "capacity of \"nix\": the node has no such uplink"),
+        ("uplink set a nix --capacity none", "capacity of \"nix\": the node has no such uplink"),
+        ("uplink set a", "nothing to set of node a: say --capacity, --port or --external-id"),
         ("uplink set b --port x", "there is no node b: 'xenflow node list' shows all"),
         ("class set red voice --priority 9", "priority 9 is taken by class video: choose another"),
         ("class set red voice --protocol icmp", "a class with ports needs protocol tcp, udp or sctp"),
@@ -194,6 +218,43 @@ fn what_cannot_be_set_is_refused_in_these_words() {
         server.refused(line, 2, message);
     }
     assert_eq!(server.json("show"), before, "a refusal changes nothing");
+}
+
+/// With its capacity an uplink comes and goes: one that comes again has none, and what is left of one means nothing.
+#[test]
+fn an_uplink_has_a_capacity_as_long_as_it_is_one() {
+    let server = Server::ready();
+    let is = |ports: &[&str], capacities: serde_json::Value| {
+        let listed = &server.json("uplink list")[0];
+        assert_eq!((&listed["uplinks"], &listed["uplink_capacity"]), (&json!(ports), &capacities));
+    };
+    server.ok("uplink add a eth0 --capacity 1gbit");
+    server.ok("uplink add a eth1 --capacity 25gbit");
+    server.ok("uplink add a eth1 --capacity 25gbit --may-exist");
+    server.ok("uplink add a eth1 --may-exist");
+    server.refused(
+        "uplink add a eth1 --capacity 10gbit --may-exist",
+        2,
+        "node a exists already with uplink_capacity eth1:25gbit, not eth1:10gbit: 'xenflow uplink set' changes it",
+    );
+    is(&["eth0", "eth1"], json!({"eth0": 1_000_000_000, "eth1": 25_000_000_000_i64}));
+    assert_eq!(server.ok("show"), "node a uplinks eth0 (1gbit) eth1 (25gbit)\n");
+    assert_eq!(
+        server.ok("uplink list"),
+        "NODE  UPLINKS    UPLINK_CAPACITY\na     eth0,eth1  eth0=1000000000,eth1=25000000000\n"
+    );
+    server.ok("uplink remove a eth1");
+    is(&["eth0"], json!({"eth0": 1_000_000_000}));
+    let left = json!(["map", [["eth0", 8000], ["eth1", 8000], ["eth2", 8000]]]);
+    server.write(&json!([{"op": "update", "table": "Node", "where": [], "row": {"uplink_capacity": left}}]));
+    is(&["eth0"], json!({"eth0": 8000}));
+    server.ok("uplink add a eth1");
+    server.ok("uplink add a eth2 --capacity 2gbit");
+    is(&["eth0", "eth1", "eth2"], json!({"eth0": 8000, "eth2": 2_000_000_000_i64}));
+    for port in ["eth0", "eth1", "eth2"] {
+        server.ok(&format!("uplink remove a {port}"));
+    }
+    assert_eq!(server.json("uplink list"), json!([]));
 }
 
 /// A row that somebody wrote past the rules is made right by the words that name it.

@@ -118,8 +118,16 @@ fn init_converts_a_database_of_the_second_schema() {
     converts("0.2.0");
 }
 
+#[test]
+fn init_converts_a_database_of_the_third_schema() {
+    let server = converts("0.3.0");
+    assert_eq!(server.json("uplink show a")["uplink_capacity"], json!({}));
+    server.ok("uplink set a trunk0 --capacity 10gbit");
+    assert_eq!(server.json("uplink show a")["uplink_capacity"], json!({"trunk0": 10_000_000_000_i64}));
+}
+
 /// A database of an earlier schema, with contents, becomes one of this: nothing of it is lost.
-fn converts(version: &str) {
+fn converts(version: &str) -> Server {
     let server = Server::start();
     let file = server.path("xenflow.db").display().to_string();
     let old = format!("{}/tests/data/xenflow-{version}.ovsschema", env!("CARGO_MANIFEST_DIR"));
@@ -131,16 +139,17 @@ fn converts(version: &str) {
         {"op": "insert", "table": "Router", "row": {"name": "r1", "network": ["named-uuid", "n"], "id": 7}},
         {"op": "insert", "table": "Status", "row": {"node": "a", "router": "r1", "state": "up", "routes": 3}},
         {"op": "insert", "table": "XenFlow", "row": {}},
+        {"op": "insert", "table": "Node", "row": {"name": "a", "uplinks": "trunk0"}},
     ]));
     let db = server.db();
     let message = format!(
-        "database XenFlow has the schema {version}, this xenflow is for 0.3.0: run 'xenflow init' to convert it"
+        "database XenFlow has the schema {version}, this xenflow is for 0.4.0: run 'xenflow init' to convert it"
     );
     server.refused("show", 1, &message);
 
     let said = server.ok(&server.init());
-    assert_eq!(said, format!("{db} serves XenFlow already\nconverted the schema from {version} to 0.3.0\n"));
-    assert_eq!(server.ok(&server.init()), format!("{db} serves XenFlow already\nschema 0.3.0\n"));
+    assert_eq!(said, format!("{db} serves XenFlow already\nconverted the schema from {version} to 0.4.0\n"));
+    assert_eq!(server.ok(&server.init()), format!("{db} serves XenFlow already\nschema 0.4.0\n"));
     let row = r1(&server);
     assert_eq!(
         (&row["id"], &row["fastpath"], &row["max_routes"]),
@@ -150,7 +159,8 @@ fn converts(version: &str) {
     server.ok("router set r1 --fastpath never");
 
     // The file itself is converted: a server that starts with it serves the new schema.
-    assert_eq!(server.tool("ovsdb-tool", &["db-version", &file]), "0.3.0");
+    assert_eq!(server.tool("ovsdb-tool", &["db-version", &file]), "0.4.0");
+    server
 }
 
 #[test]

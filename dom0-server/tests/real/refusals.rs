@@ -29,7 +29,7 @@ fn rules() -> BTreeSet<&'static str> {
         rules!(EditError: Exists, Differs, Nothing, Unknown, Invalid, Row, InUse, Alive, UplinkExists, NoUplink, Full),
         rules!(RowError: Column, Name, Vlan, Mac, MacUnusable, MacCase, Number, FastPath, MaxRoutes, PuntClass, PuntRate,
             PuntSyntax, PuntTwice, Rate, Contract, Range, Protocol, PortsWithoutProtocol, TooManyPorts, ExternalId,
-            VifKind, NoSegment, ControlSegment, Dangling, OtherNetwork, Taken, State, Scope, Port),
+            VifKind, NoSegment, ControlSegment, Dangling, OtherNetwork, Taken, State, Scope, Port, CapacityOfNoUplink),
         rules!(ApplyError: Foreign, Unknown, Invalid, Edit),
         rules!(DescriptionError: Long, Toml, Value, Twice),
         rules!(RemoteParseError: Method, Path, Address, Empty),
@@ -168,6 +168,11 @@ fn lines() -> Vec<(&'static str, String, &'static str)> {
             "RowError::Port",
             "uplink add a x/y",
             "\"x/y\" is not a port name: 1 to 63 printable characters without blanks and slashes",
+        ),
+        (
+            "RowError::CapacityOfNoUplink",
+            "uplink set a nix --capacity 1gbit",
+            "capacity of \"nix\": the node has no such uplink",
         ),
         (
             "RemoteParseError::Method",

@@ -84,11 +84,14 @@ pub(crate) enum UplinkCommand {
         node: String,
         /// Name of its OVS port
         port: String,
+        /// What it carries, as 10gbit; by the port's speed if it is not given
+        #[arg(long, value_name = "RATE")]
+        capacity: Option<String>,
         /// Do nothing if it is one already
         #[arg(long)]
         may_exist: bool,
     },
-    /// Change which ports a node's uplinks are, or what is kept with the node; what is not given stays as it is
+    /// Change what an uplink carries, which ports a node's uplinks are, or what is kept with the node; what is not given stays as it is
     Set {
         #[command(flatten)]
         key: OneName,
@@ -137,9 +140,10 @@ pub(crate) async fn run<K: Named, A: Change, S: Change>(
 
 pub(crate) async fn uplink(client: &Client, command: UplinkCommand, json: bool) -> Result<(), Failure> {
     match command {
-        UplinkCommand::Add { node, port, may_exist } => {
+        UplinkCommand::Add { node, port, capacity, may_exist } => {
             let node: Name = node.parse()?;
-            client.edit(|now| now.add_uplink(&node, &port, may_exist)).await
+            let capacity = capacity.map(|text| text.parse()).transpose()?;
+            client.edit(|now| now.add_uplink(&node, &port, capacity, may_exist)).await
         }
         UplinkCommand::Set { key, what } => set(client, &key.key(Kind::Node), &what).await,
         UplinkCommand::List => list(client, Kind::Node, json).await,

@@ -1,13 +1,13 @@
 //! `xenflow show router` and its like: one block for each thing, with what the daemons report of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use dom0_server::counters::Scope;
 use dom0_server::db::edit::{EditError, Snapshot};
 use dom0_server::db::policy::fast_path_str;
 use dom0_server::db::row::{Network, Router};
 use dom0_server::db::status::Unresolved;
-use dom0_server::db::{Attachment, Kind, NodeStatus, Segment, Statistics, Status, Vif};
+use dom0_server::db::{Attachment, Kind, NodeStatus, Rate, Segment, Statistics, Status, Vif};
 use serde_json::{Value, json};
 use xenflow_proto::Name;
 
@@ -121,10 +121,10 @@ fn counters(all: &BTreeMap<String, u64>) -> String {
     if words.is_empty() { "nothing".to_owned() } else { printable(&words.join(", ")) }
 }
 
-/// A node, its uplinks, and what it reports of itself.
+/// A node, its uplinks with what somebody has said that they carry, and what it reports of itself.
 struct Node {
     name: Name,
-    uplinks: BTreeSet<String>,
+    uplinks: BTreeMap<String, Option<Rate>>,
     status: Option<NodeStatus>,
 }
 
@@ -132,6 +132,17 @@ impl Node {
     /// Of one of its uplinks, if it reports it: bytes.
     fn mtu(&self, port: &str) -> Option<u32> {
         self.status.as_ref()?.uplink_mtus.get(port).copied()
+    }
+
+    /// What an uplink carries, and who says so: an operator, or else the node.
+    fn capacity(&self, port: &str) -> Option<(Rate, &'static str)> {
+        let said = self.uplinks.get(port).copied().flatten().map(|rate| (rate, "operator"));
+        said.or_else(|| Some((*self.status.as_ref()?.uplink_capacity.get(port)?, "node")))
+    }
+
+    /// By what an uplink is shaped, and why not as it should be.
+    fn shaping(&self, port: &str) -> Option<&str> {
+        Some(self.status.as_ref()?.shaping.get(port)?)
     }
 }
 
@@ -146,7 +157,9 @@ impl Now {
         names
             .map(|name| {
                 let status = reports.iter().find(|row| row.node == *name).cloned();
-                (name.clone(), Node { name: name.clone(), uplinks: desired.uplinks_of(name), status })
+                let uplinks = desired.uplinks_of(name).into_iter();
+                let uplinks = uplinks.map(|port| (port.clone(), desired.capacity_of(name, &port))).collect();
+                (name.clone(), Node { name: name.clone(), uplinks, status })
             })
             .collect()
     }
@@ -159,10 +172,14 @@ impl Now {
 
 fn node_json(now: &Now, node: &Node) -> Value {
     let of = |scope, name| now.own(node, scope, name).map(|row| json!(row.counters));
-    let uplinks = node
-        .uplinks
-        .iter()
-        .map(|port| json!({ "port": port, "mtu": node.mtu(port), "counters": of(Scope::Uplink, port) }));
+    let uplinks = node.uplinks.keys().map(|port| {
+        let capacity = node.capacity(port);
+        json!({
+            "port": port, "mtu": node.mtu(port), "capacity_bps": capacity.map(|(rate, _)| rate.bps()),
+            "capacity_from": capacity.map(|(_, from)| from), "shaping": node.shaping(port),
+            "counters": of(Scope::Uplink, port),
+        })
+    });
     let name = node.name.as_str();
     let asked = now.snapshot.desired.cfg;
     let status = node.status.as_ref().map(|status| {
@@ -176,6 +193,8 @@ fn node_json(now: &Now, node: &Node) -> Value {
             cfg,
             problems,
             uplink_mtus: _,
+            uplink_capacity: _,
+            shaping: _,
         } = status;
         json!({
             "version": version, "ovs_version": ovs_version, "datapath": datapath, "started_ms": started_ms,
@@ -195,7 +214,7 @@ pub(crate) async fn nodes(client: &Client) -> Result<Vec<Value>, Failure> {
     let row = |node: &Node| {
         let of = |text: fn(&NodeStatus) -> &str| node.status.as_ref().map(text);
         json!({
-            "node": node.name.as_str(), "uplinks": node.uplinks, "version": of(|status| &status.version),
+            "node": node.name.as_str(), "uplinks": node.uplinks.keys().collect::<Vec<_>>(), "version": of(|status| &status.version),
             "ovs_version": of(|status| &status.ovs_version), "datapath": of(|status| &status.datapath),
             "seen_ms": node.status.as_ref().map(|status| status.seen_ms),
             "is_behind": node.status.as_ref().map(|status| status.cfg < Some(asked)),
@@ -237,11 +256,15 @@ fn node_block(page: &mut String, now: &Now, node: &Node) {
         }
     };
     counted(page, 1, Scope::Node, node.name.as_str());
-    for port in &node.uplinks {
-        match node.mtu(port) {
-            Some(mtu) => line(page, 1, format_args!("uplink {port}, MTU {mtu}")),
-            None => line(page, 1, format_args!("uplink {port}")),
-        }
+    for port in node.uplinks.keys() {
+        let mtu = node.mtu(port).map(|mtu| format!(", MTU {mtu}"));
+        let capacity = node.capacity(port).map(|(rate, from)| match from {
+            "operator" => format!(", {rate} (set)"),
+            _ => format!(", {rate}"),
+        });
+        let shaping = node.shaping(port).map(|words| format!(", shaping {}", printable(words)));
+        let words = [mtu, capacity, shaping].into_iter().flatten().collect::<String>();
+        line(page, 1, format_args!("uplink {port}{words}"));
         counted(page, 2, Scope::Uplink, port);
     }
 }

@@ -1,6 +1,6 @@
 //! What lists and the page of `xenflow show` look like, as JSON and as text.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use dom0_server::clock::{now_ms, utc_of_ms};
@@ -19,7 +19,8 @@ pub(crate) fn list(desired: &Desired, kind: Kind) -> Vec<Value> {
     match kind {
         Kind::Node => {
             let nodes = desired.uplinks.iter();
-            nodes.map(|(node, uplinks)| json!({ "node": name(node), "uplinks": uplinks })).collect()
+            let row = |(node, uplinks): (&xenflow_proto::Name, &BTreeSet<String>)| json!({ "node": name(node), "uplinks": uplinks, "uplink_capacity": capacities(desired, node) });
+            nodes.map(row).collect()
         }
         Kind::Network => desired.networks.values().map(network).collect(),
         Kind::Segment => {
@@ -31,6 +32,12 @@ pub(crate) fn list(desired: &Desired, kind: Kind) -> Vec<Value> {
         Kind::Access => desired.access.values().map(access).collect(),
         Kind::Class => desired.classes.values().map(class).collect(),
     }
+}
+
+/// What has been said of a node's uplinks, in bit/s.
+fn capacities(desired: &Desired, node: &xenflow_proto::Name) -> Map<String, Value> {
+    let said = desired.capacities.get(node).into_iter().flatten();
+    said.map(|(port, rate)| (port.clone(), rate.bps().into())).collect()
 }
 
 /// Rates in bit/s.
@@ -142,6 +149,8 @@ fn heads(first: &Map<String, Value>) -> Vec<&str> {
         "seen",
         "is_behind",
         "problems",
+        "uplinks",
+        "uplink_capacity",
     ];
     heads.sort_by_key(|head| order.iter().position(|known| known == head).unwrap_or(order.len()));
     heads
@@ -244,7 +253,12 @@ pub(crate) fn page(now: &Snapshot) -> String {
         }
     }
     for (node, uplinks) in &now.desired.uplinks {
-        let uplinks: Vec<_> = uplinks.iter().map(String::as_str).collect();
+        let capacity = |port: &str| now.desired.capacity_of(node, port);
+        let words = |port: &String| match capacity(port) {
+            Some(rate) => format!("{port} ({rate})"),
+            None => port.clone(),
+        };
+        let uplinks: Vec<_> = uplinks.iter().map(words).collect();
         line(&mut page, 0, format_args!("node {node} uplinks {}", uplinks.join(" ")));
     }
     for row in &now.invalid {

@@ -111,7 +111,9 @@ fn nodes_addresses_migrations_and_the_desired_state_are_told() {
             ("seen_ms", seen_ms.into()),
             ("cfg", cfg.into()),
             ("problems", Datum::set(problems.iter().copied())),
-            ("uplink_mtus", Datum::map(Vec::<(&str, i64)>::new())),
+            ("uplink_mtus", Datum::map::<&str, i64>([])),
+            ("uplink_capacity", Datum::map::<&str, i64>([])),
+            ("shaping", Datum::map::<&str, &str>([])),
         ];
         change(table::NODE_STATUS, 2, Some(&columns))
     };

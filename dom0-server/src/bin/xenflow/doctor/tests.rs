@@ -144,7 +144,12 @@ fn desired(min_bps: Option<i64>) -> Desired {
         rows.insert(table, id(n), columns.into_iter().collect::<Row>());
     };
     let text = |text: &str| Datum::from(text);
-    insert(table::NODE, 1, vec![("name", text("a")), ("uplinks", Datum::set(["trunk0", "trunk1"]))]);
+    let unsaid = Datum::map::<&str, i64>([]);
+    insert(
+        table::NODE,
+        1,
+        vec![("name", text("a")), ("uplinks", Datum::set(["trunk0", "trunk1"])), ("uplink_capacity", unsaid)],
+    );
     let min = Datum::set(min_bps.map(Atom::from));
     insert(table::NETWORK, 2, vec![("name", text("red")), ("min_bps", min), ("max_bps", none())]);
     insert(
@@ -295,6 +300,8 @@ fn node(name: &str, seen_ms: u64) -> NodeStatus {
         cfg: Some(0),
         problems: BTreeSet::new(),
         uplink_mtus: [].into(),
+        uplink_capacity: [].into(),
+        shaping: [].into(),
     }
 }
 

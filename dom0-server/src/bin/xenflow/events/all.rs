@@ -165,7 +165,7 @@ mod tests {
             "seen_ms" => seen_ms.into(),
             "started_ms" | "cfg" => 1.into(),
             "problems" => Datum::empty(),
-            "uplink_mtus" => Datum::map(Vec::<(&str, i64)>::new()),
+            "uplink_mtus" | "uplink_capacity" | "shaping" => Datum::map(Vec::<(&str, i64)>::new()),
             _ => "x".into(),
         };
         let row: Row = NodeStatus::COLUMNS.into_iter().map(|column| (column, value(column))).collect();

@@ -1,13 +1,15 @@
 //! The words of each kind of things, and the columns that they mean.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 use dom0_server::db::class::{self, Matching, MatchingChange};
-use dom0_server::db::contract::ContractChange;
+use dom0_server::db::contract::{ContractChange, rate_or_none};
 use dom0_server::db::description::Column;
 use dom0_server::db::edit::{Columns, Key};
 use dom0_server::db::policy::PolicyChange;
 use dom0_server::db::row::{mac, port_name};
-use dom0_server::db::{Contract, Kind, RouterPolicy, RowError, external_ids};
+use dom0_server::db::{Contract, Kind, RouterPolicy, RowError, capacity, external_ids};
 use ovsdb::{Datum, Row};
 use xenflow_proto::VlanId;
 
@@ -392,6 +394,13 @@ impl Change for ClassSet {
 
 #[derive(Debug, Args)]
 pub(crate) struct UplinkSet {
+    /// One of its uplinks, whose capacity is to change
+    #[arg(requires = "capacity")]
+    port: Option<String>,
+    /// What that uplink carries, as 10gbit: say it where the way beyond the port is narrower than the port, or the port
+    /// has no speed; none: by the port's speed
+    #[arg(long, value_name = "RATE|none", requires = "port")]
+    capacity: Option<String>,
     /// Name of an OVS port; those given take the place of those before
     #[arg(long = "port", value_name = "PORT")]
     ports: Vec<String>,
@@ -402,9 +411,23 @@ pub(crate) struct UplinkSet {
 impl Change for UplinkSet {
     fn columns(&self, before: &Row) -> Result<Columns, RowError> {
         let mut columns = self.ids.columns(before)?;
+        let ports = self.ports.iter().map(|port| port_name(port)).collect::<Result<BTreeSet<_>, _>>()?;
+        let mut carry = capacity::parse(before)?;
+        let uplinks = if ports.is_empty() { before.set_str("uplinks")?.into_iter().collect() } else { ports };
+        carry.retain(|port, _| uplinks.contains(port.as_str()));
+        if let (Some(port), Some(text)) = (&self.port, &self.capacity) {
+            match rate_or_none(text)? {
+                Some(rate) => carry.insert(port.clone(), rate),
+                None => carry.remove(port),
+            };
+            // Also of one whose capacity is taken back.
+            capacity::only_of([port.as_str()], &uplinks)?;
+        }
         if !self.ports.is_empty() {
-            let ports = self.ports.iter().map(|port| port_name(port)).collect::<Result<Vec<_>, _>>()?;
-            columns.push(("uplinks", Datum::set(ports).into()));
+            columns.push(("uplinks", Datum::set(uplinks).into()));
+        }
+        if self.capacity.is_some() || !self.ports.is_empty() {
+            columns.push((capacity::COLUMN, capacity::datum(&carry).into()));
         }
         Ok(columns)
     }

@@ -1,10 +1,11 @@
 //! What queues get of a link: pure functions from contracts and loads to what HTB is told.
 //!
-//! Owns the weighted max-min share that every policy is held against ([`share`]), how counters become loads ([`rates`])
+//! Owns the law ([`law`]), the weighted max-min share that it aims at ([`share`]), how counters become loads ([`rates`])
 //! and what is remembered of both ([`history`]). Knows no switch, no database and no clock: rates are in bit/s, times in
 //! ms, and both are arguments.
 
 pub mod history;
+pub mod law;
 pub mod rates;
 pub mod share;
 

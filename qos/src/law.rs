@@ -287,8 +287,8 @@ impl Link {
     /// the quantum. If that made a round of all of them too long, all are shorter, and then only packets of a frame are
     /// divided to the letter.
     ///
-    /// HTB passes from class to class of a network before it goes on to the next network, so the turns of those classes
-    /// that borrow are the network's together.
+    /// HTB passes from class to class of a network before it goes on to the next network, so what its queues take in a round
+    /// is the network's turn together: those that want more, or have more than their share, divide it as they are to borrow.
     fn quanta(&self) -> Vec<Vec<u32>> {
         let weight = |contract: &Contract| contract.min.max(FLOOR);
         let weights: u64 = self.networks.iter().map(|network| weight(&network.contract)).sum();
@@ -296,22 +296,19 @@ impl Link {
         let least = promised.min().unwrap_or(FLOOR);
         let round = part(self.packet.into(), weights, least).min(self.capacity / 8 / 1000 * ROUND_MS);
         let bounded = |quantum: u64| u32::try_from(quantum).unwrap_or(u32::MAX).max(FRAME);
-        let of = |network: &Network| {
+        let of = |(network, shares): (&Network, Vec<Bps>)| {
             let own = part(round, weight(&network.contract), weights);
-            let borrows = |queue: &Queue| queue.wants_more || queue.load > weight(&queue.contract);
-            let at_work: u64 = network
-                .queues
-                .iter()
-                .filter(|queue| borrows(queue))
-                .map(|queue| weight(&queue.contract))
-                .sum();
-            let quantum = |queue: &Queue| {
-                let weight = weight(&queue.contract);
-                let among = if borrows(queue) { at_work } else { at_work + weight };
-                bounded(part(own, weight, among))
+            let queues = || network.queues.iter().zip(&shares);
+            let borrowed = |queue: &Queue, share: &Bps| share.saturating_sub(weight(&queue.contract));
+            let all: u64 = queues().map(|(queue, share)| borrowed(queue, share)).sum();
+            let quantum = |(queue, share): (&Queue, &Bps)| match all {
+                // It takes what it needs of its turn; or it is idle, and may begin to need it at any time.
+                _ if !queue.wants_more && queue.load <= *share => own,
+                0 => part(own, weight(&queue.contract), weight(&network.contract)),
+                all => part(own, borrowed(queue, share), all),
             };
-            network.queues.iter().map(quantum).collect()
+            queues().map(|each| bounded(quantum(each))).collect()
         };
-        self.networks.iter().map(of).collect()
+        self.networks.iter().zip(self.shares(self.capacity)).map(of).collect()
     }
 }

@@ -70,30 +70,31 @@ impl Loop {
                 lend(at, room, &mut carried);
             }
         }
-        let room = self.link.capacity.saturating_sub(carried.iter().flatten().sum());
-        let wants: Vec<_> = self
-            .link
-            .networks
-            .iter()
-            .enumerate()
-            .map(|(at, network)| {
-                let own: Bps = carried[at].iter().sum();
-                let leaves = 0..carried[at].len();
-                let wanting = leaves.map(|leaf| (left(at, leaf, &carried), quantum(&self.told[at][leaf])));
-                let (demand, weight) = wanting
-                    .filter(|(left, _)| *left > 0)
-                    .fold((0, 0), |(demand, weight), (left, quantum)| (demand + left, weight + quantum));
-                let most = match self.means {
-                    Means::Tree => network.contract.most(self.link.capacity),
-                    Means::Flat => Bps::MAX,
-                };
-                Want { demand: demand.min(most.saturating_sub(own)), weight }
-            })
-            .collect();
-        for (at, room) in max_min(room, &wants).into_iter().enumerate() {
-            lend(at, room, &mut carried);
+        // Turns go from queue to queue; a network that has come to its ceiling is left out.
+        let mut open: Vec<usize> = (0..carried.len()).collect();
+        loop {
+            let room = self.link.capacity.saturating_sub(carried.iter().flatten().sum());
+            let leaves = || open.iter().flat_map(|&at| (0..carried[at].len()).map(move |leaf| (at, leaf)));
+            let wants: Vec<_> = leaves()
+                .map(|(at, leaf)| Want {
+                    demand: left(at, leaf, &carried),
+                    weight: quantum(&self.told[at][leaf]),
+                })
+                .collect();
+            let mut lent = carried.clone();
+            for ((at, leaf), more) in leaves().zip(max_min(room, &wants)) {
+                lent[at][leaf] += more;
+            }
+            let most = |at: usize| match self.means {
+                Means::Tree => self.link.networks[at].contract.most(self.link.capacity),
+                Means::Flat => Bps::MAX,
+            };
+            let full = open.iter().copied().find(|&at| lent[at].iter().sum::<Bps>() > most(at));
+            let Some(full) = full else { return lent };
+            let own: Bps = carried[full].iter().sum();
+            lend(full, most(full).saturating_sub(own), &mut carried);
+            open.retain(|at| *at != full);
         }
-        carried
     }
 
     /// What everybody should have for good.
@@ -225,8 +226,7 @@ proptest! {
         prop_assert!(carried.iter().flatten().sum::<Bps>() + near >= wanted);
     }
 
-    /// The same with classes: the network's share is its own whichever of its classes are at work, but for what a class
-    /// that has all it wants leaves of its turn.
+    /// The same with classes: the network's share is its own whichever of its classes are at work.
     #[test]
     fn networks_with_classes_have_their_shares((link, demands) in links(true)) {
         let mut run = Loop::new(link, Policy::Weights, Means::Tree, demands);
@@ -234,7 +234,7 @@ proptest! {
         let ideal = run.ideal();
         for (carried, ideal) in carried.iter().zip(&ideal) {
             let (all, due): (Bps, Bps) = (carried.iter().sum(), ideal.iter().sum());
-            prop_assert!(all.abs_diff(due) <= run.link.capacity / 20, "{:?}\n{:?}\n{:?}", run, carried, ideal);
+            prop_assert!(all.abs_diff(due) <= run.near(), "{:?}\n{:?}\n{:?}", run, carried, ideal);
         }
     }
 

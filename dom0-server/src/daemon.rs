@@ -26,6 +26,7 @@ use crate::ports::{ControlPort, PortProblem};
 use crate::reporter::Reporter;
 use crate::reporter::node::NodeReporter;
 use crate::reporter::statistics::Keeper;
+use crate::shaper::handle::Handle;
 use crate::{control_port, kept, locations, tls};
 
 /// Events that wait for the core; a source that has more waits itself, and so slows its peer.
@@ -118,7 +119,8 @@ pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()
     let mut notifier = Notifier::from_env();
     let begin = Instant::now();
     let asked = database.clone();
-    let (_control, mut asks) = control(&config.control_socket, &happened).await;
+    let shaped = Handle::default();
+    let (_control, mut asks) = control(&config.control_socket, &happened, &shaped).await;
     let at = Arc::new(Bridge { rundir: config.ovs_rundir.clone(), name: config.bridge.clone() });
     let mut statistics = Keeper::new(node.clone(), database.clone());
     let about_node = NodeReporter::start(node.clone(), database.clone());
@@ -140,7 +142,7 @@ pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()
             _ = tick.tick() => {
                 follow(&stage, &core, connection, connected);
                 reporter.report(&core).await;
-                about_node.report(&core);
+                about_node.report(&core, &shaped.report());
                 notifier.turn(begin.elapsed(), &core.standing(asked.connection().is_ok()));
                 Some(Event::Tick(begin.elapsed()))
             }
@@ -224,7 +226,7 @@ pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()
         if core.confirmed_cfg() != confirmed {
             // Somebody may be waiting for it.
             confirmed = core.confirmed_cfg();
-            about_node.report(&core);
+            about_node.report(&core, &shaped.report());
         }
         here.send_if_modified(|known: &mut locations::watch::Here| {
             let is_new = core.here().map(Arc::as_ptr) != known.as_ref().map(Arc::as_ptr);
@@ -271,8 +273,8 @@ fn follow(stage: &watch::Sender<Stage>, core: &Core, connection: u64, connected:
 }
 
 /// The control socket and what comes by it. A daemon without one forwards all the same.
-async fn control(path: &Path, happened: &Events) -> (Option<Control>, mpsc::Receiver<Ask>) {
-    match inspect::socket::open(path, happened).await {
+async fn control(path: &Path, happened: &Events, shaped: &Handle) -> (Option<Control>, mpsc::Receiver<Ask>) {
+    match inspect::socket::open(path, happened, shaped).await {
         Ok((control, asks)) => (Some(control), asks),
         Err(error) => {
             tracing::warn!(error = %crate::chain::Chain(&error), "no control socket: operators' questions are not answered");

@@ -1,5 +1,5 @@
 //! What operators ask of a running daemon, through its control socket: how it is, a router's routes with what becomes of
-//! them, and the flows that it should have in the switch.
+//! them, the flows that it should have in the switch, what happened, what becomes of a packet, and how uplinks are shared.
 //!
 //! A request is a line of JSON, an answer too: `{"ok": …}` or `{"error": "…"}`. What may be long comes in pages: an answer
 //! with `next` is followed by another one for the same request with that as `after`. So the core's loop never does more
@@ -12,6 +12,7 @@ pub mod cursor;
 pub mod events;
 pub mod explain;
 pub mod ofctl;
+pub mod sla;
 pub mod socket;
 pub mod status;
 
@@ -73,6 +74,20 @@ pub enum Request {
         #[serde(default)]
         wait_ms: u64,
     },
+    /// How the networks share the node's uplinks.
+    Sla {
+        /// `next` of the answer before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<String>,
+    },
+    /// What a network had of each uplink in the last hour.
+    SlaHistory {
+        /// Its name.
+        network: String,
+        /// `next` of the answer before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<String>,
+    },
     /// What becomes of a packet.
     Explain {
         /// The packet.
@@ -91,6 +106,10 @@ pub enum Question {
     Flows(Name, Option<FlowCursor>),
     /// [`Request::Events`].
     Events(events::Query),
+    /// [`Request::Sla`].
+    Sla(sla::Query),
+    /// [`Request::SlaHistory`].
+    SlaHistory(sla::HistoryQuery),
     /// [`Request::Explain`].
     Explain(Box<explain::Wanted>),
     /// It goes on, with the switch's word.
@@ -137,6 +156,10 @@ impl Question {
             }
             Request::Events { after, router, kinds, wait_ms } => {
                 Self::Events(events::Query::parse(after, router.as_deref(), &kinds, wait_ms)?)
+            }
+            Request::Sla { after } => Self::Sla(sla::Query::parse(after)?),
+            Request::SlaHistory { network, after } => {
+                Self::SlaHistory(sla::HistoryQuery::parse(&network, after)?)
             }
             Request::Explain { packet } => Self::Explain(Box::new(packet.parse()?)),
         })
@@ -211,7 +234,9 @@ pub fn answer(core: &Core, has_database: bool, question: &Question) -> Answer {
             }
         }
         // Nobody hands it over: the task of the client answers it.
-        Question::Events(_) => Answer::Refused("the core keeps no events".to_owned()),
+        Question::Events(_) | Question::Sla(_) | Question::SlaHistory(_) => {
+            Answer::Refused("the core knows nothing of that".to_owned())
+        }
         Question::Explain(wanted) => match explain::plan(core, wanted) {
             Ok(plan) => Answer::Trace(Box::new(plan)),
             Err(why) => Answer::Refused(why),
@@ -348,6 +373,10 @@ mod tests {
             (b"{\"request\":\"events\",\"kinds\":[\"x\"]}", "\"x\" is no kind of event: bridge-repaired, "),
             (b"{\"request\":\"events\",\"router\":\"..\"}", "\"..\" is not a name"),
             (b"{\"request\":\"events\",\"wait_ms\":-1}", "invalid value"),
+            (b"{\"request\":\"sla\",\"after\":\"-1 eth0\"}", "is no \"next\""),
+            (b"{\"request\":\"slahistory\",\"network\":\"..\"}", "\"..\" is not a name"),
+            (b"{\"request\":\"slahistory\"}", "missing field `network`"),
+            (b"{\"request\":\"slahistory\",\"network\":\"red\",\"after\":\"\"}", "is no \"next\""),
             (b"{\"request\":\"flows\",\"router\":\"r1\",\"after\":\"route 1 2 3\"}", "is no \"next\""),
             (b"{\"request\":\"flows\",\"router\":\"r1\",\"after\":\"group 99999999999\"}", "is no \"next\""),
         ] {

@@ -3,5 +3,6 @@
 //! It has its own connections to the switch and its database and owns nothing else; packets are forwarded, and shaped as
 //! they last were, without it.
 
+pub mod handle;
 pub mod plan;
 pub mod report;

@@ -18,8 +18,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::{Answer, Ask, MAX_REQUEST, Question, events};
+use super::{Answer, Ask, MAX_REQUEST, Question, events, sla};
 use crate::events::Events;
+use crate::shaper::handle::Handle;
 
 /// Clients at a time; one more is told so and closed.
 pub const MAX_CLIENTS: usize = 16;
@@ -66,11 +67,15 @@ pub enum ControlError {
     },
 }
 
-/// Listens; the questions come by the receiver, but for those about what happened.
+/// Listens; the questions come by the receiver, but for those about what happened and how links are shared.
 ///
 /// # Errors
 /// [`ControlError`]: there is no socket, and nothing was changed but for the directory.
-pub async fn open(path: &Path, happened: &Events) -> Result<(Control, mpsc::Receiver<Ask>), ControlError> {
+pub async fn open(
+    path: &Path,
+    happened: &Events,
+    shaped: &Handle,
+) -> Result<(Control, mpsc::Receiver<Ask>), ControlError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| ControlError::Io { path, source }
@@ -95,11 +100,11 @@ pub async fn open(path: &Path, happened: &Events) -> Result<(Control, mpsc::Rece
     std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o600)).map_err(failed(&aside))?;
     std::fs::rename(&aside, path).map_err(failed(path))?;
     let (asks, questions) = mpsc::channel(ASKS);
-    let task = tokio::spawn(accept(listener, asks, happened.clone()));
+    let task = tokio::spawn(accept(listener, asks, happened.clone(), shaped.clone()));
     Ok((Control { path: path.to_owned(), task }, questions))
 }
 
-async fn accept(listener: UnixListener, asks: mpsc::Sender<Ask>, happened: Events) {
+async fn accept(listener: UnixListener, asks: mpsc::Sender<Ask>, happened: Events, shaped: Handle) {
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     let dropped = Arc::new(AtomicU64::new(0));
     // Clients go when this task is aborted.
@@ -120,9 +125,10 @@ async fn accept(listener: UnixListener, asks: mpsc::Sender<Ask>, happened: Event
             let _ = timeout(PAUSE, stream.write_all(full.line().as_bytes())).await;
             continue;
         };
-        let (asks, happened, dropped) = (asks.clone(), happened.clone(), Arc::clone(&dropped));
+        let (asks, happened, shaped) = (asks.clone(), happened.clone(), shaped.clone());
+        let dropped = Arc::clone(&dropped);
         clients.spawn(async move {
-            if let Err(error) = serve(stream, &asks, &happened).await {
+            if let Err(error) = serve(stream, &asks, &happened, &shaped).await {
                 let dropped = dropped.fetch_add(1, Ordering::Relaxed) + 1;
                 tracing::info!(name: "client-dropped", %error, dropped, "a client of the control socket is dropped");
             }
@@ -131,7 +137,12 @@ async fn accept(listener: UnixListener, asks: mpsc::Sender<Ask>, happened: Event
     }
 }
 
-async fn serve(stream: UnixStream, asks: &mpsc::Sender<Ask>, happened: &Events) -> io::Result<()> {
+async fn serve(
+    stream: UnixStream,
+    asks: &mpsc::Sender<Ask>,
+    happened: &Events,
+    shaped: &Handle,
+) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
@@ -143,6 +154,8 @@ async fn serve(stream: UnixStream, asks: &mpsc::Sender<Ask>, happened: &Events) 
                 answer = events::answer(happened, &query) => answer,
                 left = left(&mut reader) => return left,
             },
+            Ok(Question::Sla(query)) => sla::answer(shaped, &query),
+            Ok(Question::SlaHistory(query)) => sla::history(shaped, &query),
             Ok(question) => match ask(question, asks).await? {
                 Answer::Trace(plan) => ask(Question::Traced(Box::new(plan.trace().await)), asks).await?,
                 answer @ (Answer::Value(_) | Answer::Flows(_) | Answer::Refused(_)) => answer,

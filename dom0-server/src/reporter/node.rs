@@ -12,8 +12,10 @@ use xenflow_proto::Name;
 
 use crate::clock::now_ms;
 use crate::core::{Core, kept_words};
+use crate::db::capacity::Capacities;
 use crate::db::status::bounded;
-use crate::db::{self, NodeStatus};
+use crate::db::{self, NodeStatus, Rate};
+use crate::shaper::{self, report::LinkReport};
 
 /// A row is written at least so often; the schema promises 30 s.
 const PERIOD: Duration = Duration::from_secs(20);
@@ -37,8 +39,8 @@ impl NodeReporter {
         Self { node, started_ms: now_ms(), newest }
     }
 
-    /// How the node is now. Before both databases have spoken nothing is reported.
-    pub fn report(&self, core: &Core) {
+    /// How the node is now, its uplinks as they were shaped last. Before both databases have spoken nothing is reported.
+    pub fn report(&self, core: &Core, shaped: &shaper::report::Report) {
         if !core.knows_its_routers() {
             return;
         }
@@ -54,8 +56,8 @@ impl NodeReporter {
             cfg: core.confirmed_cfg(),
             problems: problems(core),
             uplink_mtus: core.uplink_mtus(),
-            uplink_capacity: [].into(),
-            shaping: [].into(),
+            uplink_capacity: capacities(shaped),
+            shaping: shaped.links.iter().map(|link| (link.port.clone(), driver(link))).collect(),
         };
         self.newest.send_if_modified(|newest| {
             let is_other = newest.as_ref() != Some(&status);
@@ -63,6 +65,24 @@ impl NodeReporter {
             is_other
         });
     }
+}
+
+/// What uplinks carry, where it is known.
+fn capacities(shaped: &shaper::report::Report) -> Capacities {
+    let known = |link: &LinkReport| {
+        let rate = i64::try_from(link.capacity_bps).ok().and_then(|bps| Rate::try_from(bps).ok())?;
+        Some((link.port.clone(), rate))
+    };
+    shaped.links.iter().filter_map(known).collect()
+}
+
+/// Who shapes a link, and why not as it should.
+fn driver(link: &LinkReport) -> String {
+    let words = match &link.problem {
+        Some(problem) => format!("{}: {problem}", link.driver),
+        None => link.driver.clone(),
+    };
+    bounded([words]).pop_first().unwrap_or_else(|| "none".to_owned())
 }
 
 /// What is not as it should be.
@@ -106,4 +126,32 @@ async fn upsert(database: &SessionHandle, status: NodeStatus) -> Result<(), Tran
         database.transact(db::DATABASE, &[status.insert()]).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_uplinks_carry_and_who_shapes_them_is_as_the_loop_says() {
+        let link = |port: &str, capacity_bps, driver: &str, problem: Option<&str>| LinkReport {
+            port: port.to_owned(),
+            capacity_bps,
+            driver: driver.to_owned(),
+            problem: problem.map(str::to_owned),
+            ..LinkReport::default()
+        };
+        let links = vec![
+            link("eth0", 10_000_000_000, "tc", None),
+            link("eth1", 0, "none", Some("nobody knows what it carries")),
+            link("eth2", 1, "", None),
+        ];
+        let shaped = shaper::report::Report { links, ..Default::default() };
+        let known: Vec<_> = capacities(&shaped).into_iter().map(|(port, rate)| (port, rate.bps())).collect();
+        assert_eq!(known, [("eth0".to_owned(), 10_000_000_000)]);
+        let words: Vec<_> = shaped.links.iter().map(driver).collect();
+        assert_eq!(words, ["tc", "none: nobody knows what it carries", "none"]);
+        let long = driver(&link("eth3", 0, "tc", Some(&"é".repeat(600))));
+        assert!(long.chars().count() <= 512);
+    }
 }

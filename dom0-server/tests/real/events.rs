@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dom0_server::events::{Events, MAX_EVENTS, MAX_WAITING};
 use dom0_server::inspect::socket::open;
+use dom0_server::shaper::handle::Handle;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -111,7 +112,7 @@ impl Drop for Follower {
 async fn served(events: &Events) -> (Dir, PathBuf, impl Sized + use<>) {
     let dir = Dir::new();
     let path = dir.0.join("xf.sock");
-    let control = open(&path, events).await.unwrap();
+    let control = open(&path, events, &Handle::default()).await.unwrap();
     (dir, path, control)
 }
 
@@ -220,7 +221,7 @@ async fn a_follower_says_what_it_missed_and_outlives_the_daemon() {
     drop(control);
     let gone = follower.error().await;
     assert!(gone.contains("is gone") && gone.ends_with("waiting for it to come back"), "{gone}");
-    let control = open(&path, &events).await.unwrap();
+    let control = open(&path, &events, &Handle::default()).await.unwrap();
     happen("r2", 1);
     assert_eq!(follower.next().await["router"], "r2");
     assert_eq!(follower.error().await, "xenflow: the daemon answers again");
@@ -231,7 +232,7 @@ async fn a_follower_says_what_it_missed_and_outlives_the_daemon() {
     tokio::time::sleep(Duration::from_millis(2)).await;
     let (events, _keeping) = keeping();
     happen("r3", 1);
-    let _control = open(&path, &events).await.unwrap();
+    let _control = open(&path, &events, &Handle::default()).await.unwrap();
     let first = follower.next().await;
     assert_eq!((&first["router"], &first["number"]), (&json!("r3"), &json!(1)));
     assert_eq!(follower.error().await, "xenflow: the daemon was started again");

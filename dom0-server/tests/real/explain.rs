@@ -14,6 +14,7 @@ use dom0_server::inspect::{self, Answer, socket};
 use dom0_server::locations::watch as located;
 use dom0_server::ovs::{database, switch as conversation};
 use dom0_server::ports::{ControlPort, SwitchPort, SwitchPorts};
+use dom0_server::shaper::handle::Handle;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use xenflow_proto::message::{GuestMessage, Hello, VERSION};
@@ -88,7 +89,7 @@ impl Node {
         let (here, watched) = watch::channel(None);
         tokio::spawn(located::run(remotes, None, name.parse().unwrap(), None, watched, events.clone()));
         let socket = dir.join("control.sock");
-        let (guard, mut asks) = socket::open(&socket, &Events::default()).await.unwrap();
+        let (guard, mut asks) = socket::open(&socket, &Events::default(), &Handle::default()).await.unwrap();
         let mut core = Core::new(name.parse().unwrap(), 10_000);
         let bridge = Arc::new(Bridge { rundir: dir, name: "br0".to_owned() });
         let node = Self { switch, socket, events: events.clone() };

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use dom0_server::events::Events;
 use dom0_server::inspect::socket::{ControlError, MAX_CLIENTS, open};
 use dom0_server::inspect::{Answer, Ask, MAX_REQUEST, Question};
+use dom0_server::shaper::handle::Handle;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -20,7 +21,9 @@ fn answering(mut asks: mpsc::Receiver<Ask>) {
         while let Some(ask) = asks.recv().await {
             let answer = match ask.question {
                 Question::Status => Answer::Value(json!({"node": "a"})),
-                Question::Events(_) => unreachable!("the socket answers it"),
+                Question::Events(_) | Question::Sla(_) | Question::SlaHistory(_) => {
+                    unreachable!("the socket answers it")
+                }
                 Question::Routes(router, ..) | Question::Flows(router, ..) => {
                     Answer::Refused(format!("there is no router {router}"))
                 }
@@ -60,23 +63,29 @@ async fn the_socket_is_its_owners_and_goes_with_the_daemon() {
     // A daemon that was killed leaves its socket behind.
     std::fs::create_dir(dir.0.join("run")).unwrap();
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    let (control, asks) = open(&path, &Events::default()).await.unwrap();
+    let (control, asks) = open(&path, &Events::default(), &Handle::default()).await.unwrap();
     answering(asks);
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let mut client = Client::connect(&path).await;
     client.say(STATUS).await;
     assert_eq!(client.hear().await, Some(json!({"ok": {"node": "a"}})));
-    assert!(matches!(open(&path, &Events::default()).await, Err(ControlError::Taken(_))), "two daemons");
+    assert!(
+        matches!(open(&path, &Events::default(), &Handle::default()).await, Err(ControlError::Taken(_))),
+        "two daemons"
+    );
     drop(control);
     assert!(!path.exists());
     assert_eq!(client.hear().await, None);
 
     let made = dir.0.join("made/deep");
-    let (control, _asks) = open(&made.join("xf.sock"), &Events::default()).await.unwrap();
+    let (control, _asks) = open(&made.join("xf.sock"), &Events::default(), &Handle::default()).await.unwrap();
     assert_eq!(std::fs::metadata(&made).unwrap().permissions().mode() & 0o777, 0o700);
     drop(control);
     std::fs::write(&path, "mine").unwrap();
-    assert!(matches!(open(&path, &Events::default()).await, Err(ControlError::NoSocket(_))));
+    assert!(matches!(
+        open(&path, &Events::default(), &Handle::default()).await,
+        Err(ControlError::NoSocket(_))
+    ));
     assert_eq!(std::fs::read(&path).unwrap(), b"mine");
 }
 
@@ -84,7 +93,7 @@ async fn the_socket_is_its_owners_and_goes_with_the_daemon() {
 async fn hostile_clients_cost_nothing_but_themselves() {
     let dir = Dir::new();
     let path = dir.0.join("xf.sock");
-    let (_control, asks) = open(&path, &Events::default()).await.unwrap();
+    let (_control, asks) = open(&path, &Events::default(), &Handle::default()).await.unwrap();
     answering(asks);
     let mut good = Client::connect(&path).await;
     for wrong in [&b"\n"[..], b"\xff\x00\n", b"{}\n", b"{\"request\":\"routes\",\"router\":\"..\"}\n"] {
@@ -166,7 +175,7 @@ async fn the_command_says_what_is_the_matter() {
     let (output, line) = xenflow(format!("routes r1 10/8 --socket {shown}"));
     refused(&line, &output, 2, "\"10/8\" is neither a prefix, as 10.0.0.0/8, nor an address");
 
-    let (_control, asks) = open(&path, &Events::default()).await.unwrap();
+    let (_control, asks) = open(&path, &Events::default(), &Handle::default()).await.unwrap();
     answering(asks);
     let (output, line) = xenflow(format!("routes r1 --socket {shown}"));
     refused(&line, &output, 1, "there is no router r1");
@@ -176,7 +185,7 @@ async fn the_command_says_what_is_the_matter() {
 
     // A daemon that says nothing.
     let mute = dir.0.join("mute.sock");
-    let (_control, _asks) = open(&mute, &Events::default()).await.unwrap();
+    let (_control, _asks) = open(&mute, &Events::default(), &Handle::default()).await.unwrap();
     let (output, line) = xenflow(format!("status --timeout 1 --socket {}", mute.display()));
     refused(&line, &output, 1, &format!("the daemon at {} does not answer within 1 s", mute.display()));
 }

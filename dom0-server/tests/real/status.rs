@@ -8,6 +8,7 @@ use dom0_server::ovs::database;
 use dom0_server::ports::{SwitchPort, SwitchPorts};
 use dom0_server::reporter::Reporter;
 use dom0_server::reporter::node::NodeReporter;
+use dom0_server::shaper::report::{LinkReport, Report};
 use ovsdb::Remote;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -29,6 +30,8 @@ struct Daemon {
     reporter: Reporter,
     about_node: NodeReporter,
     events: mpsc::Receiver<Event>,
+    /// What its bandwidth loop has told.
+    shaped: Report,
 }
 
 impl Daemon {
@@ -46,7 +49,7 @@ impl Daemon {
         core.handle(tokio::time::timeout(LIMIT, events.recv()).await.unwrap().unwrap());
         let reporter = Reporter::new("a".parse().unwrap(), database.clone());
         let about_node = NodeReporter::start("a".parse().unwrap(), database);
-        Self { core, reporter, about_node, events }
+        Self { core, reporter, about_node, events, shaped: Report::default() }
     }
 
     /// The switch has these vifs.
@@ -79,7 +82,7 @@ impl Daemon {
                 self.core.handle(event);
             }
             self.reporter.report(&self.core).await;
-            self.about_node.report(&self.core);
+            self.about_node.report(&self.core, &self.shaped);
             tokio::time::sleep(Duration::from_millis(20)).await;
             let rows = rows(server);
             if wanted(&rows) {
@@ -348,4 +351,40 @@ async fn the_mtus_of_uplinks_and_guests_are_reported_and_compared() {
         "node": "b", "uplink_mtus": ["map", [["eno1", 9000]]], "datapath": "system"}}]));
     let findings = judged(&server, "trunk-mtu");
     assert!(findings.len() == 2 && findings[0].1.contains("9000 by eno1 of node b"), "{findings:?}");
+}
+
+#[tokio::test]
+async fn what_uplinks_carry_and_who_shapes_them_is_reported() {
+    let server = Server::ready();
+    populate(&server);
+    server.ok("uplink add a trunk1");
+    let mut daemon = Daemon::start(&server).await;
+    daemon.plug(&["r1-core"]);
+    let link = |port: &str, capacity_bps, driver: &str, problem: Option<&str>| LinkReport {
+        port: port.to_owned(),
+        capacity_bps,
+        driver: driver.to_owned(),
+        problem: problem.map(str::to_owned),
+        ..LinkReport::default()
+    };
+    daemon.shaped.links =
+        vec![link("trunk0", 10_000_000_000, "tc", None), link("trunk1", 0, "none", Some("it has no speed"))];
+    let uplinks = || server.json("show node a")[0]["uplinks"].clone();
+    daemon.until(&server, |_| uplinks()[0]["shaping"] == "tc").await;
+    let shown = |port: &str, capacity: Value, from: Value, shaping: &str| {
+        json!({
+            "port": port, "mtu": null, "capacity_bps": capacity, "capacity_from": from, "shaping": shaping,
+            "counters": null,
+        })
+    };
+    let trunk0 = shown("trunk0", json!(10_000_000_000_i64), json!("node"), "tc");
+    let why = "none: it has no speed";
+    assert_eq!(uplinks(), json!([trunk0, shown("trunk1", Value::Null, Value::Null, why)]));
+    // What somebody says counts.
+    server.ok("uplink set a trunk0 --capacity 1gbit");
+    let page = server.ok("show node a");
+    let lines =
+        "\n  uplink trunk0, 1gbit (set), shaping tc\n  uplink trunk1, shaping none: it has no speed\n";
+    assert!(page.ends_with(lines), "{page}");
+    assert_eq!(uplinks()[0]["capacity_from"], "operator");
 }

@@ -91,6 +91,8 @@ pub enum Action {
     Group(u32),
     /// Choose the queue for the following outputs.
     SetQueue(u32),
+    /// The following outputs use the queue that the packet came with (`NXAST_POP_QUEUE`).
+    PopQueue,
     /// Through a meter; must be a flow's first action.
     Meter(u32),
     /// Push a VLAN tag with this Ethernet type (0x8100 or 0x88a8).
@@ -207,6 +209,10 @@ impl Action {
             }
             Action::Group(id) => put_u32_action(out, 22, *id),
             Action::SetQueue(id) => put_u32_action(out, 21, *id),
+            Action::PopQueue => {
+                put_nx(out, 5);
+                end_padded(out, start);
+            }
             Action::Meter(id) => put_u32_action(out, 29, *id),
             Action::PushVlan(ethertype) => put_u32_action(out, 17, u32::from(*ethertype) << 16),
             Action::PopVlan => put_u32_action(out, 18, 0),
@@ -401,6 +407,7 @@ fn decode_experimenter(mut b: Reader<'_>, depth: u8) -> Result<Option<Action>, D
     }
     Ok(Some(match b.u16()? {
         1 => Action::Resubmit { in_port: resubmit_port(b.u16()?), table: None },
+        5 => Action::PopQueue,
         14 => {
             let in_port = resubmit_port(b.u16()?);
             Action::Resubmit { in_port, table: Some(b.u8()?).filter(|&t| t != 0xff) }

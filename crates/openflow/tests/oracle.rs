@@ -85,9 +85,10 @@ fn messages_as_ovs_reads_them() {
                 Action::OutputReg { src: Field::Reg(2).slice(0, 16), max_len: 0 },
                 Action::OutputTrunc { port: 7, max_len: 64 },
                 Action::SetQueue(4),
+                Action::PopQueue,
             ]),
             "clone(resubmit(,3)),check_pkt_larger(99)->NXM_NX_REG0[3],output:NXM_NX_REG2[0..15],\
-             output(port=7,max_len=64),set_queue:4",
+             output(port=7,max_len=64),set_queue:4,pop_queue",
         ),
         (
             flow([Action::Learn(Box::new(learn))]),

@@ -177,6 +177,7 @@ fn actions() -> Vec<(Match, Vec<Action>)> {
         ),
         one(any(), Action::Group(5)),
         one(any(), Action::SetQueue(12)),
+        one(any(), Action::PopQueue),
         (any(), vec![Action::Meter(1), Action::output(1)]),
         one(any(), Action::PushVlan(0x8100)),
         one(tagged(), Action::PopVlan),

@@ -226,6 +226,7 @@ pub(crate) fn action(of: &Action) -> String {
         Action::OutputTrunc { port, max_len } => format!("output(port={port},max_len={max_len})"),
         Action::Group(id) => format!("group:{id}"),
         Action::SetQueue(queue) => format!("set_queue:{queue}"),
+        Action::PopQueue => "pop_queue".to_owned(),
         Action::Meter(id) => format!("meter:{id}"),
         Action::PushVlan(eth_type) => format!("push_vlan:{eth_type:#06x}"),
         Action::PopVlan => "pop_vlan".to_owned(),
@@ -350,7 +351,12 @@ mod tests {
                     .exact(Field::TcpDst, 179)
                     .build(),
             )
-            .apply([Action::Meter(57), Action::Clone(Box::new([Action::PopVlan, Action::output(3)]))]),
+            .apply([
+                Action::Meter(57),
+                Action::SetQueue(9),
+                Action::PopQueue,
+                Action::Clone(Box::new([Action::PopVlan, Action::output(3)])),
+            ]),
         ]
     }
 

@@ -38,6 +38,10 @@ pub const CLASSIFY: u8 = 9;
 /// of its own, because Open vSwitch keeps at most three tries for the prefixes of a table.
 pub const SOURCE: u8 = 10;
 
+/// Queue: which class of its network's traffic a packet is in. Asked by [`EGRESS`] on the way to an uplink, for networks that
+/// have classes.
+pub const QUEUE: u8 = 11;
+
 /// A table, and which ones a packet may go on to.
 #[derive(Debug, Clone, Copy)]
 pub struct Stage {
@@ -54,7 +58,7 @@ pub struct Stage {
 }
 
 /// All tables, in the order of their numbers.
-pub const STAGES: [Stage; 11] = [
+pub const STAGES: [Stage; 12] = [
     Stage { table: ADMISSION, name: "admission", next: &[ROUTER], outputs: true, miss: "counted, dropped" },
     Stage { table: ROUTER, name: "router", next: &[LOCAL, L2], outputs: false, miss: "to l2" },
     Stage { table: LOCAL, name: "local", next: &[ROUTE, L2, SOURCE], outputs: false, miss: "to route" },
@@ -69,9 +73,10 @@ pub const STAGES: [Stage; 11] = [
     },
     Stage { table: LEARNED, name: "learned", next: &[], outputs: false, miss: "nothing" },
     Stage { table: FLOOD, name: "flood", next: &[EGRESS, CLASSIFY], outputs: false, miss: "drop" },
-    Stage { table: EGRESS, name: "egress", next: &[], outputs: true, miss: "drop" },
+    Stage { table: EGRESS, name: "egress", next: &[QUEUE], outputs: true, miss: "drop" },
     Stage { table: CLASSIFY, name: "classify", next: &[], outputs: false, miss: "host" },
     Stage { table: SOURCE, name: "source", next: &[], outputs: false, miss: "nothing" },
+    Stage { table: QUEUE, name: "queue", next: &[], outputs: false, miss: "the network's own" },
 ];
 
 /// Register 0: [`ROUTED`], [`FROM_UPLINK`], [`TOO_BIG`], [`PUNT_CLASS`].
@@ -91,6 +96,9 @@ pub const TABLE_ID: u8 = 5;
 pub const NEXT_HOP_ID: u8 = 3;
 /// 128-bit register 2 (registers 8 to 11): the next hop's IPv6 address.
 pub const NEXT_HOP_IPV6: u8 = 2;
+
+/// Register 12: the number of the queue of the packet's network, on the way to [`QUEUE`].
+pub const NETWORK_QUEUE: u8 = 12;
 
 /// In [`FLAGS`]: a router rewrote the packet, so it may leave by the port it came in.
 pub const ROUTED: u32 = 1;
@@ -149,6 +157,8 @@ pub mod priority {
     pub const LAST: u16 = 0;
     /// A prefix: this plus its length, at most 128.
     pub const PREFIX: u16 = 50;
+    /// A class of a network's traffic: this plus its own priority, 1 to 1000.
+    pub const CLASS: u16 = 1000;
     /// Learned MAC addresses, in a table of their own.
     pub const LEARNED: u16 = 10;
 }
@@ -317,6 +327,12 @@ pub fn violation(flow: &Flow) -> Option<String> {
             _ => {}
         }
     }
+    let chooses = |action: &&Action| {
+        matches!(action, Action::SetQueue(_) | Action::Resubmit { table: Some(QUEUE), .. })
+    };
+    if stage.outputs && pending.iter().any(chooses) && pending.last() != Some(&&Action::PopQueue) {
+        return Some(format!("{} keeps a queue", stage.name));
+    }
     while let Some(action) = pending.pop() {
         #[allow(clippy::wildcard_enum_match_arm, reason = "the rest leads nowhere")]
         match action {
@@ -324,6 +340,9 @@ pub fn violation(flow: &Flow) -> Option<String> {
             Action::Meter(_) => return Some(format!("{} meters late", stage.name)),
             Action::Resubmit { table: Some(table), .. } if !stage.next.contains(table) => {
                 return Some(format!("{} resubmits to table {table}", stage.name));
+            }
+            Action::SetQueue(_) if !matches!(flow.table, EGRESS | QUEUE) => {
+                return Some(format!("{} chooses a queue", stage.name));
             }
             Action::Output { .. } | Action::OutputReg { .. } if !stage.outputs => {
                 return Some(format!("{} outputs", stage.name));

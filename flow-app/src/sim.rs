@@ -103,6 +103,8 @@ impl Packet {
 pub struct Outcome {
     /// Copies that left, by port, in order.
     pub sent: Vec<(PortNo, Packet)>,
+    /// The queue by which each of them left, in the same order; 0 where none was chosen.
+    pub queues: Vec<u32>,
     /// Flows that were learned. The packet itself does not meet them; give them to [`Switch::insert`] for the next.
     pub learned: Vec<Flow>,
     /// Meters that a copy came to, in order, whether it passed or not.
@@ -253,6 +255,8 @@ impl Tables for Switch {
 pub(crate) struct State {
     in_port: PortNo,
     regs: [u32; 16],
+    /// That the packet is to leave by; 0 is the one that it came with.
+    queue: u32,
     packet: Packet,
 }
 
@@ -260,7 +264,7 @@ pub(crate) struct State {
 #[allow(clippy::cast_possible_truncation, reason = "values of a field fit its width")]
 impl State {
     fn new(in_port: PortNo, packet: &Packet) -> Self {
-        Self { in_port, regs: [0; 16], packet: packet.clone() }
+        Self { in_port, regs: [0; 16], queue: 0, packet: packet.clone() }
     }
 
     pub(crate) fn hits(&self, it: &MatchField) -> bool {
@@ -420,7 +424,7 @@ impl<'a> Walk<'a> {
                 // `compose_output_action__` skips the input port.
                 Action::Output { port, .. } if *port < port::IN_PORT => {
                     if *port != state.in_port && !self.is_dropped {
-                        self.emit(*port, &state.packet);
+                        self.emit(*port, state);
                     }
                 }
                 // `xlate_output_trunc_action` warns and does nothing; see `is_kept`.
@@ -479,6 +483,8 @@ impl<'a> Walk<'a> {
                     self.is_dropped = is_dropped;
                     return Ok(());
                 }
+                Action::SetQueue(queue) => state.queue = *queue,
+                Action::PopQueue => state.queue = 0,
                 Action::Learn(learn) => self.outcome.learned.push(learned(learn, state)),
                 Action::Meter(id) => {
                     if !self.is_dropped {

@@ -7,6 +7,7 @@ use std::fmt;
 use xenflow_proto::{MacAddr, VlanId};
 
 use crate::punt::PuntRates;
+use crate::queue::QueueClass;
 
 /// OpenFlow number of a port.
 pub type PortNo = u32;
@@ -107,6 +108,11 @@ pub struct Topology {
     pub vifs: BTreeMap<VifId, Vif>,
     /// By router; the default for one that is missing.
     pub policies: BTreeMap<RouterId, Policy>,
+    /// The number of the queue that a segment's packets have on every uplink: its network's, 1 to
+    /// [`crate::queue::MAX_QUEUE`]. A segment that is missing has none.
+    pub queues: BTreeMap<VlanId, u32>,
+    /// Classes of the networks' traffic, by the number of the network's queue and priority, 1 to 1000: the greater wins.
+    pub classes: BTreeMap<u32, BTreeMap<u16, QueueClass>>,
     /// Bytes of the largest IP packet that any of the ports takes in, where that is more than Ethernet's 1500.
     pub max_mtu: u32,
     /// The host's own port on the control network.

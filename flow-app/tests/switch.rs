@@ -88,17 +88,28 @@ impl Pair {
 
     /// What leaves, by `ofproto/trace`.
     fn trace(&self, port: PortNo, packet: &Packet, more: &[&str]) -> BTreeSet<(PortNo, Packet)> {
+        self.trace_queues(port, packet, more).into_iter().map(|(port, _, packet)| (port, packet)).collect()
+    }
+
+    /// What leaves, and by which queue.
+    fn trace_queues(&self, port: PortNo, packet: &Packet, more: &[&str]) -> BTreeSet<(PortNo, u32, Packet)> {
         let text = flow_text(port, packet);
         let trace = self.switch.appctl(&[&["ofproto/trace", "br0", &text], more].concat());
         let actions = trace.lines().find_map(|line| line.strip_prefix("Datapath actions: "));
         let actions = actions.unwrap_or_else(|| panic!("{text}: {trace}"));
         let mut sent = BTreeSet::new();
-        self.act(actions, &mut packet.clone(), &mut sent);
+        self.act(actions, &mut packet.clone(), &mut 0, &mut sent);
         sent
     }
 
     /// Carries out datapath actions as text (odp-util.c, `format_odp_actions`).
-    fn act(&self, actions: &str, packet: &mut Packet, sent: &mut BTreeSet<(PortNo, Packet)>) {
+    fn act(
+        &self,
+        actions: &str,
+        packet: &mut Packet,
+        queue: &mut u32,
+        sent: &mut BTreeSet<(PortNo, u32, Packet)>,
+    ) {
         for action in split(actions) {
             let (name, args) = action
                 .strip_suffix(')')
@@ -107,11 +118,16 @@ impl Pair {
                 |key: &str| args.split([',', '(']).find_map(|arg| arg.strip_prefix(key)?.strip_prefix('='));
             match name {
                 "drop" | "meter" => {}
-                "clone" => self.act(args, &mut packet.clone(), sent),
+                "clone" => self.act(args, &mut packet.clone(), &mut queue.clone(), sent),
                 "pop_vlan" => drop(packet.tags.remove(0)),
                 "push_vlan" => {
                     let number = |key| value(key).unwrap().parse().unwrap();
                     packet.tags.insert(0, Tag { tpid: 0x8100, vid: number("vid"), pcp: number("pcp") as u8 });
+                }
+                // Where the kernel has 0x10001 + N, the datapath in user space has the number itself.
+                "set" if args.starts_with("skb_priority(") => {
+                    let number = args.trim_start_matches("skb_priority(").trim_end_matches(')');
+                    *queue = u32::from_str_radix(number.trim_start_matches("0x"), 16).unwrap();
                 }
                 "set" => {
                     for (key, field) in [("src", Field::EthSrc), ("dst", Field::EthDst)] {
@@ -126,7 +142,8 @@ impl Pair {
                 }
                 port => {
                     let port: u32 = port.parse().unwrap_or_else(|_| panic!("{action} in {actions}"));
-                    assert!(sent.insert((self.ports[&port], packet.clone())), "a copy too many: {actions}");
+                    let copy = (self.ports[&port], *queue, packet.clone());
+                    assert!(sent.insert(copy), "a copy too many: {actions}");
                 }
             }
         }
@@ -134,12 +151,15 @@ impl Pair {
 
     /// The switch does what the simulator says, or one of the things if there is a choice; gives what leaves.
     fn agree(&self, port: PortNo, packet: &Packet) -> BTreeSet<(PortNo, Packet)> {
-        let sent = self.trace(port, packet, &[]);
+        let sent = self.trace_queues(port, packet, &[]);
         let outcomes = self.sim.send_all(port, packet).unwrap().into_iter();
-        let simulated: Vec<BTreeSet<_>> =
-            outcomes.map(|outcome| outcome.sent.into_iter().collect()).collect();
+        let copies = |sim::Outcome { sent, queues, .. }| -> BTreeSet<_> {
+            let all = sent.into_iter().zip(queues);
+            all.map(|((port, packet), queue)| (port, queue, packet)).collect()
+        };
+        let simulated: Vec<_> = outcomes.map(copies).collect();
         assert!(simulated.contains(&sent), "{}: {sent:#?}, not of {simulated:#?}", flow_text(port, packet));
-        sent
+        sent.into_iter().map(|(port, _, packet)| (port, packet)).collect()
     }
 }
 
@@ -181,8 +201,16 @@ fn flow_text(port: PortNo, packet: &Packet) -> String {
         let [proto, ttl] = [Field::IpProto, Field::IpTtl].map(|field| packet.header(field));
         text += &addresses;
         text += &format!(",nw_proto={proto},nw_ttl={ttl}");
-        if proto == 6 {
-            text += &format!(",tp_dst={}", packet.header(Field::TcpDst));
+        text += &format!(",ip_dscp={}", packet.header(Field::IpDscp));
+        if packet.headers.contains_key(&Field::IpFrag) {
+            text += ",ip_frag=later";
+        } else if let Some((name, src, dst)) = match proto {
+            6 => Some(("tcp", Field::TcpSrc, Field::TcpDst)),
+            17 => Some(("udp", Field::UdpSrc, Field::UdpDst)),
+            132 => Some(("sctp", Field::SctpSrc, Field::SctpDst)),
+            _ => None,
+        } {
+            text += &format!(",{name}_src={},{name}_dst={}", packet.header(src), packet.header(dst));
         }
     }
     text
@@ -231,6 +259,8 @@ fn host() -> World {
         segments: [true; 6],
         control: true,
         policies: vec![(9, 99); 6],
+        // Queue 5, and of it 100 is EF to or from port 53 or 80, and 101 all TCP; of the other network queue 9 alone.
+        queues: [(5, vec![[200, 1, 1, 2], [100, 0, 2, 0]]), (1, Vec::new())],
     };
     let tables = |r| (r, sane(&plan, r).into_iter().map(|object| (object.key(), object)).collect());
     let tables = (0..3).map(tables).collect();
@@ -356,6 +386,65 @@ fn a_real_switch_does_what_the_simulator_says() {
     let (port, packet) = &packets[hairpin];
     let simulated: BTreeSet<_> = broken.send(*port, packet).unwrap().sent.into_iter().collect();
     assert_ne!(pair.trace(*port, packet, &[]), simulated);
+}
+
+#[test]
+fn a_real_switch_has_packets_in_the_queues_of_their_classes() {
+    let (_, pair) = start("flow-app-queues");
+    let host = host_mac(0, 50);
+    let queue = |port, packet: &Packet| {
+        pair.agree(port, packet);
+        let sent = pair.trace_queues(port, packet, &[]);
+        // To others than uplinks without.
+        let is_uplink = |port| (1..3).contains(&port);
+        assert!(sent.iter().all(|(port, queue, _)| is_uplink(*port) || *queue == 0), "{sent:?}");
+        let queues: BTreeSet<u32> =
+            sent.iter().filter(|(port, ..)| is_uplink(*port)).map(|(_, queue, _)| *queue).collect();
+        queues.into_iter().collect::<Vec<_>>()
+    };
+    let with = |packet: &Packet, fields: &[(Field, u128)]| {
+        fields.iter().fold(packet.clone(), |packet, (field, value)| packet.with(*field, *value))
+    };
+    let ef = (Field::IpDscp, 46);
+    for (family, later) in [(V4, 17), (V6, 44)] {
+        // Routed to a host of another segment, and flooded within its own.
+        let routed = to(host, vif_mac(0, 0), address(family, 1, 8), 64);
+        let flooded = to(host, host_mac(0, 9), address(family, 1, 8), 64);
+        for packet in [routed, flooded] {
+            assert_eq!(queue(10, &packet), [5]);
+            assert_eq!(queue(10, &with(&packet, &[ef])), [5]);
+            let fragment = [ef, (Field::IpProto, later), (Field::IpFrag, 3)];
+            assert_eq!(queue(10, &with(&packet, &fragment)), [5]);
+            for port in [Field::UdpSrc, Field::UdpDst] {
+                assert_eq!(queue(10, &with(&packet, &[(port, 53)])), [5]);
+                assert_eq!(queue(10, &with(&packet, &[ef, (port, 53)])), [100]);
+                assert_eq!(queue(10, &with(&packet, &[ef, (port, 80)])), [100]);
+                assert_eq!(queue(10, &with(&packet, &[ef, (port, 81)])), [5]);
+            }
+            assert_eq!(queue(10, &with(&packet, &[ef, (Field::IpProto, 6), (Field::TcpDst, 53)])), [101]);
+        }
+    }
+    let unrouted = to(host, host_mac(3, 9), address(V4, 0, 8), 64);
+    assert_eq!(queue(14, &with(&unrouted, &[ef, (Field::UdpDst, 53)])), [9]);
+    assert_eq!(queue(1, &unrouted.clone().tagged(Tag::new(vlan(3).get()))), [0; 0], "to no other trunk");
+
+    // Classes narrow the megaflows of their own network's packets on the way to an uplink, and no others'.
+    let megaflow = |port, packet: &Packet| {
+        let trace = pair.switch.appctl(&["ofproto/trace", "br0", &flow_text(port, packet)]);
+        trace.lines().find_map(|line| line.strip_prefix("Megaflow: ")).unwrap().to_owned()
+    };
+    let looks = |port, packet: &Packet| {
+        let megaflow = megaflow(port, packet);
+        ["nw_tos=", "tp_"].map(|field| megaflow.contains(field))
+    };
+    let own = to(host, host_mac(0, 9), address(V4, 0, 8), 64);
+    assert_eq!(looks(10, &with(&own, &[ef, (Field::UdpDst, 53)])), [true, true], "{}", megaflow(10, &own));
+    let local = to(host, vif_mac(0, 0), address(V4, 0, 0), 64);
+    assert!(!looks(10, &local)[0], "{}", megaflow(10, &local));
+    let to_vif_only = |packet: &Packet| pair.agree(14, packet).iter().all(|(port, _)| *port > 2);
+    let other = to(host, vif_mac(1, 0), address(V4, 1, 8), 64);
+    assert!(!to_vif_only(&other));
+    assert_eq!(looks(14, &other), [false, false], "{}", megaflow(14, &other));
 }
 
 #[test]

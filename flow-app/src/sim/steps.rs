@@ -100,7 +100,7 @@ impl Walk<'_> {
     }
 
     /// A copy leaves, unless it is one of another length.
-    pub(super) fn emit(&mut self, port: PortNo, packet: &Packet) {
+    pub(super) fn emit(&mut self, port: PortNo, State { packet, queue, .. }: &State) {
         if let Some(record) = &mut self.record {
             if !record.is_taken {
                 return;
@@ -110,6 +110,7 @@ impl Walk<'_> {
             }
         }
         self.outcome.sent.push((port, packet.clone()));
+        self.outcome.queues.push(*queue);
     }
 
     /// What becomes of a larger packet, then what becomes of a smaller one.

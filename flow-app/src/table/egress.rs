@@ -1,12 +1,13 @@
 //! Egress, the VLAN tagger outward: a packet leaves only by a port of the segment whose tag it carries. What goes to
-//! a guest passes the meter of its router and class, if it has one.
+//! a guest passes the meter of its router and class, if it has one. What leaves by an uplink has the queue of its network, or of
+//! a class of it; nothing else of the same packet has.
 
 use openflow::{Action, Flow, Match, MatchBuilder};
 use xenflow_proto::VlanId;
 
 use crate::pipeline::{
-    EGRESS, FLAGS, FROM_UPLINK, IN_PORT, OUT_PORT, PUNT_CLASS, ROUTED, UNPOLICED, cookie, priority,
-    punt_class,
+    EGRESS, FLAGS, FROM_UPLINK, IN_PORT, NETWORK_QUEUE, OUT_PORT, PUNT_CLASS, QUEUE, ROUTED, UNPOLICED,
+    cookie, priority, punt_class, set_reg,
 };
 use crate::punt::{PuntClass, meter_id};
 use crate::topology::{PortNo, Topology};
@@ -34,13 +35,25 @@ pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
     }
     for &port in &topology.uplinks {
         for &vlan in &topology.segments {
-            flows.push(leave(to(vlan, port), vec![Action::output(port)]));
+            flows.push(leave(to(vlan, port), by_uplink(topology, vlan, port)));
         }
         // Trunks of one host are no path between other hosts: the fabric is. This covers the way back as well.
         let transit =
             Match::builder().reg_masked(FLAGS, FROM_UPLINK, FROM_UPLINK | ROUTED).reg(OUT_PORT, port);
         flows.push(refuse(transit.build()));
     }
+}
+
+/// Out of an uplink, by the queue that the packet belongs to.
+fn by_uplink(topology: &Topology, vlan: VlanId, port: PortNo) -> Vec<Action> {
+    let output = Action::output(port);
+    let Some(&own) = topology.queues.get(&vlan) else { return vec![output] };
+    let mut actions = vec![Action::SetQueue(own)];
+    if topology.classes.get(&own).is_some_and(|classes| !classes.is_empty()) {
+        actions.extend([set_reg(NETWORK_QUEUE, own), Action::resubmit(QUEUE)]);
+    }
+    actions.extend([output, Action::PopQueue]);
+    actions
 }
 
 /// Split horizon, for packets that were not routed.

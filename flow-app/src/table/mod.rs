@@ -7,6 +7,7 @@ mod egress;
 mod l2;
 mod local;
 mod next_hop;
+mod queue;
 mod route;
 mod router;
 
@@ -37,6 +38,7 @@ pub(crate) fn topology_flows(topology: &Topology) -> Vec<Flow> {
     next_hop::flows(&mut flows);
     l2::flows(topology, &mut flows);
     egress::flows(topology, &mut flows);
+    queue::flows(topology, &mut flows);
     classify::flows(&mut flows);
     flows
 }

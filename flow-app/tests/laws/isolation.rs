@@ -13,6 +13,7 @@ use xenflow_proto::{MacAddr, VlanId};
 
 use super::forwarding::ip;
 use super::model::Model;
+use super::queues::misqueued;
 use super::world::{
     CONTROL_PORT, Dice, V4, V6, World, address, among_others, host_mac, network_of, vlan, world,
 };
@@ -85,6 +86,12 @@ pub fn frame(topology: &Topology, dice: [u8; 10]) -> (PortNo, Packet) {
         }
         _ => {}
     }
+    if e % 8 != 0 {
+        packet = packet.with(Field::IpDscp, [0, 46, 10, 7][usize::from(c / 3 % 4)]);
+    }
+    if !matches!(e % 8, 0 | 2) {
+        packet = with_ports(packet, family == V6, v / 16);
+    }
     let tag = |n: u8| Tag {
         tpid: if n % 16 == 3 { 0x88a8 } else { 0x8100 },
         vid: if n % 16 == 4 { 0 } else { vlan(n % 7).get() },
@@ -98,6 +105,22 @@ pub fn frame(topology: &Topology, dice: [u8; 10]) -> (PortNo, Packet) {
         packet = packet.tagged(tag(t / 8));
     }
     (port, packet)
+}
+
+/// UDP, TCP, ICMP or a later fragment, which has no ports, and in IPv6 no protocol (`parse_ipv6_ext_hdrs__`).
+fn with_ports(packet: Packet, is_ipv6: bool, dice: u8) -> Packet {
+    let (protocol, ends) = match dice % 4 {
+        0 => return packet.with(Field::IpProto, 1),
+        1 => (6, [Field::TcpSrc, Field::TcpDst]),
+        _ => (17, [Field::UdpSrc, Field::UdpDst]),
+    };
+    let (from, to) = match dice / 4 {
+        0 => return packet.with(Field::IpProto, if is_ipv6 { 44 } else { protocol }).with(Field::IpFrag, 3),
+        1 => (40_000, 53),
+        2 => (53, 40_000),
+        _ => (40_000, 80),
+    };
+    packet.with(Field::IpProto, protocol).with(ends[0], from).with(ends[1], to)
 }
 
 /// The segment that a frame is of, if it may enter at all.
@@ -331,6 +354,12 @@ fn check_any(
             let routed = usize::from(sent.headers != packet.headers);
             let is_ipv6 = packet.headers.contains_key(&Field::Ipv6Dst);
             add(if is_ipv6 { &counts.routed6 } else { &counts.routed }, routed);
+        }
+        // On the way from one to another it may be that of either.
+        if topologies.len() == 1
+            && let Some(wrong) = misqueued(topology, &outcome)
+        {
+            return Err(wrong);
         }
         let ports: BTreeSet<PortNo> = outcome.sent.iter().map(|(port, _)| *port).collect();
         if ports.len() < outcome.sent.len() {

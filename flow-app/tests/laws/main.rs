@@ -13,6 +13,7 @@ mod meters;
 mod model;
 mod oracle;
 mod police;
+mod queues;
 mod rest;
 mod state;
 mod view;

@@ -65,6 +65,19 @@ fn a_violation_is_noticed() {
     assert!(pipeline::violation(&any().apply([openflow::Action::output(1)])).is_some());
     let hidden = openflow::Action::Clone(Box::new([openflow::Action::resubmit(pipeline::EGRESS)]));
     assert!(pipeline::violation(&any().apply([hidden])).is_some());
+    let (set, out, pop) = (Action::SetQueue(1), Action::output(1), Action::PopQueue);
+    let in_table = |table, actions: &[&Action]| {
+        let actions: Vec<Action> = actions.iter().copied().cloned().collect();
+        pipeline::violation(&Flow::new(table, 1, 0, Match::any()).apply(actions))
+    };
+    assert_eq!(in_table(pipeline::EGRESS, &[&set, &out, &pop]), None);
+    assert_eq!(in_table(pipeline::QUEUE, &[&set]), None);
+    let ask = Action::resubmit(pipeline::QUEUE);
+    for keeps in [[&set, &out], [&ask, &out], [&pop, &set]] {
+        assert_eq!(in_table(pipeline::EGRESS, &keeps).as_deref(), Some("egress keeps a queue"));
+    }
+    assert!(in_table(pipeline::ADMISSION, &[&set, &out, &pop]).is_some());
+    assert!(in_table(pipeline::L2, &[&set]).is_some());
     let flow =
         |value, goto| Flow::new(0, 1, 0, Match::builder().reg_masked(0, value, value).build()).goto(goto);
     let set = |flows: [Flow; 2]| flows.into_iter().map(|flow| (FlowKey::from(&flow), flow)).collect();

@@ -7,7 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use xenflow_flow_app::{App, Attachment, FastPath, Policy, PortNo, RouterId, Topology, Vif, VifId};
+use xenflow_flow_app::{
+    App, Attachment, FastPath, Policy, PortNo, QueueClass, RouterId, Topology, Vif, VifId,
+};
 use xenflow_proto::table::{
     self, AddressKey, Hop, HopFlags, Link, Neighbor, NeighborKey, NextHop, NextHopKind, Obstacle,
     ObstacleKey, Route, RouteKey, RouteKind, RouteTarget, Settings, TABLE_LOCAL, TABLE_MAIN,
@@ -39,6 +41,8 @@ pub struct Plan {
     pub elsewhere: Vec<(u8, u8)>,
     /// By router: fast path policy and limit of prefixes, in small numbers.
     pub policies: Vec<(u8, u8)>,
+    /// By network: the number of its queue, if it is odd, and its classes.
+    pub queues: [(u8, Vec<[u8; 4]>); 2],
 }
 
 pub fn plan() -> impl Strategy<Value = Plan> {
@@ -47,8 +51,9 @@ pub fn plan() -> impl Strategy<Value = Plan> {
     let access = vec(0..=SEGMENTS, 6);
     let segments = prop::array::uniform6(prop::bool::weighted(0.9));
     let policies = vec((0..24u8, 0..64u8), ROUTERS as usize);
-    (routers, access, any::<[bool; 2]>(), segments, any::<bool>(), policies).prop_map(
-        |(routers, access, uplinks, segments, control, policies)| Plan {
+    let queues = prop::array::uniform2((any::<u8>(), vec(any::<[u8; 4]>(), 0..4)));
+    (routers, access, any::<[bool; 2]>(), segments, any::<bool>(), policies, queues).prop_map(
+        |(routers, access, uplinks, segments, control, policies, queues)| Plan {
             elsewhere: Vec::new(),
             routers,
             access,
@@ -56,6 +61,7 @@ pub fn plan() -> impl Strategy<Value = Plan> {
             segments,
             control,
             policies,
+            queues,
         },
     )
 }
@@ -73,10 +79,20 @@ impl Plan {
             access_macs: BTreeMap::new(),
             elsewhere: self.elsewhere.iter().map(|it| self.place(*it)).collect(),
             policies: (0..ROUTERS).map(|r| (router_id(r), self.policy(r))).collect(),
+            queues: BTreeMap::new(),
+            classes: BTreeMap::new(),
             max_mtu: 0,
             vifs: BTreeMap::new(),
             control_port: self.control.then_some(CONTROL_PORT),
         };
+        for (network, (own, classes)) in (0..).zip(&self.queues).filter(|(_, (own, _))| own % 2 == 1) {
+            let own = u32::from(own % 8) + 8 * network;
+            let of = |vlan: &&VlanId| u32::from(network_of(**vlan)) == network;
+            topology.queues.extend(topology.segments.iter().filter(of).map(|vlan| (*vlan, own)));
+            let numbers = 100 + 10 * network..;
+            let classes = numbers.zip(classes).map(|(queue, dice)| class(queue, *dice));
+            topology.classes.insert(own, classes.collect());
+        }
         for (r, (there, vifs)) in (0..).zip(&self.routers).filter(|(_, (there, _))| *there) {
             let _ = there;
             for (n, (segment, plugged)) in (0..).zip(vifs) {
@@ -122,7 +138,7 @@ impl Plan {
         let count = self.routers.len();
         let router = &mut self.routers[usize::from(a) % count];
         let vif = &mut router.1[usize::from(b % VIFS)];
-        match what % 10 {
+        match what % 11 {
             0 => router.0 = !router.0,
             1 | 2 => vif.1 = !vif.1,
             3 => vif.0 = c % 3,
@@ -131,9 +147,26 @@ impl Plan {
             6 => self.segments[usize::from(a % SEGMENTS)] ^= true,
             7 => self.policies[usize::from(a % ROUTERS)] = (b % 24, c % 64),
             8 => self.policies[usize::from(a % ROUTERS)].1 = c % 64,
+            9 => self.queues[usize::from(a % 2)] = (b, vec![[c, b, c / 4, b / 4]; usize::from(c % 2)]),
             _ => self.control ^= true,
         }
     }
+}
+
+/// A class of a network's traffic, with its priority.
+fn class(queue: u32, [priority, dscp, protocol, ports]: [u8; 4]) -> (u16, QueueClass) {
+    let (protocol, has_ports) =
+        [(None, false), (Some(17), true), (Some(6), true), (Some(1), false)][usize::from(protocol % 4)];
+    let dscp: &[u8] = [&[][..], &[46], &[0, 46], &[10]][usize::from(dscp % 4)];
+    let ports: &[u16] = [&[][..], &[53], &[53, 80]][usize::from(ports % 3)];
+    let ports = if has_ports { ports } else { &[] };
+    let class = QueueClass {
+        dscp: dscp.iter().copied().collect(),
+        protocol,
+        ports: ports.iter().copied().collect(),
+        queue,
+    };
+    (u16::from(priority) + 1, class)
 }
 
 pub fn network(router: u8) -> u8 {

@@ -134,6 +134,10 @@ impl<'a> Names<'a> {
                 _ => format!("class {}", class(step)),
             },
             pipeline::EGRESS => self.egress(step),
+            pipeline::QUEUE => match queue(step) {
+                Some(queue) => format!("of a class of its network's traffic: queue {queue}"),
+                None => "in no class: its network's queue".to_owned(),
+            },
             other => format!("table {other}"),
         }
     }
@@ -355,7 +359,12 @@ impl<'a> Names<'a> {
         let name = self.port(port);
         match (step.sent.first(), priority_of(step)) {
             (Some((_, packet)), _) => match packet.tags.first() {
-                Some(tag) => format!("out of {name} with VLAN {}", tag.vid),
+                Some(tag) => match queue(step) {
+                    Some(queue) => {
+                        format!("out of {name} with VLAN {}, its network's queue {queue}", tag.vid)
+                    }
+                    None => format!("out of {name} with VLAN {}", tag.vid),
+                },
                 None if self.is_vif(port) => format!("out of {name}: {}", punt(step)),
                 None => format!("out of {name}, untagged"),
             },
@@ -409,6 +418,14 @@ fn reg(step: &Step, number: u8) -> u32 {
 fn set(step: &Step, of: Field) -> Option<u128> {
     step.actions.iter().rev().find_map(|action| match action {
         Action::SetField { field, value, .. } if *field == of => Some(value.get()),
+        _ => None,
+    })
+}
+
+/// The queue that a step chooses.
+fn queue(step: &Step) -> Option<u32> {
+    step.actions.iter().find_map(|action| match action {
+        Action::SetQueue(queue) => Some(*queue),
         _ => None,
     })
 }

@@ -1,0 +1,51 @@
+//! Queue: which class of its network's traffic a packet is in, on its way out by an uplink. The network's own queue is set by
+//! then, and stays where no class takes the packet in. Only packets of networks with classes are looked up, so no others'
+//! megaflows have their code points, protocols or ports.
+
+use openflow::{Action, Field, Flow, Match, MatchBuilder};
+
+use crate::pipeline::{ETH_IP, NETWORK_QUEUE, QUEUE, cookie, priority};
+use crate::queue::QueueClass;
+use crate::topology::Topology;
+
+/// IP protocols with ports (RFC 9293, 768, 9260), and the fields of both ends.
+const WITH_PORTS: [(u8, [Field; 2]); 3] = [
+    (6, [Field::TcpSrc, Field::TcpDst]),
+    (17, [Field::UdpSrc, Field::UdpDst]),
+    (132, [Field::SctpSrc, Field::SctpDst]),
+];
+
+pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
+    let classes = topology.classes.iter().flat_map(|(own, classes)| classes.iter().map(move |it| (*own, it)));
+    for (own, (rank, class)) in classes {
+        let priority = priority::CLASS.saturating_add(*rank);
+        for eth_type in ETH_IP {
+            let packets = Match::builder().reg(NETWORK_QUEUE, own).eth_type(eth_type);
+            flows.extend(taken_in(class, packets).into_iter().map(|matching| {
+                let flow = Flow::new(QUEUE, priority, cookie::TOPOLOGY, matching.build());
+                flow.apply([Action::SetQueue(class.queue)])
+            }));
+        }
+    }
+}
+
+/// What a class takes in, of these packets.
+fn taken_in(class: &QueueClass, packets: MatchBuilder) -> Vec<MatchBuilder> {
+    let mut all = vec![packets];
+    if !class.dscp.is_empty() {
+        let with = |it: &MatchBuilder, dscp: &u8| it.clone().exact(Field::IpDscp, (*dscp).into());
+        all = all.iter().flat_map(|it| class.dscp.iter().map(move |dscp| with(it, dscp))).collect();
+    }
+    if let Some(protocol) = class.protocol {
+        all = all.into_iter().map(|it| it.ip_proto(protocol)).collect();
+    }
+    if !class.ports.is_empty() {
+        let ends = WITH_PORTS.iter().find(|(protocol, _)| class.protocol == Some(*protocol));
+        let ends = ends.map_or(&[][..], |(_, ends)| ends);
+        let with = |it: &MatchBuilder, end: Field, port: &u16| it.clone().exact(end, (*port).into());
+        let of =
+            |it| ends.iter().flat_map(move |end| class.ports.iter().map(move |port| with(it, *end, port)));
+        all = all.iter().flat_map(of).collect();
+    }
+    all
+}

@@ -11,6 +11,7 @@ use std::time::Duration;
 use ovsdb::{Atom, Condition, Datum, Operation, Row, Until, Uuid};
 use xenflow_proto::Name;
 
+use super::admission::{self, AdmissionError, Ledger};
 use super::description::{Column, Description, ORDER, Wanted};
 use super::edit::{EditError, Snapshot, lowest_free};
 use super::row::{Kind, RouterId, RowError, VifNumber};
@@ -55,6 +56,9 @@ pub enum ApplyError {
         /// The value and the rule.
         reason: RowError,
     },
+    /// More would be promised than there is.
+    #[error(transparent)]
+    Admission(#[from] AdmissionError),
     /// No number is free.
     #[error(transparent)]
     Edit(#[from] EditError),
@@ -379,11 +383,13 @@ impl<'a> Work<'a> {
     /// Nothing that will be there may break a rule that is not broken now.
     fn check(&self) -> Result<(), ApplyError> {
         let broken: BTreeSet<Uuid> = self.now.invalid.iter().map(|row| row.uuid).collect();
-        let (_, invalid) = Desired::assemble(&self.after);
-        match invalid.into_iter().find(|row| !broken.contains(&row.uuid)) {
-            Some(InvalidRow { kind, name, reason, .. }) => Err(ApplyError::Invalid { kind, name, reason }),
-            None => Ok(()),
+        let (desired, invalid) = Desired::assemble(&self.after);
+        if let Some(row) = invalid.into_iter().find(|row| !broken.contains(&row.uuid)) {
+            let InvalidRow { kind, name, reason, .. } = row;
+            return Err(ApplyError::Invalid { kind, name, reason });
         }
+        let nodes = self.now.nodes();
+        Ok(Ledger::of(&self.now.desired, &nodes).admits(&Ledger::of(&desired, &nodes))?)
     }
 
     fn finish(self) -> Plan {
@@ -391,6 +397,7 @@ impl<'a> Work<'a> {
         let mut operations = Vec::new();
         if !differences.is_empty() {
             operations.extend(ORDER.into_iter().map(|kind| unchanged(&now.rows, kind)));
+            operations.push(admission::reports_unchanged(&now.rows));
             operations.extend(deletes.into_iter().chain(inserts).chain(updates));
         }
         Plan { differences, operations }

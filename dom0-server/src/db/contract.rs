@@ -60,10 +60,16 @@ impl FromStr for Rate {
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let fits = UNITS.iter().find(|(_, factor)| self.0.is_multiple_of(*factor));
-        let (unit, factor) = fits.copied().unwrap_or(("bit", 1));
-        write!(f, "{}{unit}", self.0 / factor)
+        f.write_str(&bits(self.0))
     }
+}
+
+/// So many bit/s as [`Rate`] writes them, sums of rates among them: a whole number of the largest unit that fits.
+#[must_use]
+pub fn bits(bps: u64) -> String {
+    let fits = UNITS.iter().find(|(_, factor)| bps.is_multiple_of(*factor) && bps > 0);
+    let (unit, factor) = fits.copied().unwrap_or(("bit", 1));
+    format!("{}{unit}", bps / factor)
 }
 
 /// Reads a rate, or `none`.

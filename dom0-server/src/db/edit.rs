@@ -8,13 +8,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use ovsdb::{Atom, Condition, Datum, Mutator, OpResult, Operation, Row, TransactError, Until, Uuid};
+use ovsdb::{Atom, Condition, Datum, OpResult, Operation, Row, TransactError, Until, Uuid};
 use xenflow_proto::Name;
 
+use super::admission::{self, AdmissionError, Ledger};
 use super::capacity;
-use super::contract::Rate;
 use super::description::Column;
-use super::row::{Kind, RouterId, RowError, VifNumber, port_name};
+use super::row::{Kind, RouterId, RowError, VifNumber};
 use super::words::{same, words};
 use super::{Desired, InvalidRow, NodeStatus, Rows, Status, columns_of, table};
 
@@ -104,6 +104,9 @@ pub enum EditError {
         /// The port.
         port: String,
     },
+    /// More would be promised than there is.
+    #[error(transparent)]
+    Admission(#[from] AdmissionError),
     /// No number is free.
     #[error("every {what} from 1 to {max} is taken: remove one first")]
     Full {
@@ -246,16 +249,24 @@ impl Snapshot {
         columns.iter().map(resolve).collect()
     }
 
-    /// The row is to be so: refused if it would mean nothing then, or another one that means something now.
-    fn check(&self, kind: Kind, uuid: Uuid, row: BTreeMap<String, Datum>) -> Result<(), EditError> {
+    /// The row is to be so: refused if it would mean nothing then, or another one that means something now, or more would
+    /// be promised than there is. What comes back fails the transaction if that has changed meanwhile.
+    fn check(
+        &self,
+        kind: Kind,
+        uuid: Uuid,
+        row: BTreeMap<String, Datum>,
+    ) -> Result<Vec<Operation>, EditError> {
         let mut after = self.rows.clone();
         after.insert(kind.table(), uuid, row.into_iter().collect());
         let broken: BTreeSet<Uuid> = self.invalid.iter().map(|row| row.uuid).collect();
-        let (_, invalid) = Desired::assemble(&after);
+        let (desired, invalid) = Desired::assemble(&after);
         if let Some(own) = invalid.iter().find(|row| row.uuid == uuid) {
             return Err(own.reason.clone().into());
         }
-        let Some(other) = invalid.into_iter().find(|row| !broken.contains(&row.uuid)) else { return Ok(()) };
+        let Some(other) = invalid.into_iter().find(|row| !broken.contains(&row.uuid)) else {
+            return Ok(self.admit(&desired)?);
+        };
         // Of two that exclude each other the later one by name is left out, but it was there first.
         match (other.reason.clone(), other.name.parse()) {
             (RowError::Taken { what, value, .. }, Ok(by)) => {
@@ -263,6 +274,17 @@ impl Snapshot {
             }
             _ => Err(EditError::Invalid(Box::new(other))),
         }
+    }
+
+    /// Refuses a state in which more is promised than there is. What comes back guards the figures that it was judged by.
+    pub(super) fn admit(&self, after: &Desired) -> Result<Vec<Operation>, AdmissionError> {
+        let nodes = self.nodes();
+        let (before, after) = (Ledger::of(&self.desired, &nodes), Ledger::of(after, &nodes));
+        if before == after {
+            return Ok(Vec::new());
+        }
+        before.admits(&after)?;
+        Ok(admission::unchanged(&self.rows))
     }
 
     /// A new row. `change` says what of a row is to be how, given what is there: first nothing. With `may_exist` one that
@@ -294,8 +316,8 @@ impl Snapshot {
         let mut row: BTreeMap<String, Datum> =
             blank.columns().map(|(name, datum)| (name.to_owned(), datum.clone())).collect();
         row.extend(columns.iter().map(|(name, datum)| ((*name).to_owned(), datum.clone())));
-        self.check(kind, Uuid(u128::MAX), row)?;
-        let mut operations = guards(kind, &columns);
+        let mut operations = self.check(kind, Uuid(u128::MAX), row)?;
+        operations.extend(guards(kind, &columns));
         let insert = Operation::insert(kind.table());
         operations.push(columns.into_iter().fold(insert, |row, (name, datum)| row.set(name, datum)));
         Ok(operations)
@@ -368,86 +390,14 @@ impl Snapshot {
         let mut after: BTreeMap<String, Datum> =
             row.columns().map(|(name, datum)| (name.to_owned(), datum.clone())).collect();
         after.extend(columns.iter().map(|(name, datum)| ((*name).to_owned(), datum.clone())));
-        self.check(key.kind, uuid, after)?;
+        let mut operations = self.check(key.kind, uuid, after)?;
         // What the change leaves out must still be what it was.
         let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
-        let mut operations = vec![unchanged(key.kind.table(), uuid, row, &names)];
+        operations.push(unchanged(key.kind.table(), uuid, row, &names));
         operations.extend(guards(key.kind, &columns));
         let update = Operation::update(key.kind.table()).filter(Rows::is(uuid));
         operations.push(columns.into_iter().fold(update, |row, (name, datum)| row.set(name, datum)));
         Ok(operations)
-    }
-
-    /// An uplink of a node, which is created with its first one, and what it carries.
-    ///
-    /// # Errors
-    /// [`EditError`] names the value and the rule.
-    pub fn add_uplink(
-        &self,
-        node: &Name,
-        port: &str,
-        capacity: Option<Rate>,
-        may_exist: bool,
-    ) -> Result<Vec<Operation>, EditError> {
-        let port = port_name(port)?;
-        let uplink = Datum::set([port]);
-        let carries = capacity::datum(&capacity.map(|rate| (port.to_owned(), rate)).into_iter().collect());
-        match self.rows.named(table::NODE, node.as_str()) {
-            Some((_, row)) if row.set_str("uplinks").is_ok_and(|ports| ports.contains(port)) => {
-                let is = capacity::parse(row)?.get(port).copied();
-                match capacity {
-                    _ if !may_exist => {
-                        Err(EditError::UplinkExists { node: node.clone(), port: port.to_owned() })
-                    }
-                    Some(asked) if is != Some(asked) => Err(EditError::Differs {
-                        kind: Kind::Node,
-                        name: node.to_string(),
-                        column: capacity::COLUMN,
-                        is: format!("{port}:{}", is.map_or("none".to_owned(), |rate| rate.to_string())),
-                        asked: format!("{port}:{asked}"),
-                        todo: "'xenflow uplink set' changes it".to_owned(),
-                    }),
-                    _ => Ok(Vec::new()),
-                }
-            }
-            Some((uuid, _)) => {
-                let there = Operation::wait(table::NODE, &["name"], Until::NotEqual, [], Duration::ZERO);
-                // What somebody has left there of a former uplink of that name goes.
-                let add = Operation::mutate(table::NODE)
-                    .mutation("uplinks", Mutator::Insert, uplink.clone())
-                    .mutation(capacity::COLUMN, Mutator::Delete, uplink)
-                    .mutation(capacity::COLUMN, Mutator::Insert, carries);
-                Ok(vec![there.filter(Rows::is(uuid)), add.filter(Rows::is(uuid))])
-            }
-            None => {
-                let insert = Operation::insert(table::NODE).set("name", node.as_str());
-                Ok(vec![insert.set("uplinks", uplink).set(capacity::COLUMN, carries)])
-            }
-        }
-    }
-
-    /// Takes an uplink from a node. A node without uplinks goes too. With `if_exists` one that is not there is as good.
-    ///
-    /// # Errors
-    /// [`EditError::Unknown`] of the node, [`EditError::NoUplink`] of the port.
-    pub fn remove_uplink(
-        &self,
-        node: &str,
-        port: &str,
-        if_exists: bool,
-    ) -> Result<Vec<Operation>, EditError> {
-        let refused = match self.rows.named(table::NODE, node) {
-            Some((uuid, row)) if row.set_str("uplinks").is_ok_and(|ports| ports.contains(port)) => {
-                let take = Operation::mutate(table::NODE)
-                    .mutation("uplinks", Mutator::Delete, Datum::set([port]))
-                    .mutation(capacity::COLUMN, Mutator::Delete, Datum::set([port]));
-                let last = Operation::delete(table::NODE).filter(Condition::eq("uplinks", Datum::empty()));
-                return Ok(vec![take.filter(Rows::is(uuid)), last.filter(Rows::is(uuid))]);
-            }
-            Some(_) => EditError::NoUplink { node: node.to_owned(), port: port.to_owned() },
-            None => EditError::Unknown { kind: Kind::Node, name: node.to_owned() },
-        };
-        if if_exists { Ok(Vec::new()) } else { Err(refused) }
     }
 
     /// Removes a thing that nothing refers to; an invalid row too, by the name that stands there. With `if_exists` one that

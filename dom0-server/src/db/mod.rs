@@ -6,6 +6,7 @@
 //! and the report of a daemon ([`status`]). Pure: connections are the business of the callers.
 //! `schema/README.md` describes every column.
 
+pub mod admission;
 pub mod apply;
 pub mod capacity;
 pub mod class;
@@ -25,6 +26,7 @@ pub mod row;
 mod rows;
 pub mod statistics;
 pub mod status;
+pub mod uplink;
 mod words;
 
 pub use class::TrafficClass;

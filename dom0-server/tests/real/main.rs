@@ -26,6 +26,7 @@ mod pki;
 mod policy;
 mod refusals;
 mod show;
+mod sla;
 mod status;
 mod support;
 mod switch;

@@ -12,12 +12,13 @@ fn every_kind_is_set_and_shown() {
     let server = Server::ready();
     populate(&server);
     server.ok("segment add red-lan2 --network red --vlan 102");
+    server.ok("sla set red --min 10mbit");
     server.ok("class add red voice --priority 10 --dscp 46,34 --min 5mbit");
     for (set, show, shown) in [
         (
             "network set red --max 80mbit --external-id owner=me --external-id tag=a=b",
             "network show red",
-            json!({"name": "red", "min_bps": null, "max_bps": 80_000_000, "external_ids": {"owner": "me", "tag": "a=b"}}),
+            json!({"name": "red", "min_bps": 10_000_000, "max_bps": 80_000_000, "external_ids": {"owner": "me", "tag": "a=b"}}),
         ),
         (
             "segment set red-lan2 --vlan 103",

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use dom0_server::config::ConfigError;
+use dom0_server::db::admission::AdmissionError;
 use dom0_server::db::apply::ApplyError;
 use dom0_server::db::description::DescriptionError;
 use dom0_server::db::edit::{EditError, Key, Snapshot};
@@ -26,11 +27,12 @@ macro_rules! rules {
 
 fn rules() -> BTreeSet<&'static str> {
     let all = [
-        rules!(EditError: Exists, Differs, Nothing, Unknown, Invalid, Row, InUse, Alive, UplinkExists, NoUplink, Full),
+        rules!(EditError: Exists, Differs, Nothing, Unknown, Invalid, Row, InUse, Alive, UplinkExists, NoUplink, Admission, Full),
         rules!(RowError: Column, Name, Vlan, Mac, MacUnusable, MacCase, Number, FastPath, MaxRoutes, PuntClass, PuntRate,
             PuntSyntax, PuntTwice, Rate, Contract, Range, Protocol, PortsWithoutProtocol, TooManyPorts, ExternalId,
             VifKind, NoSegment, ControlSegment, Dangling, OtherNetwork, Taken, State, Scope, Port, CapacityOfNoUplink),
-        rules!(ApplyError: Foreign, Unknown, Invalid, Edit),
+        rules!(AdmissionError: Uplink, ClassAlone, ClassMinima, ClassMax),
+        rules!(ApplyError: Foreign, Unknown, Invalid, Admission, Edit),
         rules!(DescriptionError: Long, Toml, Value, Twice),
         rules!(RemoteParseError: Method, Path, Address, Empty),
         rules!(ConfigError: Read, Syntax, Value),
@@ -175,6 +177,34 @@ fn lines() -> Vec<(&'static str, String, &'static str)> {
             "capacity of \"nix\": the node has no such uplink",
         ),
         (
+            "AdmissionError::Uplink",
+            "sla set blue --min 7mbit",
+            "networks are promised 11mbit in all, but uplink trunk0 of node a carries 10mbit (set): 1mbit too much; promise \
+             less, or say what it carries if that is not so ('xenflow uplink set a trunk0 --capacity RATE')",
+        ),
+        (
+            "EditError::Admission",
+            "uplink set a trunk0 --capacity 3500kbit",
+            "networks are promised 4mbit in all, but uplink trunk0 of node a carries 3500kbit (set): 500kbit too much; promise \
+             less, or say what it carries if that is not so ('xenflow uplink set a trunk0 --capacity RATE')",
+        ),
+        (
+            "AdmissionError::ClassAlone",
+            "class add blue voice --priority 1 --min 1mbit",
+            "class voice of network blue is promised 1mbit, but the network nothing: 'xenflow sla set blue --min RATE' comes \
+             first",
+        ),
+        (
+            "AdmissionError::ClassMinima",
+            "class set red voice --min 5mbit",
+            "classes of network red are promised 5mbit in all, but the network 4mbit: 1mbit too much",
+        ),
+        (
+            "AdmissionError::ClassMax",
+            "class set red voice --max 9mbit",
+            "class voice of network red gets 9mbit at most, but the network 8mbit: 1mbit too much",
+        ),
+        (
             "RemoteParseError::Method",
             "--db=pipe:x show",
             "remote 'pipe:x' does not begin with unix:, tcp: or ssl:",
@@ -195,7 +225,7 @@ fn lines() -> Vec<(&'static str, String, &'static str)> {
 }
 
 /// Rule, description, part of what is said.
-const DESCRIPTIONS: [(&str, &str, &str); 9] = [
+const DESCRIPTIONS: [(&str, &str, &str); 10] = [
     (
         "ApplyError::Foreign",
         "owner = \"o\"\nnetworks.red = {}",
@@ -210,6 +240,11 @@ const DESCRIPTIONS: [(&str, &str, &str); 9] = [
         "ApplyError::Invalid",
         "owner = \"o\"\nnetworks.n.segments.a = { vlan = 100 }",
         "VLAN 100 is taken by segment a",
+    ),
+    (
+        "ApplyError::Admission",
+        "owner = \"o\"\nnetworks.n.min = \"7mbit\"",
+        "networks are promised 11mbit in all, but uplink trunk0 of node a carries 10mbit (set): 1mbit too much",
     ),
     ("DescriptionError::Toml", "owner = 1", "invalid type: integer `1`, expected a string"),
     ("DescriptionError::Value", "owner = \"O\"", "owner: \"O\" is not a name: 1 to 63 of a-z"),
@@ -354,6 +389,8 @@ fn every_rule_has_its_wrong_input() {
     let server = Server::ready();
     populate(&server);
     server.ok("class add red voice --priority 10");
+    server.ok("uplink set a trunk0 --capacity 10mbit");
+    server.ok("sla set red --min 4mbit --max 8mbit");
     let mut seen = BTreeSet::new();
     let before = server.json("show");
     for (rule, line, message) in lines() {

@@ -66,6 +66,71 @@ pub struct Config {
     /// What is logged: a level, and others for single modules, as `info,openflow=debug`.
     #[serde(default = "default_log")]
     pub log: String,
+    /// How uplinks are shared.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
+}
+
+/// How uplinks are shared: section `[bandwidth]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Bandwidth {
+    /// Who shapes.
+    pub driver: Driver,
+    /// How a link is divided.
+    pub policy: Policy,
+    /// Milliseconds between two looks at the queues, 100 to 60,000.
+    pub period_ms: u32,
+    /// Looks that a load is the mean of, 1 to 60.
+    pub samples: u8,
+}
+
+impl Default for Bandwidth {
+    fn default() -> Self {
+        Self { driver: Driver::Auto, policy: Policy::Weights, period_ms: 1000, samples: 3 }
+    }
+}
+
+/// Who shapes an uplink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// The best there is: `tc`.
+    Auto,
+    /// HTB as `tc` sets it, beside Open vSwitch.
+    Tc,
+    /// Open vSwitch's own linux-htb.
+    Ovs,
+    /// Nobody.
+    Off,
+}
+
+/// How a link is divided; see [`xenflow_qos::law::Policy`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// Contracts, and what is left as HTB does it.
+    Static,
+    /// As the paper has it.
+    Paper,
+    /// Turns in proportion to the contracts.
+    Weights,
+    /// Ceilings in proportion to the contracts.
+    Fair,
+}
+
+impl Policy {
+    /// The law's.
+    #[must_use]
+    pub const fn law(self) -> xenflow_qos::law::Policy {
+        use xenflow_qos::law::Policy;
+        match self {
+            Self::Static => Policy::Static,
+            Self::Paper => Policy::Paper,
+            Self::Weights => Policy::Weights,
+            Self::Fair => Policy::Fair,
+        }
+    }
 }
 
 /// A slower router would be taken for one that is gone: it waits for its largest message.
@@ -206,6 +271,13 @@ impl Config {
             let value = config.max_bytes_per_router.to_string();
             return Err(refuse("max_bytes_per_router", &value, format!("at least {MIN_BYTES}")));
         }
+        let Bandwidth { period_ms, samples, .. } = config.bandwidth;
+        if !(100..=60_000).contains(&period_ms) {
+            return Err(refuse("bandwidth.period_ms", &period_ms.to_string(), "100 to 60000".into()));
+        }
+        if !(1..=60).contains(&samples) {
+            return Err(refuse("bandwidth.samples", &samples.to_string(), "1 to 60".into()));
+        }
         if let Err(error) = config.log.parse::<tracing_subscriber::filter::Targets>() {
             return Err(refuse("log", &config.log, error.to_string()));
         }
@@ -270,6 +342,12 @@ mod tests {
         assert_eq!(rate, "x.toml: max_change_rate = \"999\": at least 1000, or 0");
         let bytes = parse(&format!("{GOOD}max_bytes_per_router = 1000\n")).unwrap_err();
         assert_eq!(bytes, "x.toml: max_bytes_per_router = \"1000\": at least 1048576");
+        let period = parse(&format!("{GOOD}[bandwidth]\nperiod_ms = 99\n")).unwrap_err();
+        assert_eq!(period, "x.toml: bandwidth.period_ms = \"99\": 100 to 60000");
+        let samples = parse(&format!("{GOOD}[bandwidth]\nsamples = 0\n")).unwrap_err();
+        assert_eq!(samples, "x.toml: bandwidth.samples = \"0\": 1 to 60");
+        let driver = parse(&format!("{GOOD}[bandwidth]\ndriver = \"htb\"\n")).unwrap_err();
+        assert!(driver.contains("unknown variant `htb`, expected one of `auto`"), "{driver}");
         assert!(parse(&format!("{GOOD}max_change_rate = 0\nhold_time_s = 60\n")).is_ok());
     }
 }

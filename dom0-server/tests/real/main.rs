@@ -25,6 +25,7 @@ mod persist;
 mod pki;
 mod policy;
 mod refusals;
+mod shaper;
 mod show;
 mod sla;
 mod status;

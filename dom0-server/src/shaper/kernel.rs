@@ -204,6 +204,8 @@ fn htb_options(nested: &[u8], class: &mut Class) {
     const RATE64: u16 = 6;
     const CEIL64: u16 = 7;
     let bits = |bytes: u64| bytes.saturating_mul(8);
+    // Rates of 64 bits come last, and what depends on them is reckoned then.
+    let mut burst_ticks = 0;
     for option in NlasIterator::new(nested).flatten() {
         let value = option.value();
         let u32_at = |at: usize| {
@@ -216,12 +218,16 @@ fn htb_options(nested: &[u8], class: &mut Class) {
                 class.rate = bits(u32_at(8).into());
                 class.ceil = bits(u32_at(20).into());
                 class.quantum = u32_at(32);
+                burst_ticks = u32_at(24);
             }
             RATE64 => class.rate = rate64().unwrap_or(class.rate),
             CEIL64 => class.ceil = rate64().unwrap_or(class.ceil),
             _ => {}
         }
     }
+    // As the time that it takes at the rate, in units of 64 ns (PSCHED_SHIFT of net/pkt_sched.h).
+    let burst = u128::from(burst_ticks) * 64 * u128::from(class.rate / 8) / 1_000_000_000;
+    class.burst = u64::try_from(burst).unwrap_or(u64::MAX);
 }
 
 #[cfg(test)]
@@ -234,6 +240,8 @@ mod tests {
         let mut parms = vec![0_u8; 44];
         parms[8..12].copy_from_slice(&2_500_000_u32.to_ne_bytes());
         parms[20..24].copy_from_slice(&12_500_000_u32.to_ne_bytes());
+        // 4 ms.
+        parms[24..28].copy_from_slice(&62_500_u32.to_ne_bytes());
         parms[32..36].copy_from_slice(&66_000_u32.to_ne_bytes());
         let nla = |kind: u16, value: &[u8]| {
             let len = u16::try_from(4 + value.len()).unwrap();
@@ -242,6 +250,7 @@ mod tests {
         let mut class = Class::default();
         htb_options(&nla(1, &parms), &mut class);
         assert_eq!((class.rate, class.ceil, class.quantum), (20_000_000, 100_000_000, 66_000));
+        assert_eq!(class.burst, 10_000);
         let mut class = Class::default();
         let fast = 12_500_000_000_u64.to_ne_bytes();
         parms[8..12].copy_from_slice(&u32::MAX.to_ne_bytes());

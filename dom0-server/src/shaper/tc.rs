@@ -37,6 +37,8 @@ pub struct Class {
     pub ceil: Bps,
     /// In bytes.
     pub quantum: u32,
+    /// Bytes that it may send at once.
+    pub burst: u64,
     /// What it has counted.
     pub sample: Sample,
 }
@@ -179,6 +181,8 @@ pub fn batch(device: &str, division: &Division, standing: &Standing) -> String {
             now.rate == class.rate
                 && now.ceil == class.ceil
                 && class.quantum.is_none_or(|quantum| quantum == now.quantum)
+                // The kernel keeps it as a time, in units of 64 ns.
+                && now.burst.abs_diff(burst(class.rate)) <= burst(class.rate) / 4
         };
         let stands = kept.get(minor).copied();
         if stands.filter(is_same).is_none() {
@@ -283,8 +287,9 @@ mod tests {
                     let before = standing.classes.get(&own).map(|class| class.parent);
                     assert!(before.is_none_or(|before| before == parent), "{line}");
                     let quantum = after("quantum").map_or(0, |text| text.parse().unwrap());
-                    let class =
-                        Class { parent, rate: bits("rate"), ceil: bits("ceil"), quantum, ..Class::default() };
+                    let burst = after("burst").unwrap().parse().unwrap();
+                    let (rate, ceil) = (bits("rate"), bits("ceil"));
+                    let class = Class { parent, rate, ceil, quantum, burst, ..Class::default() };
                     standing.classes.insert(own, class);
                 }
                 _ => panic!("{line}"),

@@ -7,6 +7,7 @@
 mod acks;
 mod lone;
 mod meters;
+mod plan;
 mod progress;
 mod refused;
 mod report;
@@ -250,6 +251,7 @@ pub struct Core {
     build: SwitchBuild,
     progress: Progress,
     problems: BTreeSet<PortProblem>,
+    queues: plan::Queues,
     /// None: not known yet.
     bound: Option<Bound>,
     /// None: nobody has said.
@@ -311,6 +313,7 @@ impl Core {
             build: SwitchBuild::default(),
             progress: Progress::default(),
             problems: BTreeSet::new(),
+            queues: plan::Queues::default(),
             bound: None,
             elsewhere: None,
             patience: None,
@@ -519,8 +522,9 @@ impl Core {
 
     /// With the state that it is of, which is pursued then and not before: without the ports nothing can be sent.
     fn set_topology(&mut self) {
+        self.number_queues();
         let (Some(desired), Some(ports)) = (&self.desired, &self.ports) else { return };
-        let (mut topology, problems) = bind(&self.node, desired, ports);
+        let (mut topology, problems) = bind(&self.node, desired, ports, &self.queues.numbers);
         self.problems = problems;
         let bound = ports::bound(desired, &topology, ports);
         ports::log(self.bound.as_ref(), &bound);

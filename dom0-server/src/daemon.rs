@@ -27,6 +27,7 @@ use crate::reporter::Reporter;
 use crate::reporter::node::NodeReporter;
 use crate::reporter::statistics::Keeper;
 use crate::shaper::handle::Handle;
+use crate::shaper::plan::Plan;
 use crate::{control_port, kept, locations, tls};
 
 /// Events that wait for the core; a source that has more waits itself, and so slows its peer.
@@ -103,6 +104,8 @@ pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()
 
     let (here, watched) = watch::channel(None);
     tokio::spawn(locations::watch::run(remotes, tls, node.clone(), kept.clone(), watched, events.clone()));
+
+    let plan = watch::Sender::new(None);
 
     let credentials = tls::follow(credentials, server, config.issuer_dir.clone());
     let access = tls::Access::new(credentials, config.issuer_dir.clone());
@@ -232,6 +235,13 @@ pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()
             let is_new = core.here().map(Arc::as_ptr) != known.as_ref().map(Arc::as_ptr);
             if is_new {
                 *known = core.here().cloned();
+            }
+            is_new
+        });
+        plan.send_if_modified(|known: &mut Option<Arc<Plan>>| {
+            let is_new = core.plan().map(Arc::as_ptr) != known.as_ref().map(Arc::as_ptr);
+            if is_new {
+                *known = core.plan().cloned();
             }
             is_new
         });

@@ -21,6 +21,7 @@ pub mod nudge;
 pub mod ovs;
 pub mod pki;
 pub mod ports;
+pub mod queues;
 pub mod reporter;
 pub mod shaper;
 pub mod tls;

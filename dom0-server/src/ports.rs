@@ -8,6 +8,8 @@ use xenflow_proto::{MacAddr, Name, VlanId};
 use crate::db::location::Place;
 use crate::db::row::Router;
 use crate::db::{Attachment, Desired};
+use crate::queues::Numbers;
+use crate::shaper::plan::QueueOf;
 
 /// An interface on the integration bridge.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +53,8 @@ pub struct SwitchPorts {
     pub ports: Vec<SwitchPort>,
     /// The control port.
     pub control: Option<ControlPort>,
+    /// Queues by their numbers, as `QoS` rows of the bridge's ports have them.
+    pub queues: BTreeMap<u32, QueueOf>,
 }
 
 /// A port that is not used, and why.
@@ -115,9 +119,14 @@ impl<'a> Owners<'a> {
     }
 }
 
-/// Binds the ports to the desired state of this node.
+/// Binds the ports to the desired state of this node; its queues have these numbers.
 #[must_use]
-pub fn bind(node: &Name, desired: &Desired, ports: &SwitchPorts) -> (Topology, BTreeSet<PortProblem>) {
+pub fn bind(
+    node: &Name,
+    desired: &Desired,
+    ports: &SwitchPorts,
+    queues: &Numbers,
+) -> (Topology, BTreeSet<PortProblem>) {
     let mut problems = BTreeSet::new();
     let uplinks = desired.uplinks_of(node);
     let mut topology = Topology {
@@ -127,6 +136,8 @@ pub fn bind(node: &Name, desired: &Desired, ports: &SwitchPorts) -> (Topology, B
         max_mtu: ports.ports.iter().map(|port| port.mtu).max().unwrap_or(0),
         ..Topology::default()
     };
+
+    queues.put(desired, &mut topology);
 
     let owners = Owners::of(desired);
     let mut claims: BTreeMap<&Name, Vec<&SwitchPort>> = BTreeMap::new();

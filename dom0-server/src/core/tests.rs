@@ -6,6 +6,7 @@ mod kept;
 mod lone;
 mod model;
 mod progress;
+mod queues;
 mod resume;
 mod turns;
 
@@ -78,6 +79,7 @@ fn ports(routers: &[u8]) -> SwitchPorts {
     SwitchPorts {
         ports: routers.iter().flat_map(|router| [1, 2].map(|vif| port(*router, vif))).collect(),
         control: Some(ControlPort { number: 9, ifindex: 3 }),
+        ..SwitchPorts::default()
     }
 }
 

@@ -9,6 +9,7 @@ use xenflow_proto::Name;
 use super::*;
 use crate::db::{self, Desired, RouterPolicy, row};
 use crate::ports::{SwitchPort, SwitchPorts, bind};
+use crate::queues::Numbers;
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -59,8 +60,8 @@ fn names() -> (Names, Vec<Flow>) {
         port("p3", 3, Some("h1")),
         port("t0", 7, None),
     ];
-    let ports = SwitchPorts { ports, control: None };
-    let (topology, problems) = bind(&name("a"), &desired, &ports);
+    let ports = SwitchPorts { ports, ..SwitchPorts::default() };
+    let (topology, problems) = bind(&name("a"), &desired, &ports, &Numbers::default());
     assert_eq!(problems, [].into());
     let names = Names::new(&name("a"), &desired, &topology, &ports);
     let mut app = xenflow_flow_app::App::new(10);

@@ -26,7 +26,9 @@ pub fn status(core: &Core, has_database: bool) -> Value {
             "slow": report.slow, "ports": ports,
         })
     });
-    let problems = core.problems().iter().map(ToString::to_string).chain(core.kept_ms().map(kept_words));
+    let surplus = core.surplus().map(|surplus| surplus.to_string());
+    let problems = core.problems().iter().map(ToString::to_string).chain(surplus);
+    let problems = problems.chain(core.kept_ms().map(kept_words));
     json!({
         "node": core.node().to_string(),
         "version": env!("CARGO_PKG_VERSION"),

@@ -11,7 +11,7 @@ use ovsdb::{
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use xenflow_flow_app::pipeline;
+use xenflow_flow_app::{MAX_QUEUE, pipeline};
 use xenflow_proto::Name;
 use xenflow_proto::control::{HOST_MAC, HOST_PORT_NAME};
 
@@ -23,6 +23,8 @@ use crate::db::{self, Desired};
 use crate::kept::keeper::{Keeper, Source};
 use crate::ovs::restore::{self, Restore, Stage, Step, View};
 use crate::ports::{ControlPort, SwitchBuild, SwitchPort, SwitchPorts};
+use crate::shaper::plan::QueueOf;
+use crate::shaper::rows::{CLASS_ID, NETWORK_ID};
 
 const OPEN_VSWITCH: &str = "Open_vSwitch";
 /// The versions that ovs-ofctl speaks by default, so that operators can look, and ours.
@@ -146,7 +148,9 @@ pub async fn ports(
         .table("Open_vSwitch", &["bridges", "other_config", "external_ids", "cur_cfg", "ovs_version"])
         .table("Bridge", &["name", "ports", "fail_mode", "protocols", "flow_tables", "datapath_type"])
         .table("Flow_Table", &["prefixes", "external_ids"])
-        .table("Port", &["name", "interfaces"])
+        .table("Port", &["name", "interfaces", "qos"])
+        .table("QoS", &["queues"])
+        .table("Queue", &["external_ids"])
         .table(
             "Interface",
             &["name", "ofport", "ifindex", "external_ids", "type", "mac", "link_state", "mtu"],
@@ -395,9 +399,9 @@ impl Tables {
     fn ports(&self, bridge: &str) -> Option<SwitchPorts> {
         let (_, bridge) = self.named("Bridge", bridge)?;
         let ports = bridge.set_uuid("ports").ok()?;
-        let ports = ports.iter().filter_map(|uuid| self.0.get("Port")?.get(uuid));
-        let interfaces = ports.filter_map(|port| port.set_uuid("interfaces").ok()).flatten();
-        let mut all = SwitchPorts::default();
+        let ports = || ports.iter().filter_map(|uuid| self.0.get("Port")?.get(uuid));
+        let interfaces = ports().filter_map(|port| port.set_uuid("interfaces").ok()).flatten();
+        let mut all = SwitchPorts { queues: self.queues(ports()), ..SwitchPorts::default() };
         for interface in interfaces.filter_map(|uuid| self.0.get("Interface")?.get(&uuid)) {
             let Ok(name) = interface.str("name") else { continue };
             // Numbers from 0xff00 on are reserved; -1 says that the port could not be made.
@@ -425,6 +429,32 @@ impl Tables {
         all.ports.sort_by(|a, b| a.name.cmp(&b.name));
         Some(all)
     }
+
+    /// Queues of ports that say whose they are. Where ports differ, the first by name says what a number is.
+    fn queues<'a>(&'a self, ports: impl Iterator<Item = &'a Arc<Row>>) -> BTreeMap<u32, QueueOf> {
+        let mut ports: Vec<&Row> = ports.map(|port| &**port).collect();
+        ports.sort_by_key(|port| port.str("name").unwrap_or_default());
+        let queues = |port: &Row| {
+            let qos = self.0.get("QoS")?.get(&port.opt_uuid("qos").ok()??)?;
+            qos.map_int_uuid("queues").ok()
+        };
+        let mut all = BTreeMap::new();
+        for (number, uuid) in ports.into_iter().filter_map(queues).flatten() {
+            let number = u32::try_from(number).ok().filter(|number| (1..=MAX_QUEUE).contains(number));
+            let row = || self.0.get("Queue")?.get(&uuid);
+            if let (Some(number), Some(queue)) = (number, row().and_then(|row| queue_of(row))) {
+                all.entry(number).or_insert(queue);
+            }
+        }
+        all
+    }
+}
+
+/// Whose a queue is; none: not XenFlow's.
+fn queue_of(row: &Row) -> Option<QueueOf> {
+    let [network, class] = [NETWORK_ID, CLASS_ID].map(|key| row.map_get("external_ids", key).ok().flatten());
+    let class = class.map(str::parse).transpose().ok()?;
+    Some(QueueOf { network: network?.parse().ok()?, class })
 }
 
 fn named(name: &str) -> ovsdb::Atom {

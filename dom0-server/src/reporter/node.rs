@@ -97,6 +97,7 @@ fn problems(core: &Core) -> BTreeSet<String> {
         n => all.push(format!("the switch refuses {n} flows of the topology: they are left out")),
     }
     all.extend(core.problems().iter().map(ToString::to_string));
+    all.extend(core.surplus().map(|surplus| surplus.to_string()));
     all.extend(core.left_out_rows().map(|row| format!("a row is left out: {row}")));
     bounded(all)
 }

@@ -28,8 +28,9 @@ const LIMIT: Duration = Duration::from_secs(40);
 const CONTROL: MacAddr = MacAddr([2, 0, 0, 0, 9, 1]);
 
 /// What is in the database: h1 and r1 on a, h3 on b, r1 between lan and wan.
-const TOPOLOGY: [&str; 13] = [
+const TOPOLOGY: [&str; 14] = [
     "network add red",
+    "class add red bulk --priority 5 --protocol udp --port 5001",
     "segment add lan --network red --vlan 100",
     "segment add wan --network red --vlan 101",
     "router add r1 --network red --fastpath always",
@@ -94,7 +95,7 @@ impl Node {
         let bridge = Arc::new(Bridge { rundir: dir, name: "br0".to_owned() });
         let node = Self { switch, socket, events: events.clone() };
         let control = Some(ControlPort { number: 9, ifindex: 3 });
-        events.send(Event::Ports(SwitchPorts { ports, control })).await.unwrap();
+        events.send(Event::Ports(SwitchPorts { ports, control, ..SwitchPorts::default() })).await.unwrap();
         tokio::spawn(async move {
             let _kept = (guard, database);
             let mut connection = 0;
@@ -380,9 +381,12 @@ async fn a_packet_is_explained_as_the_switch_treats_it() {
         &words,
         &[
             "02:00:00:00:01:03 is another node's: by port p2 (uplink)",
-            "out of port p2 (uplink) with VLAN 101",
+            "in no class: its network's queue",
+            "out of port p2 (uplink) with VLAN 101, queue 1 (network red)",
         ],
     );
+    let (_, words) = a.agreed(&server, &format!("{line} --proto udp --dport 5001"));
+    says(&words, &["of a class: queue 2 (class bulk of network red)"]);
     assert_eq!(value["nodes"][0]["outputs"][0]["next_node"], "b");
     says(value["next"].as_str().unwrap(), &["--host b=SOCKET follows it there"]);
     let (value, words) = a.agreed(&server, &format!("{line} --host b={}", b.socket.display()));

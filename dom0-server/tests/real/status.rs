@@ -63,7 +63,7 @@ impl Daemon {
             mtu: 1500,
         };
         let ports = vifs.iter().zip(1..).map(port).collect();
-        self.core.handle(Event::Ports(SwitchPorts { ports, control: None }));
+        self.core.handle(Event::Ports(SwitchPorts { ports, ..SwitchPorts::default() }));
     }
 
     /// The guest of r1 says this.
@@ -327,7 +327,7 @@ async fn the_mtus_of_uplinks_and_guests_are_reported_and_compared() {
     };
     let ports = |mtu| {
         let ports = vec![vif("r1-core", 8), vif("r1-ctl", 9), trunk(mtu)];
-        Event::Ports(SwitchPorts { ports, control: None })
+        Event::Ports(SwitchPorts { ports, ..SwitchPorts::default() })
     };
     daemon.core.handle(ports(9000));
     begin(&mut daemon, 9000, 0..0);

@@ -9,6 +9,7 @@ use dom0_server::core::{BatchId, Event};
 use dom0_server::ovs::restore::Stage;
 use dom0_server::ovs::{database, switch as conversation};
 use dom0_server::ports::SwitchPorts;
+use dom0_server::shaper::plan::QueueOf;
 use openflow::{Band, ErrorCode, Message, Meter};
 use tokio::sync::{mpsc, watch};
 use xenflow_flow_app::{
@@ -235,6 +236,49 @@ fn addresses_of_a_prefix_share_a_megaflow() {
     keeper.ports(|ports| ports.ports.len() == 3);
     assert_eq!(vsctl(&switch, &["get", "Bridge", "br0", "flow_tables"]), before);
     assert_eq!(tables().matches("xenflow").count(), 3);
+}
+
+#[test]
+fn queues_are_read_from_rows_that_say_whose_they_are() {
+    let switch = common::Switch::start("queues");
+    let mut keeper = Keeper::start(&switch, "br0");
+    keeper.ports(|ports| ports.ports.len() == 3 && ports.queues.is_empty());
+    let queue = |network: &str, class: Option<&str>| QueueOf {
+        network: network.parse().unwrap(),
+        class: class.map(|class| class.parse().unwrap()),
+    };
+    // On the first port two that count, and some that nobody can mean; on the second one more and another 2.
+    let rows = |queues: &[(&str, &str)]| -> Vec<String> {
+        let ids = queues.iter().flat_map(|(id, whose)| {
+            let create = ["--", id, "create", "Queue"].map(str::to_owned);
+            create.into_iter().chain(whose.split(' ').map(|it| format!("external_ids:{it}")))
+        });
+        ids.collect()
+    };
+    let first = rows(&[
+        ("--id=@a", "xenflow-network=red"),
+        ("--id=@b", "xenflow-network=red xenflow-class=voice"),
+        ("--id=@c", "xenflow-network=Not/A/Name"),
+        ("--id=@d", "xenflow-network=red xenflow-class=+"),
+        ("--id=@e", "xenflow-class=voice"),
+        ("--id=@f", "somebody=else"),
+    ]);
+    let second = rows(&[("--id=@g", "xenflow-network=blue"), ("--id=@h", "xenflow-network=green")]);
+    let write = |port: &str, queues: &str, rows: &[String]| {
+        let set =
+            ["set", "Port", port, "qos=@qos", "--", "--id=@qos", "create", "QoS", "type=linux-noop", queues];
+        let rows = rows.iter().map(String::as_str);
+        vsctl(&switch, &set.into_iter().chain(rows).collect::<Vec<_>>());
+    };
+    write("p1", "queues=2=@a,0=@b,61440=@b,61439=@b,3=@c,4=@d,5=@e,6=@f", &first);
+    write("p2", "queues=2=@g,9=@h", &second);
+    let wanted = [(2, queue("red", None)), (9, queue("green", None)), (61439, queue("red", Some("voice")))];
+    let ports = keeper.ports(|ports| ports.queues.len() == 3);
+    assert_eq!(ports.queues, wanted.into());
+    // What they get is nobody's business here.
+    vsctl(&switch, &["clear", "Port", "p1", "qos"]);
+    let ports = keeper.ports(|ports| ports.queues.len() == 2);
+    assert_eq!(ports.queues, [(2, queue("blue", None)), (9, queue("green", None))].into());
 }
 
 /// What a real switch answers to the daemon's orders: which meters it can have, its counters, and why it refuses.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use dom0_server::core::{Core, Effect, Event, MeterError, SessionId};
 use dom0_server::db::{self, Desired, Segment, Vif, VifNumber, row};
 use dom0_server::ports::{ControlPort, SwitchPort, SwitchPorts, bind};
+use dom0_server::queues::Numbers;
 use openflow::{Action, ErrorCode, Flow, Group, Instruction, Meter};
 use ovsdb::Uuid;
 use xenflow_flow_app::pipeline::cookie;
@@ -403,7 +404,8 @@ impl Host {
 
     /// What a host decides that was told these tables and nothing else.
     fn app(&self, tables: &BTreeMap<Key, Object>) -> App {
-        let (topology, _) = bind(&self.node, &desired(self.max_routes), &ports(self.is_plugged));
+        let (topology, _) =
+            bind(&self.node, &desired(self.max_routes), &ports(self.is_plugged), &Numbers::default());
         let mut app = App::new(LIMIT);
         app.set_topology(topology);
         app.begin_snapshot(ROUTER);
@@ -550,5 +552,5 @@ fn ports(is_plugged: bool) -> SwitchPorts {
         mtu: 1500,
     };
     let ports = if is_plugged { LINKS.map(port).to_vec() } else { Vec::new() };
-    SwitchPorts { ports, control: Some(ControlPort { number: 9, ifindex: 3 }) }
+    SwitchPorts { ports, control: Some(ControlPort { number: 9, ifindex: 3 }), ..SwitchPorts::default() }
 }

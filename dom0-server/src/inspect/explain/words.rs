@@ -15,6 +15,7 @@ use crate::core::Core;
 use crate::db::Desired;
 use crate::inspect::{kind, protocol};
 use crate::ports::{Owners, SwitchPort, SwitchPorts};
+use crate::shaper::plan::QueueOf;
 
 /// Ports of a flood that are named.
 const NAMED: usize = 8;
@@ -102,6 +103,17 @@ impl<'a> Names<'a> {
         row.map_or_else(|| format!("number {id}"), |router| router.name.to_string())
     }
 
+    /// `queue 2 (class voice of network red)`.
+    fn queue(&self, number: u32) -> String {
+        match self.core.plan().and_then(|plan| plan.queues.get(&number)) {
+            Some(QueueOf { network, class: None }) => format!("queue {number} (network {network})"),
+            Some(QueueOf { network, class: Some(class) }) => {
+                format!("queue {number} (class {class} of network {network})")
+            }
+            None => format!("queue {number}"),
+        }
+    }
+
     fn vif(&self, id: VifId) -> String {
         self.vifs.get(&id).map_or_else(|| format!("number {}", id.number), |name| (*name).to_string())
     }
@@ -135,7 +147,7 @@ impl<'a> Names<'a> {
             },
             pipeline::EGRESS => self.egress(step),
             pipeline::QUEUE => match queue(step) {
-                Some(queue) => format!("of a class of its network's traffic: queue {queue}"),
+                Some(number) => format!("of a class: {}", self.queue(number)),
                 None => "in no class: its network's queue".to_owned(),
             },
             other => format!("table {other}"),
@@ -360,9 +372,7 @@ impl<'a> Names<'a> {
         match (step.sent.first(), priority_of(step)) {
             (Some((_, packet)), _) => match packet.tags.first() {
                 Some(tag) => match queue(step) {
-                    Some(queue) => {
-                        format!("out of {name} with VLAN {}, its network's queue {queue}", tag.vid)
-                    }
+                    Some(number) => format!("out of {name} with VLAN {}, {}", tag.vid, self.queue(number)),
                     None => format!("out of {name} with VLAN {}", tag.vid),
                 },
                 None if self.is_vif(port) => format!("out of {name}: {}", punt(step)),

@@ -1,10 +1,16 @@
-//! Contracts: what is admitted, against a real `ovsdb-server`.
+//! Contracts: what is admitted, against a real `ovsdb-server`, and what is shown of how they are kept, by a real control
+//! socket; what the bandwidth loop tells is made up here.
 
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
+use dom0_server::events::Events;
+use dom0_server::inspect::socket::open;
+use dom0_server::shaper::handle::{Writer, channel};
+use dom0_server::shaper::report::{LinkReport, QueueReport, Report};
 use serde_json::{Value, json};
 
-use crate::support::{Server, populate};
+use crate::support::{Dir, Server, ok, populate, refused};
 
 /// What a node reports that its uplinks carry.
 fn report(server: &Server, node: &str, capacities: &Value) {
@@ -134,4 +140,143 @@ fn promises_made_at_the_same_time_are_seen_by_each_other() {
     let listed = server.json("sla list");
     let sum: i64 = listed.as_array().unwrap().iter().filter_map(|row| row["min_bps"].as_i64()).sum();
     assert_eq!(sum, 90_000_000);
+}
+
+/// A command that asks the daemon at a socket; the database is out of reach.
+fn asked(socket: &Path, line: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xenflow"));
+    command.env("XENFLOW_DB", "unix:/nonexistent").env("XENFLOW_SOCKET", socket).args(line.split(' '));
+    command.output().unwrap()
+}
+
+/// Red and blue on two uplinks, and so many networks more on the first.
+fn shared(more: usize) -> Report {
+    let queue = |network: &str, queue: u32, min_bps, obtained_bps| QueueReport {
+        network: network.to_owned(),
+        queue,
+        min_bps,
+        obtained_bps,
+        expected_bps: obtained_bps,
+        wants_more: true,
+        fitness: Some(1.0),
+        since_ms: 1_700_000_000_000,
+        state: "met".to_owned(),
+        ..QueueReport::default()
+    };
+    let queues = vec![queue("blue", 1, 40_000_000, 66_000_000), queue("red", 2, 20_000_000, 33_000_000)];
+    let link = |port: &str, queues| LinkReport {
+        port: port.to_owned(),
+        capacity_bps: 100_000_000,
+        capacity_from: "operator".to_owned(),
+        driver: "tc".to_owned(),
+        carried_bps: 99_000_000,
+        queues,
+        ..LinkReport::default()
+    };
+    let others = (0..more).map(|n| queue(&format!("n{n:04}"), u32::try_from(n).unwrap() + 3, 0, 0));
+    let many = queues.clone().into_iter().chain(others).collect();
+    Report {
+        policy: "fair".to_owned(),
+        period_ms: 1000,
+        links: vec![link("eth0", many), link("eth1", queues)],
+    }
+}
+
+/// Seven seconds' worth, so that there is one whole point.
+fn tell(writer: &Writer, report: &Report) {
+    for second in 0..7 {
+        writer.tell(1_700_000_000_000 + second * 1000, 1000, report.clone());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_uplinks_are_shared_is_shown_explained_and_drawn() {
+    let dir = Dir::new();
+    let socket = dir.0.join("xf.sock");
+    let (writer, handle) = channel();
+    let (_control, _asks) = open(&socket, &Events::default(), &handle).await.unwrap();
+    let say = |line: &str| ok(line, asked(&socket, line));
+    let none = "this node shares no uplink: it has none, its daemon does not shape, or has not begun to";
+    assert_eq!(say("sla show"), format!("{none}\n"));
+    assert_eq!(say("sla plot --json"), "[]\n");
+    refused("sla plot", &asked(&socket, "sla plot"), 1, none);
+    refused("explain sla red", &asked(&socket, "explain sla red"), 1, none);
+
+    tell(&writer, &shared(0));
+    let page = say("sla show");
+    let head = "policy fair, looked at every 1 s\nuplink eth0: carries 99.0 Mbit/s of 100mbit (set), 99 %; shaped by tc\n";
+    assert!(
+        page.starts_with(head) && page.contains("\n  blue     -      40mbit  -    66.0 Mbit/s"),
+        "{page}"
+    );
+    assert!(!say("sla show red").contains("blue"));
+    let json: Report = serde_json::from_str(&say("sla show --json")).unwrap();
+    assert_eq!(json, shared(0));
+    let why = say("explain sla red");
+    assert!(
+        why.starts_with("network red on uplink eth0:\n  the uplink is full: it carries 99.0 Mbit/s"),
+        "{why}"
+    );
+    assert!(
+        why.contains("\nnetwork red on uplink eth1:\n") && why.contains("beside it blue has 66.0 Mbit/s"),
+        "{why}"
+    );
+    let why: Value = serde_json::from_str(&say("explain sla red --json")).unwrap();
+    assert_eq!((&why["network"], &why["links"][1]["port"]), (&json!("red"), &json!("eth1")));
+
+    let points: Value = serde_json::from_str(&say("sla plot red --json")).unwrap();
+    let point =
+        json!([{"at_ms": 1_700_000_000_000_u64, "obtained_bps": 33_000_000, "expected_bps": 33_000_000}]);
+    assert_eq!((points.as_array().unwrap().len(), &points[1]["points"]), (2, &point));
+    assert_eq!(points[0]["min_bps"], 20_000_000);
+    let svg = say("sla plot");
+    assert!(svg.starts_with("<svg ") && svg.matches("<polyline ").count() == 4, "{svg}");
+    let file = dir.0.join("red.svg");
+    assert_eq!(say(&format!("sla plot red --svg {}", file.display())), "");
+    assert_eq!(std::fs::read_to_string(&file).unwrap().matches("<polyline ").count(), 2);
+
+    // As many networks as there can be come in pages.
+    let all = shared(4_092);
+    writer.tell(1_700_000_010_000, 1000, all.clone());
+    let json: Report = serde_json::from_str(&say("sla show --json")).unwrap();
+    assert_eq!(json, all);
+    let crowd = "4094 networks are too many for one figure: name at most 8, which can be told apart";
+    refused("sla plot", &asked(&socket, "sla plot"), 2, crowd);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_shown_is_refused() {
+    let dir = Dir::new();
+    let socket = dir.0.join("xf.sock");
+    let away = format!(
+        "no daemon answers at {}: start xenflow-dom0 (systemctl start xenflow-dom0), or say --socket PATH if its \
+         control_socket is another one",
+        socket.display()
+    );
+    for line in ["sla show", "sla plot", "explain sla red"] {
+        refused(line, &asked(&socket, line), 1, &away);
+    }
+    let (writer, handle) = channel();
+    let (_control, _asks) = open(&socket, &Events::default(), &handle).await.unwrap();
+    tell(&writer, &shared(0));
+    let name = "\"Red\" is not a name: 1 to 63 of a-z 0-9 . _ -, the first a letter or digit";
+    let unknown = "network green has no queue on an uplink of this node";
+    for (line, code, message) in [
+        ("sla show Red", 2, name),
+        ("sla plot Red", 2, name),
+        ("explain sla Red", 2, name),
+        ("sla show green", 1, unknown),
+        ("explain sla green", 1, unknown),
+        ("sla plot green", 1, "nothing is known of network green on an uplink of this node"),
+        ("explain sla", 2, "the following required arguments were not provided: <NETWORK>"),
+        ("explain --from h1 --dst 10.0.0.1 sla red", 2, "a packet and 'sla red' are two questions: ask one"),
+        // Of a packet all is as it was.
+        (
+            "explain",
+            2,
+            "the following required arguments were not provided: --from <NAME> <--dst <ADDRESS>|--frame <HEX>>",
+        ),
+    ] {
+        refused(line, &asked(&socket, line), code, message);
+    }
 }

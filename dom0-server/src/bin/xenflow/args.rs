@@ -165,7 +165,8 @@ pub(crate) enum HostCommand {
         #[command(flatten)]
         socket: SocketArg,
     },
-    /// What becomes of a packet at each table, as XenFlow has it and as the switch does it; fails where the two differ
+    /// What becomes of a packet at each table, as XenFlow has it and as the switch does it; fails where the two differ. 'explain
+    /// sla NETWORK': why a network gets what it gets
     ///
     /// Exit code 1: XenFlow and the switch differ on a node, or its switch does not answer. A packet that goes on to another
     /// node is followed there with --host; without it the exit code is 0 if all is well so far, and what would follow it is
@@ -174,13 +175,15 @@ pub(crate) enum HostCommand {
     Explain(Box<ExplainArgs>),
 }
 
-/// A packet.
+/// A packet, or something else.
 #[derive(Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("packet").required(true).args(["dst", "frame"]))]
+#[command(group = clap::ArgGroup::new("packet").required(true).args(["dst", "frame"]), subcommand_negates_reqs = true)]
 pub(crate) struct ExplainArgs {
+    #[command(subcommand)]
+    pub(crate) why: Option<WhyCommand>,
     /// The access port, vif or OVS port by which it comes in
-    #[arg(long, value_name = "NAME")]
-    pub(crate) from: String,
+    #[arg(long, value_name = "NAME", required = true)]
+    pub(crate) from: Option<String>,
     /// Its destination address
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) dst: Option<IpAddr>,
@@ -410,6 +413,38 @@ pub(crate) enum SlaCommand {
     },
     /// List all
     List,
+    /// How this node's uplinks are shared: by network and class, what is promised, had and to be expected, and since when
+    ///
+    /// The daemon of this host answers. OBTAINED is the mean over the last few looks, EXPECTED what the law gives of what the
+    /// uplink carried, FITNESS 1 - |1 - obtained/expected|. A queue is idle, met (it has what it wants, or its part), or short.
+    Show {
+        /// Only this network
+        network: Option<String>,
+        #[command(flatten)]
+        socket: SocketArg,
+    },
+    /// Draw the last hour of networks on this node's uplinks beside what they are promised, as SVG; --json: the points
+    Plot {
+        /// The networks, at most eight; all if none is named
+        networks: Vec<String>,
+        /// Where to; - for standard output
+        #[arg(long, value_name = "FILE", default_value = "-")]
+        svg: PathBuf,
+        #[command(flatten)]
+        socket: SocketArg,
+    },
+}
+
+/// Why a thing is as it is.
+#[derive(Debug, Subcommand)]
+pub(crate) enum WhyCommand {
+    /// Why a network gets what it gets of this node's uplinks: who wants what, who gets what, and what bounds it
+    Sla {
+        /// The network
+        network: String,
+        #[command(flatten)]
+        socket: SocketArg,
+    },
 }
 
 #[derive(Debug, Subcommand)]

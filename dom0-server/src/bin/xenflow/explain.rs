@@ -12,10 +12,10 @@ use dom0_server::inspect::explain::{Asked, PacketError};
 use serde_json::{Value, json};
 use xenflow_proto::Name;
 
-use crate::args::{ExplainArgs, Target};
+use crate::args::{ExplainArgs, Target, WhyCommand};
 use crate::ask::Daemon;
 use crate::show::printable;
-use crate::{Failure, client, output};
+use crate::{Failure, client, output, sla};
 
 /// Nodes that a packet is followed to: those of a fabric pass it on by their routers.
 const MAX_NODES: usize = 16;
@@ -29,7 +29,7 @@ impl From<PacketError> for Failure {
 impl ExplainArgs {
     fn asked(self) -> Asked {
         let Self { from, frame, dst, src, router, dst_mac, proto, sport, dport, ttl, .. } = self;
-        Asked { from: Some(from), frame, dst, src, router, dst_mac, proto, sport, dport, ttl }
+        Asked { from, frame, dst, src, router, dst_mac, proto, sport, dport, ttl }
     }
 }
 
@@ -44,6 +44,12 @@ fn peers(texts: &[String]) -> Result<BTreeMap<Name, PathBuf>, Failure> {
 }
 
 pub(crate) fn run(db: &Target, seconds: u32, args: ExplainArgs, as_json: bool) -> Result<(), Failure> {
+    if let Some(WhyCommand::Sla { network, socket }) = &args.why {
+        if args.from.is_some() || args.dst.is_some() || args.frame.is_some() {
+            return Err(Failure::Input(anyhow!("a packet and 'sla {network}' are two questions: ask one")));
+        }
+        return sla::explain(&socket.socket, seconds, network, as_json);
+    }
     let hosts = peers(&args.hosts)?;
     let mut socket = args.socket.socket.clone();
     let mut asked = args.asked();

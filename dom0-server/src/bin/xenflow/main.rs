@@ -23,6 +23,7 @@ mod persist;
 mod pki;
 mod routes;
 mod show;
+mod sla;
 mod status;
 mod top;
 mod view;
@@ -154,6 +155,12 @@ fn run(args: Args) -> Result<(), Failure> {
         Command::Cluster(command) => {
             client::block_on(timeout, async { cluster::run(command, &db, timeout, json).await })
         }
+        Command::Database(DatabaseCommand::Sla(SlaCommand::Show { network, socket })) => {
+            sla::show(&socket.socket, timeout, network.as_deref(), json)
+        }
+        Command::Database(DatabaseCommand::Sla(SlaCommand::Plot { networks, svg, socket })) => {
+            sla::plot(&socket.socket, timeout, &networks, &svg, json)
+        }
         Command::Database(command) => client::run(async {
             let waiter = wait.then(|| Waiter::new(db.clone(), timeout));
             let client = client::within(timeout, async {
@@ -182,6 +189,8 @@ async fn database(client: &Client, command: DatabaseCommand, json: bool) -> Resu
             nouns::set(client, &key, &contract).await
         }
         DatabaseCommand::Sla(SlaCommand::List) => nouns::list(client, Kind::Network, json).await,
+        // They are answered without the database.
+        DatabaseCommand::Sla(SlaCommand::Show { .. } | SlaCommand::Plot { .. }) => Ok(()),
         DatabaseCommand::Apply { file, dry_run, adopt } => {
             apply::run(client, &file, dry_run, adopt, json).await
         }

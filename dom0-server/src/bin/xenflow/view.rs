@@ -312,7 +312,7 @@ fn age_s(since_ms: u64) -> u64 {
     (now_ms() / 1000).saturating_sub(since_ms / 1000)
 }
 
-fn span(seconds: u64) -> String {
+pub(crate) fn span(seconds: u64) -> String {
     let units = [
         ("d", seconds / 86_400),
         ("h", seconds / 3_600 % 24),

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use ovsdb::{Atom, Datum, Row, Uuid};
+use xenflow_flow_app::queue::{MAX_CLASS_FLOWS, class_flows};
 use xenflow_proto::Name;
 
 use super::Rows;
@@ -88,7 +89,8 @@ impl Matching {
         protocol: Option<u8>,
         ports: impl IntoIterator<Item = i64>,
     ) -> Result<Self, RowError> {
-        let dscp = dscp.into_iter().map(|value| within("DSCP", value, 0, 63)).collect::<Result<_, _>>()?;
+        let dscp = dscp.into_iter().map(|value| within("DSCP", value, 0, 63));
+        let dscp = dscp.collect::<Result<BTreeSet<u8>, _>>()?;
         let ports = ports.into_iter().map(|value| within("port", value, 1, 65535));
         let ports = ports.collect::<Result<BTreeSet<u16>, _>>()?;
         if !ports.is_empty() && !WITH_PORTS.iter().any(|(_, number)| protocol == Some(*number)) {
@@ -96,6 +98,10 @@ impl Matching {
         }
         if ports.len() > MAX_PORTS {
             return Err(RowError::TooManyPorts(ports.len()));
+        }
+        let flows = class_flows(dscp.len(), ports.len());
+        if flows > MAX_CLASS_FLOWS {
+            return Err(RowError::TooWide(flows));
         }
         Ok(Self { dscp, protocol, ports })
     }
@@ -199,6 +205,9 @@ mod tests {
         assert_eq!(refused(Matching::new([], None, [80])), without);
         assert_eq!(refused(Matching::new([], Some(1), [80])), without);
         assert_eq!(refused(Matching::new([], Some(17), 1..=65)), "65 ports are too many: at most 64");
+        assert!(Matching::new([1, 2], Some(17), 1..=64).is_ok() && Matching::new(0..64, None, []).is_ok());
+        let wide = "258 combinations of a code point, a port and its end are too many: at most 256";
+        assert_eq!(refused(Matching::new([1, 2, 3], Some(17), 1..=43)), wide);
         let voice = Matching::new([46], Some(17), [5060]).unwrap();
         assert_eq!(voice.columns()[1].1, Datum::set([Atom::from(17)]));
     }

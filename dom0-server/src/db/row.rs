@@ -7,6 +7,7 @@ use std::fmt;
 use std::num::NonZeroU16;
 
 use ovsdb::{ColumnError, Row, Uuid};
+use xenflow_flow_app::queue::MAX_CLASS_FLOWS;
 use xenflow_proto::identity::NameError;
 use xenflow_proto::types::{MacParseError, VlanRangeError};
 use xenflow_proto::{MacAddr, Name, VlanId, control};
@@ -111,6 +112,9 @@ pub enum RowError {
     /// More ports than a class takes.
     #[error("{0} ports are too many: at most 64")]
     TooManyPorts(usize),
+    /// More combinations of code points and ports than a class takes.
+    #[error("{0} combinations of a code point, a port and its end are too many: at most {MAX_CLASS_FLOWS}")]
+    TooWide(usize),
     /// No key for `external_ids`.
     #[error(
         "\"{0}\" is not KEY=VALUE, or KEY to take it away: a key is 1 to 63 printable characters without blanks and ="

@@ -29,7 +29,7 @@ fn rules() -> BTreeSet<&'static str> {
     let all = [
         rules!(EditError: Exists, Differs, Nothing, Unknown, Invalid, Row, InUse, Alive, UplinkExists, NoUplink, Admission, Full),
         rules!(RowError: Column, Name, Vlan, Mac, MacUnusable, MacCase, Number, FastPath, MaxRoutes, PuntClass, PuntRate,
-            PuntSyntax, PuntTwice, Rate, Contract, Range, Protocol, PortsWithoutProtocol, TooManyPorts, ExternalId,
+            PuntSyntax, PuntTwice, Rate, Contract, Range, Protocol, PortsWithoutProtocol, TooManyPorts, TooWide, ExternalId,
             VifKind, NoSegment, ControlSegment, Dangling, OtherNetwork, Taken, State, Scope, Port, CapacityOfNoUplink),
         rules!(AdmissionError: Uplink, ClassAlone, ClassMinima, ClassMax),
         rules!(ApplyError: Foreign, Unknown, Invalid, Admission, Edit),
@@ -221,6 +221,9 @@ fn lines() -> Vec<(&'static str, String, &'static str)> {
         fixed.into_iter().map(|(rule, line, said)| (rule, line.to_owned(), said)).collect();
     let many = format!("class set red voice --protocol udp --port {}", ports.join(","));
     lines.push(("RowError::TooManyPorts", many, "65 ports are too many: at most 64"));
+    let wide = format!("class set red voice --protocol udp --dscp 1,2,3 --port {}", ports[..43].join(","));
+    let said = "258 combinations of a code point, a port and its end are too many: at most 256";
+    lines.push(("RowError::TooWide", wide, said));
     lines
 }
 

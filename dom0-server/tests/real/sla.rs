@@ -280,3 +280,65 @@ async fn what_cannot_be_shown_is_refused() {
         refused(line, &asked(&socket, line), code, message);
     }
 }
+
+/// What the rows say of all nodes, and what the daemon says of this one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_and_top_see_how_contracts_are_kept() {
+    let server = Server::ready();
+    populate(&server);
+    let socket = server.dir.0.join("xf.sock");
+    let config = server.dir.0.join("dom0.toml");
+    let settings = format!(
+        "node = \"a\"\nca = \"x\"\ncert = \"x\"\nkey = \"x\"\ncontrol_socket = \"{}\"\n",
+        socket.display()
+    );
+    std::fs::write(&config, settings).unwrap();
+    let findings = |check: &str| {
+        let ran = server.run(&format!("doctor --json --config {}", config.display()));
+        let said: Value = serde_json::from_slice(&ran.stdout).unwrap();
+        let of = said["findings"].as_array().unwrap().iter().filter(|finding| finding["check"] == check);
+        of.map(|finding| {
+            format!("{} {}", finding["level"].as_str().unwrap(), finding["seen"].as_str().unwrap())
+        })
+        .collect::<Vec<_>>()
+    };
+    assert_eq!(findings("shaping"), ["ok no network has a contract"]);
+    let silent = findings("contracts");
+    assert!(
+        silent[0].starts_with("warn how they are kept here is not known: no daemon answers at"),
+        "{silent:?}"
+    );
+    server.ok("sla set red --min 20mbit");
+    report(&server, "a", &json!([]));
+    assert_eq!(
+        findings("capacity"),
+        ["warn the capacity of trunk0 of node a is not known: contracts cannot be kept there"]
+    );
+    server.ok("uplink set a trunk0 --capacity 100mbit");
+    assert_eq!(findings("capacity"), [""; 0]);
+    let bare = "warn trunk0 of node a: shaped by none: its daemon says nothing of it; contracts of red";
+    assert_eq!(findings("shaping"), [bare]);
+    let row = json!({"shaping": ["map", [["trunk0", "tc"]]]});
+    server.write(&json!([{"op": "update", "table": "Node_Status", "where": [], "row": row}]));
+    assert_eq!(findings("shaping"), ["ok contracts of red; every uplink is shaped"]);
+
+    let (writer, handle) = channel();
+    let (_control, _asks) = open(&socket, &Events::default(), &handle).await.unwrap();
+    writer.tell(1_700_000_000_000, 1000, shared(0));
+    assert_eq!(findings("contracts"), ["ok 4 queues on 2 uplinks here, none short for long"]);
+    let line = format!("top --once --json --interval 1 --socket {}", socket.display());
+    let top: Value = serde_json::from_str(&server.ok(&line)).unwrap();
+    assert_eq!(top["uplinks"].as_array().unwrap().len(), 4);
+    assert_eq!(
+        (&top["uplinks"][1]["network"], &top["uplinks"][1]["obtained_bps"]),
+        (&json!("red"), &json!(33_000_000))
+    );
+    let mut short = shared(0);
+    short.links[0].queues[1].state = "short".to_owned();
+    writer.tell(1_700_000_001_000, 1000, short);
+    let seen = findings("contracts");
+    assert!(
+        seen[0].starts_with("warn network red has had less than its part of uplink eth0 for "),
+        "{seen:?}"
+    );
+}

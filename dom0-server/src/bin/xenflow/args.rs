@@ -108,7 +108,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FILE", default_value = "/etc/xenflow/dom0.toml")]
         config: PathBuf,
     },
-    /// Networks, routers, punts, nodes and migrations as they are now, by rate
+    /// Networks, routers, punts, nodes and migrations as they are now, by rate, and how this host's uplinks are shared
     Top {
         /// Seconds between two looks; daemons write every 5
         #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
@@ -116,6 +116,8 @@ pub(crate) enum Command {
         /// Print one sample after one interval (two, if no node has written in the first), and end
         #[arg(long)]
         once: bool,
+        #[command(flatten)]
+        socket: SocketArg,
     },
     #[command(flatten)]
     Host(HostCommand),

@@ -1,7 +1,7 @@
 //! `xenflow doctor`: what goes wrong in practice, each check with what was seen and what to do.
 //!
 //! Owns the order of the checks and how they are printed. What is true of this host and of the database is collected in
-//! `collect`; what it means is judged in `host`, `ports`, `trust`, `fleet` and `trunk`, which are pure.
+//! `collect`; what it means is judged in `host`, `ports`, `trust`, `fleet`, `trunk` and `bandwidth`, which are pure.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use anyhow::anyhow;
 use serde::Serialize;
 use serde_json::json;
 
+mod bandwidth;
 mod collect;
 mod facts;
 mod finding;
@@ -29,8 +30,8 @@ use crate::show::printable;
 use crate::{Failure, client, color, output};
 
 /// Steps of the collecting that each may take as long as `--timeout` says, beside one for each server of the database: two
-/// databases and the bridge, the clock's daemon beside them, and a second look at the database.
-const STEPS: u32 = 5;
+/// databases and the bridge, the clock's daemon and the host's own beside them, and a second look at the database.
+const STEPS: u32 = 6;
 
 /// Checks, prints, and fails if a check did.
 pub(crate) fn run(
@@ -64,6 +65,7 @@ fn judge(facts: &Facts) -> Vec<Finding> {
         all.extend(ports::check(switch, facts));
     }
     all.extend(fleet::check(facts));
+    all.extend(bandwidth::check(facts));
     all
 }
 

@@ -134,8 +134,9 @@ fn run(args: Args) -> Result<(), Failure> {
         Command::Host(command) => ask::run(command, &db, timeout, json),
         Command::Pki(command) => pki::run(command, json),
         Command::Doctor { host_only, config } => doctor::run(&db, timeout, host_only, &config, json),
-        Command::Top { interval, once } => {
-            top::run(&db, &top::Options { interval_s: interval, once, json, timeout_s: timeout })
+        Command::Top { interval, once, socket } => {
+            let socket = socket.socket;
+            top::run(&db, &top::Options { interval_s: interval, once, json, timeout_s: timeout, socket })
         }
         Command::Init { db_file, forget: true, defaults, .. } => {
             output::report(&[persist::run(&defaults, &db_file, true)?], json)

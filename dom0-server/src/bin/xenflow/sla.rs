@@ -18,6 +18,7 @@ use xenflow_proto::Name;
 
 use crate::ask::Daemon;
 use crate::{Failure, output};
+pub(crate) use page::rate;
 pub(crate) use plot::run as plot;
 
 /// What a daemon says, all pages of it.
@@ -42,6 +43,11 @@ fn report(daemon: &mut Daemon) -> anyhow::Result<Report> {
     }
 }
 
+/// The newest report of the daemon at a socket.
+pub(crate) fn of(socket: &Path, seconds: u32) -> anyhow::Result<Report> {
+    report(&mut Daemon::open(socket, seconds)?)
+}
+
 fn has(link: &LinkReport, network: &str) -> bool {
     link.queues.iter().any(|queue| queue.network == network)
 }
@@ -56,7 +62,7 @@ fn missing(report: &Report, network: &Name) -> Failure {
 /// `xenflow sla show`.
 pub(crate) fn show(socket: &Path, seconds: u32, network: Option<&str>, as_json: bool) -> Result<(), Failure> {
     let network: Option<Name> = network.map(str::parse).transpose()?;
-    let mut report = report(&mut Daemon::open(socket, seconds)?)?;
+    let mut report = of(socket, seconds)?;
     if let Some(network) = &network {
         if !report.links.iter().any(|link| has(link, network.as_str())) {
             return Err(missing(&report, network));
@@ -76,7 +82,7 @@ pub(crate) fn show(socket: &Path, seconds: u32, network: Option<&str>, as_json: 
 /// `xenflow explain sla`.
 pub(crate) fn explain(socket: &Path, seconds: u32, network: &str, as_json: bool) -> Result<(), Failure> {
     let network: Name = network.parse()?;
-    let report = report(&mut Daemon::open(socket, seconds)?)?;
+    let report = of(socket, seconds)?;
     let links = reasons::reasons(&report, network.as_str(), now_ms());
     if links.is_empty() {
         return Err(missing(&report, &network));

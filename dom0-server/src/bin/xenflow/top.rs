@@ -1,18 +1,20 @@
-//! `xenflow top`: networks, routers, punts, nodes and migrations as they are now, by rate.
+//! `xenflow top`: networks, routers, punts, nodes and migrations as they are now, by rate, and this host's uplinks.
 //!
 //! Owns the watch on the database and the terminal. Rates are `model`'s, pages `table`'s, keys and drawing `screen`'s.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use dom0_server::clock::now_ms;
 use dom0_server::db::Rows;
+use dom0_server::shaper::report::LinkReport;
 use ovsdb::{Event as Said, Remote, Session, SessionConfig};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyEvent};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 mod model;
@@ -27,7 +29,7 @@ use sample::Sample;
 use screen::{Screen, Then};
 
 use crate::args::Target;
-use crate::{Failure, client, color, output};
+use crate::{Failure, client, color, output, sla};
 
 /// How long the reader of keys sleeps before it sees that nobody wants them.
 const KEYS_WAIT: Duration = Duration::from_millis(200);
@@ -39,6 +41,8 @@ pub(crate) struct Options {
     pub(crate) json: bool,
     /// For the first contents of the database, in seconds.
     pub(crate) timeout_s: u32,
+    /// Of this host's daemon, for its uplinks.
+    pub(crate) socket: PathBuf,
 }
 
 pub(crate) fn run(db: &Target, options: &Options) -> Result<(), Failure> {
@@ -52,8 +56,10 @@ pub(crate) fn run(db: &Target, options: &Options) -> Result<(), Failure> {
         return Err(Failure::Input(anyhow!("stdout is no terminal: say --once for one sample")));
     }
     client::run(async {
-        let mut watch = Watch::start(db, config, Duration::from_secs(options.timeout_s.into())).await?;
         let pause = Duration::from_secs(options.interval_s.into());
+        let links = links(options.socket.clone(), pause);
+        let limit = Duration::from_secs(options.timeout_s.into());
+        let mut watch = Watch::start(db, config, links, limit).await?;
         if options.once { once(&mut watch, pause, options.json).await } else { live(&mut watch, pause).await }
     })
 }
@@ -63,15 +69,22 @@ struct Watch {
     session: Session,
     rows: Rows,
     model: Model,
+    /// This host's, as its daemon said last.
+    links: watch::Receiver<Vec<LinkReport>>,
     /// Why the copy is old; empty if it is not.
     trouble: String,
 }
 
 impl Watch {
-    async fn start(db: &Target, config: SessionConfig, limit: Duration) -> Result<Self, Failure> {
+    async fn start(
+        db: &Target,
+        config: SessionConfig,
+        links: watch::Receiver<Vec<LinkReport>>,
+        limit: Duration,
+    ) -> Result<Self, Failure> {
         let session = Session::start(config);
-        let mut watch =
-            Self { session, rows: Rows::default(), model: Model::default(), trouble: String::new() };
+        let (rows, model) = (Rows::default(), Model::default());
+        let mut watch = Self { session, rows, model, links, trouble: String::new() };
         let synced = async {
             while !watch.heard().await? {}
             anyhow::Ok(())
@@ -81,7 +94,7 @@ impl Watch {
             "" => anyhow!("{db} has not answered within {} s", limit.as_secs()),
             trouble => anyhow!("{db}: {trouble}"),
         })??;
-        watch.model.look(Sample::of(&watch.rows, now_ms()));
+        watch.look();
         Ok(watch)
     }
 
@@ -114,8 +127,23 @@ impl Watch {
     }
 
     fn look(&mut self) {
-        self.model.look(Sample::of(&self.rows, now_ms()));
+        let links = self.links.borrow().clone();
+        self.model.look(Sample::of(&self.rows, links, now_ms()));
     }
+}
+
+/// What this host's daemon says of its uplinks, asked again after each pause; nothing while none answers. A thread asks, which
+/// ends when nobody wants to know.
+fn links(socket: PathBuf, pause: Duration) -> watch::Receiver<Vec<LinkReport>> {
+    let (tell, links) = watch::channel(Vec::new());
+    std::thread::spawn(move || {
+        while !tell.is_closed() {
+            let seconds = u32::try_from(pause.as_secs()).unwrap_or(u32::MAX).max(1);
+            tell.send_replace(sla::of(&socket, seconds).map(|report| report.links).unwrap_or_default());
+            std::thread::sleep(pause);
+        }
+    });
+    links
 }
 
 /// One sample after one interval, or after two if no node has written in the first.

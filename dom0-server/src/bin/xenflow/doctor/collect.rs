@@ -10,6 +10,7 @@ use anyhow::{Context, anyhow, bail};
 use dom0_server::clock::now_ms;
 use dom0_server::config::Config;
 use dom0_server::db::{DATABASE, Statistics};
+use dom0_server::shaper::report::Report;
 use openflow::{Event, FlowFilter, Message, MultipartReply, MultipartRequest, Session};
 use ovsdb::{Condition, Connection, Operation, Options, Remote, Tls};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,7 +21,7 @@ use xenflow_flow_app::pipeline::cookie;
 use super::facts::{Disk, Facts, Fleet, Life, Server, Switch, Trust, select_switch};
 use super::fleet;
 use crate::client::{Version, check_version, snapshot, statistics};
-use crate::output;
+use crate::{output, sla};
 
 /// Where `ovsdb-server` keeps databases.
 const DISKS: [&str; 2] = ["/etc/openvswitch", "/var/lib/openvswitch"];
@@ -78,6 +79,10 @@ pub(super) async fn facts(db: &str, servers: &Servers, host_only: bool, path: &P
         }
         fleet = Some(read);
     }
+    let shared = match settings {
+        Some(settings) => Some(within(step, shared(settings.control_socket.clone(), step)).await),
+        None => None,
+    };
     Facts {
         now_ms: seen_ms,
         node: config.as_ref().map(|config| config.as_ref().map(|c| c.node.clone()).map_err(Clone::clone)),
@@ -92,6 +97,7 @@ pub(super) async fn facts(db: &str, servers: &Servers, host_only: bool, path: &P
         trust: settings.map(trust).unwrap_or_default(),
         servers: answers,
         fleet,
+        shared,
     }
 }
 
@@ -161,6 +167,12 @@ async fn flows(socket: &Path) -> anyhow::Result<(u64, u64)> {
             n => session.handle_input(bytes.get(..n).unwrap_or_default(), Instant::now())?,
         }
     }
+}
+
+/// What the daemon says of its uplinks. A thread of its own asks: the client of the control socket waits by itself.
+async fn shared(socket: PathBuf, step: Duration) -> anyhow::Result<Report> {
+    let seconds = u32::try_from(step.as_secs()).unwrap_or(u32::MAX).max(1);
+    tokio::task::spawn_blocking(move || sla::of(&socket, seconds)).await?
 }
 
 async fn server(remote: &Remote, servers: &Servers) -> anyhow::Result<Server> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use dom0_server::db::{Desired, NodeStatus, Statistics, Status};
+use dom0_server::shaper::report::Report;
 use ovsdb::{OpResult, Operation, Row, Uuid};
 use xenflow_proto::MacAddr;
 use xenflow_proto::control::HOST_PORT_NAME;
@@ -33,6 +34,8 @@ pub(super) struct Facts {
     pub(super) servers: Vec<(String, Result<Server, String>)>,
     /// What the database says; `None` if only the host is looked at.
     pub(super) fleet: Option<Result<Fleet, String>>,
+    /// How its daemon says that its uplinks are shared; `None` if there are no settings that say where it answers.
+    pub(super) shared: Option<Result<Report, String>>,
 }
 
 impl Facts {
@@ -108,7 +111,6 @@ pub(super) struct Port {
     pub(super) mtu: Option<i64>,
     pub(super) has_link: bool,
     pub(super) error: Option<String>,
-    pub(super) has_qos: bool,
 }
 
 /// Reads what [`Switch::parse`] takes.
@@ -172,7 +174,6 @@ impl Port {
             mtu: interface.opt_int("mtu")?,
             has_link: interface.opt_str("link_state")? == Some("up"),
             error: interface.opt_str("error")?.map(str::to_owned),
-            has_qos: port.opt_uuid("qos")?.is_some(),
         })
     }
 }

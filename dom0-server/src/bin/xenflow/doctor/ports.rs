@@ -1,4 +1,4 @@
-//! Checks of the bridge's ports against the database: what is missing, dark, too small or without shaping.
+//! Checks of the bridge's ports against the database: what is missing, dark or too small.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +21,6 @@ pub(super) fn check(switch: &Switch, facts: &Facts) -> Vec<Finding> {
     all.extend(trunks(bridge, &uplinks));
     all.extend(dark(bridge, &fleet.desired, &uplinks));
     all.extend(mtu(bridge, &fleet.desired, &uplinks));
-    all.push(shaping(bridge, &fleet.desired, &uplinks));
     all
 }
 
@@ -159,32 +158,4 @@ pub(super) fn mtu(bridge: &Bridge, desired: &Desired, uplinks: &BTreeSet<String>
         })
         .collect();
     or_ok(wrong, check, format!("guests {}, uplinks at least {needed}", largest.0))
-}
-
-/// Contracts are kept only where packets queue by them.
-pub(super) fn shaping(bridge: &Bridge, desired: &Desired, uplinks: &BTreeSet<String>) -> Finding {
-    let has_contract = |contract: &dom0_server::db::Contract| contract.min().or(contract.max()).is_some();
-    let promised: Vec<_> = desired
-        .networks
-        .values()
-        .filter(|network| has_contract(&network.contract))
-        .map(|network| network.name.as_str())
-        .collect();
-    if promised.is_empty() {
-        return ok("shaping", "no network has a contract");
-    }
-    let trunks = uplinks.iter().filter_map(|name| find(bridge, name));
-    let bare: Vec<_> = trunks.filter(|port| !port.has_qos).map(|port| port.name.as_str()).collect();
-    if bare.is_empty() {
-        return ok("shaping", format!("contracts of {}; every uplink has queues", some(&promised)));
-    }
-    warn(
-        "shaping",
-        format!(
-            "uplinks without queues: {}; the contracts of {} are not kept there",
-            some(&bare),
-            some(&promised)
-        ),
-        "see that xenflow-dom0 shapes (its log), or give the uplink QoS; until then contracts are words",
-    )
 }

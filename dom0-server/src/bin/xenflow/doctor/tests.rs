@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use dom0_server::counters::Scope;
 use dom0_server::db::status::Unresolved;
 use dom0_server::db::{Counts, Desired, NodeStatus, Rows, SessionState, Statistics, Status, table};
+use dom0_server::shaper::report::{LinkReport, QueueReport, Report};
 use ovsdb::{Atom, Datum, Row, Uuid};
 
 use super::facts::*;
 use super::finding::*;
-use super::{fleet, host, ports, trunk, trust};
+use super::{bandwidth, fleet, host, ports, trunk, trust};
 
 const DAY: i64 = 86_400;
 
@@ -264,12 +265,80 @@ fn trunks_carry_what_guests_send() {
 }
 
 #[test]
-fn contracts_need_queues() {
-    let mut bridge = plugged();
-    assert_eq!(level(ports::shaping(&bridge, &desired(None), &trunks())), Well);
-    assert_eq!(level(ports::shaping(&bridge, &desired(Some(20_000_000)), &trunks())), Warn);
-    bridge.ports.iter_mut().for_each(|port| port.has_qos = true);
-    assert_eq!(level(ports::shaping(&bridge, &desired(Some(20_000_000)), &trunks())), Well);
+fn contracts_need_somebody_who_shapes_by_a_known_capacity() {
+    let promised = |min, nodes: Vec<NodeStatus>| Fleet { desired: desired(min), nodes, ..Fleet::default() };
+    let says = |trunk0: &str, trunk1: &str, known: &[&str]| {
+        let words =
+            [("trunk0", trunk0), ("trunk1", trunk1)].into_iter().filter(|(_, words)| !words.is_empty());
+        NodeStatus {
+            shaping: words.map(|(port, words)| (port.to_owned(), words.to_owned())).collect(),
+            uplink_capacity: known
+                .iter()
+                .map(|port| ((*port).to_owned(), "1gbit".parse().unwrap()))
+                .collect(),
+            ..node("a", NOW)
+        }
+    };
+    let check = |status| bandwidth::shaping(&promised(Some(20_000_000), vec![status]));
+    let both = ["trunk0", "trunk1"];
+    assert_eq!(levels(&check(says("tc", "ovs", &both))), [Well]);
+    assert_eq!(
+        levels(&bandwidth::shaping(&promised(None, vec![says("none", "none", &[])]))),
+        [Well],
+        "no contract"
+    );
+    assert_eq!(
+        levels(&bandwidth::shaping(&promised(Some(20_000_000), vec![]))),
+        [Well],
+        "silence is told elsewhere"
+    );
+
+    let findings = check(says("tc", "none: it has no speed", &["trunk0"]));
+    assert_eq!(levels(&findings), [Warn, Warn]);
+    assert_eq!(findings[0].check, "capacity");
+    assert_eq!(
+        findings[0].seen,
+        "the capacity of trunk1 of node a is not known: contracts cannot be kept there"
+    );
+    assert_eq!(findings[0].todo.as_deref(), Some("xenflow uplink set a trunk1 --capacity RATE"));
+    assert_eq!(findings[1].seen, "trunk1 of node a: shaped by none: it has no speed; contracts of red");
+    // What ails several is said once.
+    let findings = check(says("meter: no queues in user space", "meter: no queues in user space", &both));
+    assert_eq!(levels(&findings), [Warn]);
+    assert!(
+        findings[0].seen.starts_with("trunk0 of node a, trunk1 of node a: shaped by meter"),
+        "{findings:?}"
+    );
+    assert_eq!(levels(&check(says("tc", "", &both))), [Warn], "its daemon says nothing");
+    assert_eq!(levels(&check(says("tc: minima are scaled", "tc", &both))), [Warn]);
+}
+
+#[test]
+fn queues_are_not_short_for_long() {
+    let check = |state: &str, short_ms: u64| {
+        let queue = QueueReport {
+            network: "red".into(),
+            class: Some("voice".into()),
+            obtained_bps: 5_000_000,
+            expected_bps: 20_000_000,
+            state: state.into(),
+            since_ms: NOW - short_ms,
+            ..QueueReport::default()
+        };
+        let link = LinkReport { port: "eth0".into(), queues: vec![queue], ..LinkReport::default() };
+        let report = Report { policy: "fair".into(), period_ms: 1000, links: vec![link] };
+        bandwidth::kept(&report, NOW)
+    };
+    assert_eq!(levels(&check("met", 1 << 20)), [Well]);
+    assert_eq!(levels(&check("short", 5_000)), [Well], "it passes");
+    let findings = check("short", 5_001);
+    assert_eq!(levels(&findings), [Warn]);
+    assert_eq!(
+        findings[0].seen,
+        "network red, class voice has had less than its part of uplink eth0 for 5 s: 5.00 Mbit/s of 20.0 Mbit/s"
+    );
+    assert_eq!(findings[0].todo.as_deref(), Some("xenflow explain sla red"));
+    assert_eq!(levels(&bandwidth::kept(&Report::default(), NOW)), [Well]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dom0_server::counters::Scope;
 use dom0_server::db::Migration;
 use dom0_server::db::policy::PuntClass;
+use dom0_server::shaper::report::QueueReport;
 use serde::Serialize;
 
 use super::sample::{Key, Sample};
@@ -29,8 +30,8 @@ pub(super) struct NetworkRow {
     pub(super) out_bps: f64,
     pub(super) in_pps: f64,
     pub(super) out_pps: f64,
-    /// The contract, in bit/s and for each uplink. How much of it is used, and that it is kept, is not known here: what
-    /// goes out is counted at all ports, those inside a host too.
+    /// The contract, in bit/s and for each uplink. How much of it is used is not known here: what goes out is counted at
+    /// all ports of all nodes, those inside a host too.
     pub(super) min_bps: Option<u64>,
     pub(super) max_bps: Option<u64>,
 }
@@ -71,6 +72,20 @@ pub(super) struct NodeRow {
     pub(super) dropped_pps: f64,
 }
 
+/// A network's or class's part of an uplink of this host.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct UplinkRow {
+    pub(super) port: String,
+    pub(super) network: String,
+    pub(super) class: Option<String>,
+    pub(super) min_bps: u64,
+    pub(super) max_bps: Option<u64>,
+    pub(super) obtained_bps: u64,
+    pub(super) expected_bps: u64,
+    pub(super) fitness: Option<f64>,
+    pub(super) state: String,
+}
+
 /// What one screen shows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(super) struct View {
@@ -81,6 +96,7 @@ pub(super) struct View {
     pub(super) routers: Vec<RouterRow>,
     pub(super) nodes: Vec<NodeRow>,
     pub(super) migrations: Vec<Migration>,
+    pub(super) uplinks: Vec<UplinkRow>,
 }
 
 /// The last look, and what moved at it.
@@ -90,6 +106,21 @@ pub(super) struct Model {
     rates: BTreeMap<Key, Rates>,
     elapsed_ms: u64,
     has_moved: bool,
+}
+
+fn uplinks(now: &Sample) -> Vec<UplinkRow> {
+    let row = |port: &str, queue: &QueueReport| UplinkRow {
+        port: port.to_owned(),
+        network: queue.network.clone(),
+        class: queue.class.clone(),
+        min_bps: queue.min_bps,
+        max_bps: queue.max_bps,
+        obtained_bps: queue.obtained_bps,
+        expected_bps: queue.expected_bps,
+        fitness: queue.fitness,
+        state: queue.state.clone(),
+    };
+    now.links.iter().flat_map(|link| link.queues.iter().map(move |queue| row(&link.port, queue))).collect()
 }
 
 /// The last write of each node.
@@ -167,6 +198,7 @@ impl Model {
             routers: self.routers(now),
             nodes: self.nodes(now),
             migrations: now.migrations.clone(),
+            uplinks: uplinks(now),
         }
     }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use dom0_server::counters::Scope;
 use dom0_server::db::edit::Snapshot;
 use dom0_server::db::{Migration, NodeStatus, Rows, SessionState, Statistics, Status, monitor, table};
+use dom0_server::shaper::report::LinkReport;
 use ovsdb::Monitor;
 
 /// What is watched: all that [`Sample::of`] reads.
@@ -56,7 +57,7 @@ pub(super) struct Node {
 }
 
 /// One look.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Sample {
     /// When, by this host's clock: milliseconds since the Unix epoch.
     pub(super) at_ms: u64,
@@ -67,13 +68,15 @@ pub(super) struct Sample {
     pub(super) reports: BTreeMap<String, Report>,
     pub(super) migrations: Vec<Migration>,
     pub(super) nodes: BTreeMap<String, Node>,
+    /// Links of this host, as its daemon says; none if there is no daemon.
+    pub(super) links: Vec<LinkReport>,
 }
 
 impl Sample {
     /// Rows that do not parse are left out, as daemons do.
-    pub(super) fn of(rows: &Rows, at_ms: u64) -> Self {
+    pub(super) fn of(rows: &Rows, links: Vec<LinkReport>, at_ms: u64) -> Self {
         let now = Snapshot::from(rows.clone());
-        let mut sample = Self { at_ms, ..Self::default() };
+        let mut sample = Self { at_ms, links, ..Self::default() };
         for (name, network) in &now.desired.networks {
             let rate = |rate: Option<dom0_server::db::Rate>| rate.map(dom0_server::db::Rate::bps);
             let (min_bps, max_bps) = (rate(network.contract.min()), rate(network.contract.max()));

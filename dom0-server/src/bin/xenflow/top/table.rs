@@ -12,11 +12,12 @@ pub(super) enum Page {
     Punts,
     Nodes,
     Migrations,
+    Uplinks,
 }
 
 impl Page {
-    pub(super) const ALL: [Self; 5] =
-        [Self::Networks, Self::Routers, Self::Punts, Self::Nodes, Self::Migrations];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Networks, Self::Routers, Self::Punts, Self::Nodes, Self::Migrations, Self::Uplinks];
 
     pub(super) const fn title(self) -> &'static str {
         match self {
@@ -25,19 +26,19 @@ impl Page {
             Self::Punts => "Punts",
             Self::Nodes => "Nodes",
             Self::Migrations => "Migrations",
+            Self::Uplinks => "Uplinks",
         }
     }
 
     /// What a reader of this page must know.
     pub(super) const fn note(self) -> &'static str {
         match self {
-            Self::Networks => {
-                "no shaping yet: MIN and MAX are promised for each uplink, not enforced; OUT: all ports"
-            }
+            Self::Networks => "MIN and MAX: promised of each uplink; IN and OUT: all ports of all nodes",
             Self::Routers => "forwarded by hosts; ROUTES/S: those that came, changed or went",
             Self::Punts => "packets/s for guests, by class, before the meter; POLICED: what it dropped",
             Self::Nodes => "IN and OUT: uplinks; REFUSED: packets/s that the tagger did not admit",
             Self::Migrations => "routers on their way from node to node",
+            Self::Uplinks => "of this host, as its daemon says; xenflow explain sla NETWORK: why",
         }
     }
 
@@ -47,6 +48,7 @@ impl Page {
             Self::Networks => 3,
             Self::Routers => 4,
             Self::Punts => 6,
+            Self::Uplinks => 5,
             Self::Nodes | Self::Migrations => 0,
         }
     }
@@ -212,6 +214,26 @@ impl Table {
                             text(&row.phase),
                             number(row.generation as f64),
                             text(&row.error),
+                        ]
+                    })
+                    .collect(),
+            ),
+            Page::Uplinks => (
+                vec!["UPLINK", "NETWORK", "CLASS", "MIN", "MAX", "OBTAINED", "EXPECTED", "FITNESS%", "STATE"],
+                view.uplinks
+                    .iter()
+                    .map(|row| {
+                        let whole = |bps: u64| Cell::Rate(Some(bps as f64));
+                        vec![
+                            text(&row.port),
+                            text(&row.network),
+                            text(row.class.as_deref().unwrap_or_default()),
+                            Cell::Rate((row.min_bps > 0).then_some(row.min_bps as f64)),
+                            Cell::Rate(row.max_bps.map(|bps| bps as f64)),
+                            whole(row.obtained_bps),
+                            whole(row.expected_bps),
+                            Cell::Number(row.fitness.map(|fitness| fitness * 100.0)),
+                            text(&row.state),
                         ]
                     })
                     .collect(),

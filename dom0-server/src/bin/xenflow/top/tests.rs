@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use dom0_server::counters::Scope;
 use dom0_server::db::{Migration, SessionState};
+use dom0_server::shaper::report::{LinkReport, QueueReport};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
@@ -57,6 +58,20 @@ fn look(at_s: u64, written_s: u64, bytes: u64, punts: u64) -> Sample {
             "a".to_owned(),
             Node { seen_ms: Some(T0 + at_s * 1000 - 4000), ..Node::default() },
         )]),
+        links: vec![LinkReport {
+            port: "eth0".into(),
+            queues: vec![QueueReport {
+                network: "red".into(),
+                class: Some("voice".into()),
+                min_bps: 20_000_000,
+                obtained_bps: 19_000_000,
+                expected_bps: 20_000_000,
+                fitness: Some(0.95),
+                state: "met".into(),
+                ..QueueReport::default()
+            }],
+            ..LinkReport::default()
+        }],
     }
 }
 
@@ -197,11 +212,11 @@ fn press(screen: &mut Screen, keys: &[KeyCode]) {
 #[test]
 fn the_first_page() {
     let view = after([look(0, 0, 0, 0), look(5, 5, 12_500_000, 0)]);
-    let expected = " Networks   Routers   Punts   Nodes   Migrations
+    let expected = " Networks   Routers   Punts   Nodes   Migrations   Uplinks
 NETWORK  IN  IN/S   OUTv  OUT/S    MIN  MAX
 red       0     0  20.0M  25.0k  20.0M    -
 blue      0     0      0      0      -    -
-2 of 2; no shaping yet: MIN and MAX are promised for each up
+2 of 2; MIN and MAX: promised of each uplink; IN and OUT: al
 q quit  Tab page  <- -> order  r reverse  up/down scroll  /
 ";
     let mut screen = Screen::new(false);
@@ -224,12 +239,13 @@ fn keys_turn_pages_order_scroll_and_end() {
         ("ROUTING", "r1            0           0    20"),
         ("NODE", "a        4s"),
         ("PHASE", "r1       a     b   staging           3  -"),
+        ("UPLINK", "eth0    red      voice  20.0M    -      19.0M     20.0M        95  met"),
     ] {
         press(&mut screen, &[KeyCode::Tab]);
         let text = draw(&mut screen, &view, 110, 8);
         assert!(text.contains(heading) && text.contains(row), "{heading} {row}: {text}");
     }
-    press(&mut screen, &[KeyCode::Tab, KeyCode::BackTab, KeyCode::BackTab]);
+    press(&mut screen, &[KeyCode::Tab, KeyCode::BackTab, KeyCode::BackTab, KeyCode::BackTab]);
     assert!(draw(&mut screen, &view, 110, 8).contains("SEEN"));
     press(&mut screen, &[KeyCode::BackTab, KeyCode::BackTab, KeyCode::Char('r'), KeyCode::Down]);
     // One row of two fits, and no scrolling goes beyond the last.

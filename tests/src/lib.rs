@@ -8,6 +8,7 @@
 //!
 //! It owns no product logic: it starts the product's programs and looks at them from outside.
 
+pub mod bandwidth;
 pub mod benches;
 pub mod capture;
 pub mod churn;

@@ -188,11 +188,19 @@ pub fn veth(a: (&Netns, &str), b: (&Netns, &str), mac: Option<&str>) -> Result<(
 
 /// Finds an interface in the text of `/proc/net/dev`: packets received and sent.
 fn device_packets(text: &str, interface: &str) -> Option<(u64, u64)> {
+    Some((device_column(text, interface, 1)?, device_column(text, interface, 9)?))
+}
+
+/// Finds an interface in the text of `/proc/net/dev`: bytes and packets received.
+pub fn device_received(text: &str, interface: &str) -> Option<(u64, u64)> {
+    Some((device_column(text, interface, 0)?, device_column(text, interface, 1)?))
+}
+
+/// Eight columns for each direction, bytes and packets first (net/core/net-procfs.c).
+fn device_column(text: &str, interface: &str, column: usize) -> Option<u64> {
     let numbers =
         text.lines().find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'))?;
-    // Eight columns for each direction, bytes and packets first (net/core/net-procfs.c).
-    let column = |at| numbers.split_whitespace().nth(at)?.parse().ok();
-    Some((column(1)?, column(9)?))
+    numbers.split_whitespace().nth(column)?.parse().ok()
 }
 
 /// Finds a counter in the text of `/proc/net/snmp`: two lines per group, names first, values second.
@@ -205,13 +213,14 @@ fn snmp_counter(text: &str, group: &str, counter: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{device_packets, snmp_counter};
+    use super::{device_packets, device_received, snmp_counter};
 
     #[test]
     fn packets_are_found_by_interface() {
         let text = "Inter-| Receive\n  eth01: 1 2 0 0 0 0 0 0 3 4 0 0 0 0 0 0\n   eth0: 5 6 0 0 0 0 0 0 7 8 0 0 0 0 0 0\n";
         assert_eq!(device_packets(text, "eth0"), Some((6, 8)));
         assert_eq!(device_packets(text, "eth"), None);
+        assert_eq!(device_received(text, "eth0"), Some((5, 6)));
     }
 
     #[test]

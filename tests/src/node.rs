@@ -198,6 +198,19 @@ impl Node {
         Ok(std::fs::write(&self.config, format!("{config}{line}\n"))?)
     }
 
+    /// Replaces all sections of the daemon's configuration, what is below its first `[name]`, by this one.
+    pub fn configure_section(&self, section: &str) -> Result<()> {
+        let config = std::fs::read_to_string(&self.config)?;
+        let lines = config.lines().take_while(|line| !line.starts_with('['));
+        let top: String = lines.map(|line| format!("{line}\n")).collect();
+        Ok(std::fs::write(&self.config, top + section)?)
+    }
+
+    /// The daemon's settings as it will see them (`check-config`).
+    pub fn settings(&self) -> Result<String> {
+        process::output(Command::new(&self.dom0).args(["check-config", "--config"]).arg(&self.config))
+    }
+
     /// The daemon, to signal it or to read its log.
     pub fn daemon(&mut self) -> Result<&mut Process> {
         self.daemon.as_mut().context("xenflow-dom0 is not running")

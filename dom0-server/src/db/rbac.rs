@@ -104,6 +104,22 @@ pub fn operations(results: &Value, target: &str) -> Result<Vec<Value>, ResultErr
     Ok(operations)
 }
 
+/// Operations that make the role what it must be, of a database whose members listen to clients that have it: none if it
+/// is, or if nobody has the role. An earlier program's permits fewer columns.
+///
+/// # Errors
+/// [`ResultError`] names the table.
+pub fn renewal(results: &Value) -> Result<Vec<Value>, ResultError> {
+    let table = READ.iter().position(|table| *table == "Connection").and_then(|at| results.get(at));
+    let rows = table.and_then(|result| result.get("rows")).and_then(Value::as_array);
+    let rows = rows.ok_or(ResultError("Connection"))?;
+    match rows.iter().any(|row| row.get("role") == Some(&json!(ROLE))) {
+        // Somebody listens, so no target is made.
+        true => operations(results, ""),
+        false => Ok(Vec::new()),
+    }
+}
+
 /// Whether the role permits exactly what it should.
 fn is_permitted<'a>(
     mut roles: impl Iterator<Item = &'a Value>,
@@ -195,5 +211,7 @@ mod tests {
         let there =
             json!([{"rows": [{"next_cfg": 0}]}, {"rows": [{"role": ROLE}]}, {"rows": []}, {"rows": []}]);
         assert_eq!(operations(&there, "pssl:6660").unwrap().len(), 1 + 2 * PERMISSIONS.len() + 1);
+        assert_eq!(renewal(&there).unwrap().len(), 1 + 2 * PERMISSIONS.len() + 1);
+        assert_eq!(renewal(&empty).unwrap(), Vec::<Value>::new(), "nobody has the role");
     }
 }

@@ -494,7 +494,7 @@ async fn stop(place: &Place, args: &PlaceArgs) -> anyhow::Result<()> {
 }
 
 /// A transaction with a server.
-async fn transact(connection: &Connection, operations: &[Value]) -> anyhow::Result<Value> {
+pub(crate) async fn transact(connection: &Connection, operations: &[Value]) -> anyhow::Result<Value> {
     let params: Vec<Value> = [json!(DATABASE)].into_iter().chain(operations.iter().cloned()).collect();
     let answer = connection.request("transact", &params).await?;
     results(serde_json::from_str(answer.as_ref().map_or("null", |text| text.get()))?)

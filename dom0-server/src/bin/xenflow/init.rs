@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, anyhow, bail};
-use dom0_server::db::{DATABASE, VERSION, edit, schema};
+use dom0_server::db::{DATABASE, VERSION, edit, rbac, schema};
 use ovsdb::{Condition, Connection, Operation, Options, Remote, RequestError};
 
 use crate::Failure;
 use crate::args::Target;
 use crate::client::{Version, check_version, connect};
+use crate::cluster::transact;
 
 /// What was done, one line each.
 pub(crate) async fn run(
@@ -52,6 +53,13 @@ pub(crate) async fn run(
         }
     }
     first_row(&connection).await?;
+    // Daemons of this version write columns that an earlier program's role does not permit.
+    let rows = transact(&connection, &rbac::select()).await?;
+    let renewal = rbac::renewal(&rows).map_err(anyhow::Error::from)?;
+    if !renewal.is_empty() {
+        transact(&connection, &renewal).await?;
+        done.push(format!("clients have the role {} from now on", rbac::ROLE));
+    }
     Ok(done)
 }
 

@@ -150,3 +150,35 @@ fn init_converts_a_running_cluster_by_a_member_that_follows() {
     assert!(said.contains("\nclients have the role xenflow-node from now on\n"), "{said}");
     is_whole(&mut hosts);
 }
+
+/// What a daemon of this version reports has columns that the role of an earlier program does not permit.
+#[test]
+fn init_renews_the_role_of_an_earlier_program() {
+    let mut hosts = Hosts::new();
+    hosts.init(&[]);
+    hosts.up(0);
+    eventually("a member listens", || std::net::TcpStream::connect(("127.0.0.1", hosts.port)).ok());
+    let local = hosts.local(0);
+    let permission = |operations: &[Value]| {
+        let all = [&[json!("XenFlow")], operations].concat();
+        let said = support::ok(
+            "transact",
+            Command::new("ovsdb-client")
+                .args(["transact", &local, &Value::from(all).to_string()])
+                .output()
+                .unwrap(),
+        );
+        assert!(!said.contains("error"), "{said}");
+    };
+    let new = json!(["update", "delete", ["set", ["uplink_capacity", "shaping"]]]);
+    let of = json!([["table", "==", "Node_Status"]]);
+    permission(&[json!({"op": "mutate", "table": "RBAC_Permission", "where": of, "mutations": [new]})]);
+    assert_eq!(hosts.write("a", &insert("Node_Status", &json!({"node": "a"}))), None);
+    let shaped = super::update("Node_Status", ["node", "a"], &json!({"shaping": ["map", [["eth0", "tc"]]]}));
+    hosts.denied("a", &shaped);
+    let said = hosts.ok(&["--db", &local, "init"]);
+    assert!(said.ends_with("\nclients have the role xenflow-node from now on\n"), "{said}");
+    assert_eq!(hosts.write("a", &shaped), None);
+    let again = hosts.ok(&["--db", &local, "init"]);
+    assert!(again.ends_with("\nschema 0.4.0\n"), "{again}");
+}

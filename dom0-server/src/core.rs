@@ -385,7 +385,10 @@ impl Core {
                 self.ports = Some(ports);
                 self.set_topology();
             }
-            Event::Build(build) => self.build = build,
+            Event::Build(build) => {
+                self.build = build;
+                self.set_topology();
+            }
             Event::Elsewhere(places) => {
                 self.elsewhere = Some(places);
                 self.set_topology();
@@ -525,6 +528,7 @@ impl Core {
         self.number_queues();
         let (Some(desired), Some(ports)) = (&self.desired, &self.ports) else { return };
         let (mut topology, problems) = bind(&self.node, desired, ports, &self.queues.numbers);
+        self.limit(desired, &mut topology);
         self.problems = problems;
         let bound = ports::bound(desired, &topology, ports);
         ports::log(self.bound.as_ref(), &bound);

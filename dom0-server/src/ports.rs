@@ -46,6 +46,14 @@ pub struct SwitchBuild {
     pub datapath: String,
 }
 
+impl SwitchBuild {
+    /// The datapath in user space ignores queues.
+    #[must_use]
+    pub fn can_shape(&self) -> bool {
+        self.datapath != "netdev"
+    }
+}
+
 /// What is plugged into the integration bridge.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SwitchPorts {

@@ -11,6 +11,7 @@ use xenflow_proto::Name;
 
 use crate::db::Desired;
 use crate::db::class::TrafficClass;
+use crate::db::contract::Rate;
 use crate::ports::SwitchPorts;
 use crate::shaper::plan::{Plan, QueueOf};
 
@@ -88,6 +89,17 @@ impl Numbers {
     #[must_use]
     pub fn by_number(&self) -> BTreeMap<u32, QueueOf> {
         self.0.iter().map(|(queue, number)| (*number, queue.clone())).collect()
+    }
+
+    /// What queues get at most, by number, in kbit/s.
+    pub(crate) fn maxima(&self, desired: &Desired) -> BTreeMap<u32, u32> {
+        let networks = desired.networks.iter();
+        let networks = networks.map(|(name, network)| (self.of(name, None), network.contract.max()));
+        let classes = desired.classes.iter();
+        let classes =
+            classes.map(|((network, name), class)| (self.of(network, Some(name)), class.contract.max()));
+        let kbps = |rate: Rate| u32::try_from(rate.bps() / 1000).unwrap_or(u32::MAX);
+        networks.chain(classes).filter_map(|(queue, max)| Some((queue?, kbps(max?)))).collect()
     }
 
     /// Puts the queues into what the flows are made of.

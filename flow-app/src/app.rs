@@ -18,6 +18,7 @@ use crate::flow::{FlowChange, FlowKey, MeterChange};
 use crate::group::{self, MAX_ROUTER_BUCKETS};
 use crate::pipeline::{self, cookie};
 use crate::punt::meter_of;
+use crate::queue;
 use crate::rib::{Quota, TooMuch};
 use crate::router::status::RouterStatus;
 use crate::router::view::{FlowCursor, FlowPage, RouteView, Which};
@@ -174,7 +175,7 @@ impl App {
         }
         let ids = topology.routers();
         let meters = ids.iter().flat_map(|id| topology.policy(*id).punt_rates.meters(*id));
-        self.meters = meters.map(|meter| (meter.id, meter)).collect();
+        self.meters = meters.chain(queue::meters(&topology)).map(|meter| (meter.id, meter)).collect();
         let gone: Vec<RouterId> = self.routers.keys().copied().filter(|id| !ids.contains(id)).collect();
         for id in gone {
             let removed = self.routers.remove(&id);
@@ -382,9 +383,9 @@ impl App {
         }
     }
 
-    /// A meter that the switch holds. Numbers that are no router's are somebody else's.
+    /// A meter that the switch holds. Numbers that are no router's and no queue's are somebody else's.
     pub fn dumped_meter(&mut self, meter: Meter) {
-        if meter_of(meter.id).is_some() {
+        if meter_of(meter.id).is_some() || queue::meter_of(meter.id).is_some() {
             self.meters_sent.insert(meter.id, meter);
         }
     }

@@ -41,6 +41,9 @@ pub const SOURCE: u8 = 10;
 /// Queue: which class of its network's traffic a packet is in. Asked by [`EGRESS`] on the way to an uplink, for networks that
 /// have classes.
 pub const QUEUE: u8 = 11;
+/// Limit: the meters of the packet's class and of its network. Asked by [`EGRESS`] on the way to an uplink that cannot shape,
+/// for networks of which something has a maximum.
+pub const LIMIT: u8 = 12;
 
 /// A table, and which ones a packet may go on to.
 #[derive(Debug, Clone, Copy)]
@@ -58,7 +61,7 @@ pub struct Stage {
 }
 
 /// All tables, in the order of their numbers.
-pub const STAGES: [Stage; 12] = [
+pub const STAGES: [Stage; 13] = [
     Stage { table: ADMISSION, name: "admission", next: &[ROUTER], outputs: true, miss: "counted, dropped" },
     Stage { table: ROUTER, name: "router", next: &[LOCAL, L2], outputs: false, miss: "to l2" },
     Stage { table: LOCAL, name: "local", next: &[ROUTE, L2, SOURCE], outputs: false, miss: "to route" },
@@ -73,10 +76,11 @@ pub const STAGES: [Stage; 12] = [
     },
     Stage { table: LEARNED, name: "learned", next: &[], outputs: false, miss: "nothing" },
     Stage { table: FLOOD, name: "flood", next: &[EGRESS, CLASSIFY], outputs: false, miss: "drop" },
-    Stage { table: EGRESS, name: "egress", next: &[QUEUE], outputs: true, miss: "drop" },
+    Stage { table: EGRESS, name: "egress", next: &[QUEUE, LIMIT], outputs: true, miss: "drop" },
     Stage { table: CLASSIFY, name: "classify", next: &[], outputs: false, miss: "host" },
     Stage { table: SOURCE, name: "source", next: &[], outputs: false, miss: "nothing" },
     Stage { table: QUEUE, name: "queue", next: &[], outputs: false, miss: "the network's own" },
+    Stage { table: LIMIT, name: "limit", next: &[LIMIT], outputs: false, miss: "no maximum" },
 ];
 
 /// Register 0: [`ROUTED`], [`FROM_UPLINK`], [`TOO_BIG`], [`PUNT_CLASS`].
@@ -97,8 +101,9 @@ pub const NEXT_HOP_ID: u8 = 3;
 /// 128-bit register 2 (registers 8 to 11): the next hop's IPv6 address.
 pub const NEXT_HOP_IPV6: u8 = 2;
 
-/// Register 12: the number of the queue of the packet's network, on the way to [`QUEUE`].
-pub const NETWORK_QUEUE: u8 = 12;
+/// Register 12: the number of the packet's queue on the way out by an uplink: its network's on the way to [`QUEUE`], its own on
+/// the way to [`LIMIT`], and then its network's again.
+pub const QUEUE_ID: u8 = 12;
 
 /// In [`FLAGS`]: a router rewrote the packet, so it may leave by the port it came in.
 pub const ROUTED: u32 = 1;

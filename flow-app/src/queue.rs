@@ -5,6 +5,10 @@
 
 use std::collections::BTreeSet;
 
+use openflow::Meter;
+
+use crate::topology::{PortNo, Topology};
+
 /// The greatest number that Open vSwitch has on the kernel's datapath (`dpif_netlink_queue_to_priority`). Packets without a
 /// queue are in queue 0, which is nobody's.
 pub const MAX_QUEUE: u32 = 0xefff;
@@ -29,4 +33,60 @@ pub struct QueueClass {
 #[must_use]
 pub fn class_flows(code_points: usize, ports: usize) -> usize {
     code_points.max(1).saturating_mul(ports.saturating_mul(2).max(1))
+}
+
+/// Meters' numbers from here on are of queues: below, [`crate::punt::meter_id`] gives them.
+const FIRST_METER: u32 = 8 << 16;
+/// Kilobits that may come at once, at least: a frame of any size.
+const MIN_BURST: u32 = 128;
+
+/// The number of the meter of a queue's packets at an uplink.
+#[must_use]
+pub fn meter_id(port: PortNo, queue: u32) -> u32 {
+    (queue << 16 | port & 0xffff).saturating_add(FIRST_METER)
+}
+
+/// The uplink and the queue of a meter's number; none for a number that [`meter_id`] does not give.
+#[must_use]
+pub fn meter_of(id: u32) -> Option<(PortNo, u32)> {
+    let id = id.checked_sub(FIRST_METER)?;
+    let (port, queue) = (id & 0xffff, id >> 16);
+    (port > 0 && (1..=MAX_QUEUE).contains(&queue)).then_some((port, queue))
+}
+
+/// The meters of all uplinks that cannot shape.
+pub(crate) fn meters(topology: &Topology) -> impl Iterator<Item = Meter> {
+    topology.metered.iter().flat_map(|port| {
+        let meter = |(queue, kbps): (&u32, &u32)| {
+            // A burst of a tenth of a second.
+            Meter::drop_kbps(meter_id(*port, *queue), *kbps, (*kbps / 10).max(MIN_BURST))
+        };
+        topology.maxima.iter().map(meter)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::punt;
+    use crate::topology::RouterId;
+
+    #[test]
+    fn a_meter_is_one_queues_at_one_port_and_no_routers() {
+        for (port, queue) in [(1, 1), (0xfeff, 1), (1, MAX_QUEUE), (0xfeff, MAX_QUEUE)] {
+            let id = meter_id(port, queue);
+            // `OFPM_MAX`.
+            assert!(id <= 0xffff_0000 && punt::meter_of(id).is_none(), "{id:#x}");
+            assert_eq!(meter_of(id), Some((port, queue)));
+        }
+        for router in [1, 0xffff] {
+            for class in punt::PuntClass::ALL {
+                assert_eq!(meter_of(punt::meter_id(RouterId(router), class)), None);
+            }
+        }
+        assert_eq!(
+            [0, FIRST_METER, FIRST_METER | 1, FIRST_METER + (1 << 16), u32::MAX].map(meter_of),
+            [None; 5]
+        );
+    }
 }

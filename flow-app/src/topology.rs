@@ -113,6 +113,11 @@ pub struct Topology {
     pub queues: BTreeMap<VlanId, u32>,
     /// Classes of the networks' traffic, by the number of the network's queue and priority, 1 to 1000: the greater wins.
     pub classes: BTreeMap<u32, BTreeMap<u16, QueueClass>>,
+    /// Uplinks that cannot shape: what has a maximum passes meters there.
+    pub metered: BTreeSet<PortNo>,
+    /// Most that a queue's packets get of an uplink, in kbit/s, by its number. A network's own is the most of all its packets,
+    /// those of its classes included.
+    pub maxima: BTreeMap<u32, u32>,
     /// Bytes of the largest IP packet that any of the ports takes in, where that is more than Ethernet's 1500.
     pub max_mtu: u32,
     /// The host's own port on the control network.
@@ -172,6 +177,16 @@ impl Topology {
             _ => None,
         };
         ports.into_iter().filter_map(one).collect()
+    }
+
+    /// Something of a segment's packets has a maximum at a port that cannot shape.
+    #[must_use]
+    pub fn is_limited(&self, segment: VlanId, port: PortNo) -> bool {
+        let Some(own) = self.queues.get(&segment).filter(|_| self.metered.contains(&port)) else {
+            return false;
+        };
+        let classes = self.classes.get(own).into_iter().flat_map(BTreeMap::values).map(|class| class.queue);
+        classes.chain([*own]).any(|queue| self.maxima.contains_key(&queue))
     }
 
     /// Ports of a segment on this host, uplinks included.

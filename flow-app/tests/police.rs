@@ -12,7 +12,7 @@ mod live;
 
 use openflow::{Action, Flow, Instruction, Message, MultipartReply, MultipartRequest};
 use xenflow_flow_app::punt::{PuntClass, PuntRates, meter_id};
-use xenflow_flow_app::{Attachment, Policy, PortNo, RouterId, Topology, Vif, VifId, pipeline};
+use xenflow_flow_app::{Attachment, Policy, PortNo, QueueClass, RouterId, Topology, Vif, VifId, pipeline};
 use xenflow_proto::table::{Link, Route, RouteKey, RouteKind, RouteTarget, TABLE_LOCAL};
 use xenflow_proto::{Change, MacAddr, Object, VlanId};
 
@@ -105,6 +105,31 @@ fn arp() -> Frame {
 
 fn ipv4(dst: MacAddr, to: [u8; 4], proto: u8, ttl: u8) -> Frame {
     Frame::ipv4(HOST_MAC, dst, [10, 0, 0, 9], to, proto, ttl)
+}
+
+#[test]
+fn a_network_over_its_maximum_gets_that_at_the_uplink_and_costs_nobody_else_a_copy() {
+    let mut topology = topology();
+    topology.queues.insert(vlan(), 5);
+    let tcp = QueueClass { protocol: Some(6), queue: 6, ..QueueClass::default() };
+    topology.classes.insert(5, [(1, tcp)].into());
+    // The least that may come at once is 16 frames of 1000 bytes, with their tags.
+    topology.maxima = [(5, 2560), (6, 1280)].into();
+    let frame = |proto| {
+        let mut frame = ipv4(MacAddr::BROADCAST, FAR, proto, 64);
+        frame.0.resize(996, 0);
+        frame
+    };
+    let flood = |proto| -> Vec<Frame> { (0..60).map(|_| frame(proto)).collect() };
+    for (name, metered) in [("police-network", true), ("police-shaped", false)] {
+        topology.metered = metered.then_some(UPLINK).into_iter().collect();
+        let mut live = Live::start(name, topology.clone(), &[], |flow| flow);
+        // The class has its own maximum, and what it has too much is not the network's.
+        let [uplink, other] = live.sent([UPLINK, OTHER], |live| live.receive(HOST, &flood(6)));
+        assert_eq!([uplink, other], if metered { [16, 60] } else { [60, 60] }, "{name}");
+        let [uplink, other] = live.sent([UPLINK, OTHER], |live| live.receive(HOST, &flood(17)));
+        assert_eq!([uplink, other], if metered { [16, 60] } else { [60, 60] }, "{name}");
+    }
 }
 
 /// Hellos to the group, database descriptions and a BGP session to the router's own address.

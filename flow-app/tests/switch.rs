@@ -259,8 +259,9 @@ fn host() -> World {
         segments: [true; 6],
         control: true,
         policies: vec![(9, 99); 6],
-        // Queue 5, and of it 100 is EF to or from port 53 or 80, and 101 all TCP; of the other network queue 9 alone.
-        queues: [(5, vec![[200, 1, 1, 2], [100, 0, 2, 0]]), (1, Vec::new())],
+        // Queue 5, and of it 100 is EF to or from port 53 or 80, and 101 all TCP; of the other network queue 9 alone. All but
+        // 101 have a maximum, at either uplink.
+        queues: [(5, vec![[201, 1, 1, 2], [100, 0, 2, 0]]), (1, Vec::new())],
     };
     let tables = |r| (r, sane(&plan, r).into_iter().map(|object| (object.key(), object)).collect());
     let tables = (0..3).map(tables).collect();
@@ -306,7 +307,8 @@ fn a_real_switch_holds_the_flows_as_desired() {
             let MultipartReply::Meters(meters) = pair.client.ask(MultipartRequest::Meters(ALL_METERS)) else {
                 panic!("no meters");
             };
-            assert_eq!(meters.len(), 3 * PuntClass::ALL.len());
+            // Of two networks and a class at two uplinks.
+            assert_eq!(meters.len(), 3 * PuntClass::ALL.len() + 2 * 3);
             meters.into_iter().for_each(|meter| app.dumped_meter(meter));
         }
         app.dump_end();
@@ -438,6 +440,14 @@ fn a_real_switch_has_packets_in_the_queues_of_their_classes() {
         ["nw_tos=", "tp_"].map(|field| megaflow.contains(field))
     };
     let own = to(host, host_mac(0, 9), address(V4, 0, 8), 64);
+    // Of its network, and of its class before that.
+    let meters = |packet: &Packet| {
+        let trace = pair.switch.appctl(&["ofproto/trace", "br0", &flow_text(10, packet)]);
+        let actions = trace.lines().find_map(|line| line.strip_prefix("Datapath actions: ")).unwrap();
+        let to_uplinks = split(actions).into_iter().filter(|action| action.contains("skb_priority"));
+        to_uplinks.map(|action| action.matches("meter(").count()).collect::<Vec<_>>()
+    };
+    assert_eq!(meters(&with(&own, &[ef, (Field::UdpDst, 53)])), [2, 2]);
     assert_eq!(looks(10, &with(&own, &[ef, (Field::UdpDst, 53)])), [true, true], "{}", megaflow(10, &own));
     let local = to(host, vif_mac(0, 0), address(V4, 0, 0), 64);
     assert!(!looks(10, &local)[0], "{}", megaflow(10, &local));

@@ -8,7 +8,10 @@ use std::collections::BTreeSet;
 
 use openflow::{Action, Instruction};
 use xenflow_flow_app::punt::meter_of;
+use xenflow_flow_app::queue;
 use xenflow_flow_app::{FlowChange, MeterChange, PuntClass, RouterId};
+
+use xenflow_proto::Name;
 
 use super::{Core, MeterError};
 
@@ -69,11 +72,15 @@ impl Core {
         let router = routers.map(|router| (RouterId(router.id.get()), &router.name));
         let router = router.filter(|(number, _)| Some(*number) == id).map(|(_, name)| name.as_str()).next();
         let (router, class) = (router.unwrap_or("?"), class.map_or("?", PuntClass::as_str));
+        // What has a maximum, where the meter is none of a router's.
+        let queue = queue::meter_of(meter).and_then(|(_, queue)| self.plan()?.queues.get(&queue));
+        let network = queue.map(|queue| queue.network.as_str());
+        let class = queue.and_then(|queue| queue.class.as_ref()).map_or(class, Name::as_str);
         let reason = &error.reason;
         if error.is_drift {
-            tracing::error!(name: "problem", meter, router, class, %reason, "a meter is not as it was: starting over");
+            tracing::error!(name: "problem", meter, router, network, class, %reason, "a meter is not as it was: starting over");
         } else {
-            tracing::error!(name: "problem", meter, router, class, %reason, "the switch refuses a meter: its packets go unpoliced");
+            tracing::error!(name: "problem", meter, router, network, class, %reason, "the switch refuses a meter: its packets go without a limit");
             self.lacking.refuse(meter);
         }
         self.retry_later();

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use xenflow_flow_app::Topology;
+
 use super::Core;
+use crate::db::Desired;
 use crate::queues::{Numbers, Surplus, plan, wanted};
 use crate::shaper::plan::Plan;
 
@@ -40,6 +43,14 @@ impl Core {
     #[must_use]
     pub fn surplus(&self) -> Option<Surplus> {
         self.queues.surplus
+    }
+
+    /// Has meters hold the maxima where queues cannot.
+    pub(super) fn limit(&self, desired: &Desired, topology: &mut Topology) {
+        if !self.build.can_shape() {
+            topology.metered = topology.uplinks.clone();
+            topology.maxima = self.queues.numbers.maxima(desired);
+        }
     }
 
     /// Gives what is wanted its queues.

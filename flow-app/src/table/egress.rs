@@ -6,7 +6,7 @@ use openflow::{Action, Flow, Match, MatchBuilder};
 use xenflow_proto::VlanId;
 
 use crate::pipeline::{
-    EGRESS, FLAGS, FROM_UPLINK, IN_PORT, NETWORK_QUEUE, OUT_PORT, PUNT_CLASS, QUEUE, ROUTED, UNPOLICED,
+    EGRESS, FLAGS, FROM_UPLINK, IN_PORT, LIMIT, OUT_PORT, PUNT_CLASS, QUEUE, QUEUE_ID, ROUTED, UNPOLICED,
     cookie, priority, punt_class, set_reg,
 };
 use crate::punt::{PuntClass, meter_id};
@@ -49,9 +49,13 @@ fn by_uplink(topology: &Topology, vlan: VlanId, port: PortNo) -> Vec<Action> {
     let output = Action::output(port);
     let Some(&own) = topology.queues.get(&vlan) else { return vec![output] };
     let mut actions = vec![Action::SetQueue(own)];
-    if topology.classes.get(&own).is_some_and(|classes| !classes.is_empty()) {
-        actions.extend([set_reg(NETWORK_QUEUE, own), Action::resubmit(QUEUE)]);
+    let has_classes = topology.classes.get(&own).is_some_and(|classes| !classes.is_empty());
+    let is_limited = topology.is_limited(vlan, port);
+    if has_classes || is_limited {
+        actions.push(set_reg(QUEUE_ID, own));
     }
+    actions.extend(has_classes.then_some(Action::resubmit(QUEUE)));
+    actions.extend(is_limited.then_some(Action::resubmit(LIMIT)));
     actions.extend([output, Action::PopQueue]);
     actions
 }

@@ -46,10 +46,14 @@ pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
     for &vlan in &topology.segments {
         let here = topology.bound_vifs().filter(|(_, _, segment, _)| *segment == vlan);
         let vifs: BTreeSet<PortNo> = here.map(|(.., port)| port).collect();
-        // A guest over its limit costs the others nothing.
+        // A guest or a network over its limit costs the others nothing.
         let copy = |port: PortNo| {
             let actions = [set_reg(OUT_PORT, port), Action::resubmit(EGRESS)];
-            if vifs.contains(&port) { kept_clone(actions) } else { Action::Clone(Box::new(actions)) }
+            if vifs.contains(&port) || topology.is_limited(vlan, port) {
+                kept_clone(actions)
+            } else {
+                Action::Clone(Box::new(actions))
+            }
         };
         let copies: Vec<Action> = topology.members(vlan).into_iter().map(copy).collect();
         let unknown = || Match::builder().vlan(vlan.get()).reg(OUT_PORT, 0);

@@ -39,6 +39,7 @@ pub(crate) fn topology_flows(topology: &Topology) -> Vec<Flow> {
     l2::flows(topology, &mut flows);
     egress::flows(topology, &mut flows);
     queue::flows(topology, &mut flows);
+    queue::limits(topology, &mut flows);
     classify::flows(&mut flows);
     flows
 }

@@ -9,6 +9,7 @@ mod answers;
 mod buckets;
 mod forwarding;
 mod isolation;
+mod limits;
 mod meters;
 mod model;
 mod oracle;

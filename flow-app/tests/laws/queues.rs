@@ -29,7 +29,7 @@ fn is_in(class: &QueueClass, packet: &Packet) -> bool {
 }
 
 /// The queue that a packet is to leave by.
-fn queue_of(topology: &Topology, port: PortNo, packet: &Packet) -> u32 {
+pub fn queue_of(topology: &Topology, port: PortNo, packet: &Packet) -> u32 {
     let tag = packet.tags.first().filter(|_| topology.uplinks.contains(&port));
     let vlan = tag.and_then(|tag| VlanId::try_from(i64::from(tag.vid)).ok());
     let Some(own) = vlan.and_then(|vlan| topology.queues.get(&vlan)) else { return 0 };
@@ -77,10 +77,10 @@ fn cases() -> impl Strategy<Value = (World, Vec<[u8; 10]>)> {
 #[test]
 fn what_leaves_by_an_uplink_has_the_queue_of_its_class() {
     let seen: [Cell<usize>; 4] = Default::default();
-    law(300, cases(), |(world, frames)| check(&world, &model::switch(&world.app(), Some), &frames, &seen));
+    law(200, cases(), |(world, frames)| check(&world, &model::switch(&world.app(), Some), &frames, &seen));
     let seen = seen.map(Cell::into_inner);
     println!("own, of a class, of a class with ports, fragments: {seen:?}");
-    assert!(seen.into_iter().zip([2_000, 600, 100, 300]).all(|(n, least)| n > least), "{seen:?}");
+    assert!(seen.into_iter().zip([1_300, 400, 50, 200]).all(|(n, least)| n > least), "{seen:?}");
 }
 
 /// With the flows of classes changed.

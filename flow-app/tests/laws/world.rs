@@ -1,7 +1,7 @@
 //! Random hosts and guests from small numbers, so that they shrink: who is where, with which addresses, and what
 //! a guest may say. Everything is drawn from few values, so that it collides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -81,16 +81,24 @@ impl Plan {
             policies: (0..ROUTERS).map(|r| (router_id(r), self.policy(r))).collect(),
             queues: BTreeMap::new(),
             classes: BTreeMap::new(),
+            metered: BTreeSet::new(),
+            maxima: BTreeMap::new(),
             max_mtu: 0,
             vifs: BTreeMap::new(),
             control_port: self.control.then_some(CONTROL_PORT),
         };
-        for (network, (own, classes)) in (0..).zip(&self.queues).filter(|(_, (own, _))| own % 2 == 1) {
-            let own = u32::from(own % 8) + 8 * network;
+        for (network, (dice, classes)) in (0..).zip(&self.queues).filter(|(_, (dice, _))| dice % 2 == 1) {
+            let own = u32::from(dice % 8) + 8 * network;
             let of = |vlan: &&VlanId| u32::from(network_of(**vlan)) == network;
             topology.queues.extend(topology.segments.iter().filter(of).map(|vlan| (*vlan, own)));
-            let numbers = 100 + 10 * network..;
-            let classes = numbers.zip(classes).map(|(queue, dice)| class(queue, *dice));
+            // The uplink of that number cannot shape.
+            topology.metered.extend(topology.uplinks.contains(&(network + 1)).then_some(network + 1));
+            let limited = classes.iter().map(|[priority, ..]| priority % 4 == 1);
+            for (queue, _) in (100 + 10 * network..).zip(limited).filter(|(_, is_limited)| *is_limited) {
+                topology.maxima.insert(queue, 1000);
+            }
+            topology.maxima.extend((dice % 16 < 8).then_some((own, 1000)));
+            let classes = (100 + 10 * network..).zip(classes).map(|(queue, dice)| class(queue, *dice));
             topology.classes.insert(own, classes.collect());
         }
         for (r, (there, vifs)) in (0..).zip(&self.routers).filter(|(_, (there, _))| *there) {

@@ -2,6 +2,7 @@
 
 use openflow::{Action, Instruction};
 use xenflow_flow_app::pipeline::{EGRESS, QUEUE};
+use xenflow_flow_app::queue;
 
 use super::*;
 use crate::db::class::{Matching, TrafficClass};
@@ -108,4 +109,29 @@ fn without_queues_the_flows_choose_none() {
     assert!(plan.queues.is_empty() && plan.uplinks.len() == 1);
     let actions = |flow: &Flow| flow.instructions.iter().any(|it| format!("{it:?}").contains("Queue"));
     assert!(!core.app().desired().flows.iter().any(actions));
+}
+
+#[test]
+fn where_the_switch_cannot_shape_meters_hold_the_maxima() {
+    let (mut desired, ports) = shared();
+    let contract = db::Contract::new(None, Some("5mbit".parse().unwrap())).unwrap();
+    desired.networks.get_mut(&name("red")).unwrap().contract = contract;
+    let mut core = told(core(10), &desired, &ports);
+    let of_queues = |core: &Core| -> Vec<(Option<(PortNo, u32)>, Meter)> {
+        let meters = core.app().desired().meters.into_iter().map(|meter| (queue::meter_of(meter.id), meter));
+        meters.filter(|(of, _)| of.is_some()).collect()
+    };
+    assert_eq!(of_queues(&core), []);
+    let build =
+        |datapath: &str| Event::Build(SwitchBuild { datapath: datapath.to_owned(), ..Default::default() });
+    core.handle(build("netdev"));
+    let meter = Meter::drop_kbps(queue::meter_id(7, 1), 5000, 500);
+    assert_eq!(of_queues(&core), [(Some((7, 1)), meter)], "of the uplink that is there, and of no class");
+    desired.networks.get_mut(&name("red")).unwrap().contract = db::Contract::default();
+    let (key, max) = ((name("red"), name("ef")), db::Contract::new(None, Some("8kbit".parse().unwrap())));
+    desired.classes.get_mut(&key).unwrap().contract = max.unwrap();
+    core.handle(Event::Desired(desired));
+    assert_eq!(of_queues(&core), [(Some((7, 2)), Meter::drop_kbps(queue::meter_id(7, 2), 8, 128))]);
+    core.handle(build("system"));
+    assert_eq!(of_queues(&core), []);
 }

@@ -150,6 +150,12 @@ impl<'a> Names<'a> {
                 Some(number) => format!("of a class: {}", self.queue(number)),
                 None => "in no class: its network's queue".to_owned(),
             },
+            pipeline::LIMIT => match step.actions.first() {
+                Some(Action::Meter(_)) => {
+                    format!("as far as the maximum of {} lets it", self.queue(reg(step, pipeline::QUEUE_ID)))
+                }
+                _ => format!("{} has no maximum of its own", self.queue(reg(step, pipeline::QUEUE_ID))),
+            },
             other => format!("table {other}"),
         }
     }

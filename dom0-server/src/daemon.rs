@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use xenflow_proto::{Name, control};
 
 use crate::clock::until;
-use crate::config::{Config, ConfigError, parse_remotes};
+use crate::config::{Config, ConfigError, Driver, parse_remotes};
 use crate::core::{Core, Effect, Event};
 use crate::events::Events;
 use crate::guest::limits::Hits;
@@ -28,7 +28,7 @@ use crate::reporter::node::NodeReporter;
 use crate::reporter::statistics::Keeper;
 use crate::shaper::handle::Handle;
 use crate::shaper::plan::Plan;
-use crate::{control_port, kept, locations, tls};
+use crate::{control_port, kept, locations, shaper, tls};
 
 /// Events that wait for the core; a source that has more waits itself, and so slows its peer.
 const EVENTS: usize = 256;
@@ -106,6 +106,14 @@ pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()
     tokio::spawn(locations::watch::run(remotes, tls, node.clone(), kept.clone(), watched, events.clone()));
 
     let plan = watch::Sender::new(None);
+    let (teller, shaped) = shaper::handle::channel();
+    let setup = shaper::task::Setup {
+        remotes: parse_remotes(&config.ovs_db)?,
+        bridge: config.bridge.clone(),
+        socket: config.ovs_rundir.join(format!("{}.mgmt", config.bridge)),
+        bandwidth: config.bandwidth,
+    };
+    tokio::spawn(shaper::task::run(setup, plan.subscribe(), teller));
 
     let credentials = tls::follow(credentials, server, config.issuer_dir.clone());
     let access = tls::Access::new(credentials, config.issuer_dir.clone());
@@ -114,7 +122,8 @@ pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()
     let mut listener = Listener { server: access, sessions: sessions.clone(), events, ready, current: None };
     let mut core = Core::new(node.clone(), config.max_objects_per_router)
         .with_max_bytes(config.max_bytes_per_router)
-        .with_locations();
+        .with_locations()
+        .with_queues(config.bandwidth.driver != Driver::Off);
     if config.hold_time_s > 0 {
         core = core.with_hold_time(Duration::from_secs(config.hold_time_s.into()));
     }
@@ -122,7 +131,6 @@ pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()
     let mut notifier = Notifier::from_env();
     let begin = Instant::now();
     let asked = database.clone();
-    let shaped = Handle::default();
     let (_control, mut asks) = control(&config.control_socket, &happened, &shaped).await;
     let at = Arc::new(Bridge { rundir: config.ovs_rundir.clone(), name: config.bridge.clone() });
     let mut statistics = Keeper::new(node.clone(), database.clone());

@@ -100,7 +100,9 @@ fn rows(link: &LinkReport, now_ms: u64) -> Vec<Vec<String>> {
     let heads = ["NETWORK", "CLASS", "MIN", "MAX", "OBTAINED", "EXPECTED", "FITNESS", "STATE", "SINCE"];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     let contract = |bps: u64| if bps == 0 { "-".to_owned() } else { bits(bps) };
-    rows.extend(link.queues.iter().map(|queue| {
+    let mut queues: Vec<_> = link.queues.iter().collect();
+    queues.sort_by_key(|queue| (&queue.network, &queue.class));
+    rows.extend(queues.into_iter().map(|queue| {
         vec![
             queue.network.clone(),
             queue.class.clone().unwrap_or_else(|| "-".to_owned()),
@@ -195,8 +197,8 @@ mod tests {
              uplink eth0: carries 59.8 Mbit/s of 100mbit (set), 59 %; shaped by tc\n\
              \x20 NETWORK  CLASS  MIN     MAX    OBTAINED     EXPECTED     FITNESS  STATE  SINCE\n\
              \x20 blue     -      40mbit  -      39.9 Mbit/s  40.0 Mbit/s  99 %     met    1 min 3 s\n\
-             \x20 red      voice  20mbit  -      19.9 Mbit/s  19.8 Mbit/s  99 %     met    1 min 3 s\n\
              \x20 green    -      -       8kbit  0 bit/s      0 bit/s      -        met    1 min 3 s\n\
+             \x20 red      voice  20mbit  -      19.9 Mbit/s  19.8 Mbit/s  99 %     met    1 min 3 s\n\
              \x20 in all          60mbit         59.8 Mbit/s  59.8 Mbit/s\n\
              uplink eth1: carries 0 bit/s, nobody knows of how much; shaped by nobody\n\
              \x20 problem: no \u{fffd}[2J speed\n\

@@ -19,8 +19,9 @@ pub(super) fn reasons(report: &Report, network: &str, now_ms: u64) -> Vec<(Strin
     let of = |link: &LinkReport| {
         let mut lines = vec![carries(link)];
         lines.extend(shapes(link));
-        let own = link.queues.iter().filter(|queue| queue.network == network);
-        lines.extend(own.flat_map(|queue| queue_lines(link, queue, &report.policy, now_ms)));
+        let mut own: Vec<_> = link.queues.iter().filter(|queue| queue.network == network).collect();
+        own.sort_by_key(|queue| &queue.class);
+        lines.extend(own.into_iter().flat_map(|queue| queue_lines(link, queue, &report.policy, now_ms)));
         lines.extend(others(link, network));
         (link.port.clone(), lines)
     };
@@ -294,8 +295,8 @@ mod tests {
         let mut queues = vec![voice, queue("red", 15, 2, false)];
         queues.extend((1..=7).map(|n| queue(&format!("n{n}"), 0, n, false)));
         let lines = said(link(queues));
-        assert_eq!(lines[1], "class voice is promised 5mbit, and may have more");
-        assert_eq!(lines[3], "what is in no class is promised 15mbit, and may have more");
+        assert_eq!(lines[1], "what is in no class is promised 15mbit, and may have more");
+        assert_eq!(lines[3], "class voice is promised 5mbit, and may have more");
         assert_eq!(lines[5], "beside it n7 has 7.00 Mbit/s (promised nothing)");
         assert_eq!(lines.last().map(String::as_str), Some("and 2 more"));
         let report = Report { links: vec![link(vec![queue("blue", 1, 1, false)])], ..Report::default() };

@@ -120,7 +120,10 @@ fn uplinks(now: &Sample) -> Vec<UplinkRow> {
         fitness: queue.fitness,
         state: queue.state.clone(),
     };
-    now.links.iter().flat_map(|link| link.queues.iter().map(move |queue| row(&link.port, queue))).collect()
+    let rows = now.links.iter().flat_map(|link| link.queues.iter().map(move |queue| row(&link.port, queue)));
+    let mut rows: Vec<_> = rows.collect();
+    rows.sort_by(|a, b| (&a.port, &a.network, &a.class).cmp(&(&b.port, &b.network, &b.class)));
+    rows
 }
 
 /// The last write of each node.

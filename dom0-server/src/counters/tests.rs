@@ -9,7 +9,7 @@ use xenflow_proto::Name;
 use super::*;
 use crate::db::{self, Desired, RouterPolicy, row};
 use crate::ports::{SwitchPort, SwitchPorts, bind};
-use crate::queues::Numbers;
+use crate::queues::{Numbers, wanted};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -61,7 +61,10 @@ fn names() -> (Names, Vec<Flow>) {
         port("t0", 7, None),
     ];
     let ports = SwitchPorts { ports, ..SwitchPorts::default() };
-    let (topology, problems) = bind(&name("a"), &desired, &ports, &Numbers::default());
+    let mut queues = Numbers::default();
+    queues.assign(&wanted(&desired), &BTreeMap::new());
+    let (topology, problems) = bind(&name("a"), &desired, &ports, &queues);
+    assert_eq!(topology.queues.len(), 2);
     assert_eq!(problems, [].into());
     let names = Names::new(&name("a"), &desired, &topology, &ports);
     let mut app = xenflow_flow_app::App::new(10);

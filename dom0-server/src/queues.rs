@@ -11,7 +11,7 @@ use xenflow_proto::Name;
 
 use crate::db::Desired;
 use crate::db::class::TrafficClass;
-use crate::db::contract::Rate;
+use crate::db::contract::{Contract, Rate};
 use crate::ports::SwitchPorts;
 use crate::shaper::plan::{Plan, QueueOf};
 
@@ -102,8 +102,14 @@ impl Numbers {
         networks.chain(classes).filter_map(|(queue, max)| Some((queue?, kbps(max?)))).collect()
     }
 
-    /// Puts the queues into what the flows are made of.
+    /// Puts the queues into what the flows are made of. While there is no contract at all nothing is shaped, no row keeps the
+    /// numbers, and the flows are without them: so a restart changes none.
     pub(crate) fn put(&self, desired: &Desired, topology: &mut Topology) {
+        let networks = desired.networks.values().map(|network| network.contract);
+        let mut contracts = networks.chain(desired.classes.values().map(|class| class.contract));
+        if contracts.all(|contract| contract == Contract::default()) {
+            return;
+        }
         let of_segment =
             desired.segments.values().filter_map(|it| Some((it.vlan, self.of(&it.network, None)?)));
         topology.queues = of_segment.collect();

@@ -20,7 +20,7 @@ fn names() -> (Names, Vec<Flow>) {
     let uuid = ovsdb::Uuid::ZERO;
     let mut desired = Desired::default();
     let red = name("red");
-    let contract = crate::db::Contract::default();
+    let contract = crate::db::Contract::new(Some("1mbit".parse().unwrap()), None).unwrap();
     desired.networks.insert(red.clone(), row::Network { uuid, name: red.clone(), contract });
     let id = row::RouterId::try_from(1).unwrap();
     let policy = RouterPolicy::default();

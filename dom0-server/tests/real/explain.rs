@@ -30,7 +30,7 @@ const CONTROL: MacAddr = MacAddr([2, 0, 0, 0, 9, 1]);
 /// What is in the database: h1 and r1 on a, h3 on b, r1 between lan and wan.
 const TOPOLOGY: [&str; 14] = [
     "network add red",
-    "class add red bulk --priority 5 --protocol udp --port 5001",
+    "class add red bulk --priority 5 --protocol udp --port 5001 --max 1gbit",
     "segment add lan --network red --vlan 100",
     "segment add wan --network red --vlan 101",
     "router add r1 --network red --fastpath always",

@@ -80,6 +80,19 @@ fn a_restart_goes_on_with_the_numbers_of_the_queues() {
 }
 
 #[test]
+fn without_any_contract_a_restart_changes_no_flow_either() {
+    let (mut desired, ports) = shared();
+    desired.classes.values_mut().for_each(|class| class.contract = db::Contract::default());
+    let mut core = told(core(10), &desired, &ports);
+    another_network(&mut desired);
+    core.handle(Event::Desired(desired.clone()));
+    assert_eq!(chosen(&core), [Vec::<u32>::new(), Vec::new()]);
+    let after = told(super::core(10), &desired, &ports);
+    assert_ne!(after.plan(), core.plan(), "the numbers are others");
+    assert_eq!(after.app().desired(), core.app().desired());
+}
+
+#[test]
 fn what_is_to_be_shaped_changes_only_when_it_does() {
     let (mut desired, ports) = shared();
     let mut core = core(10);

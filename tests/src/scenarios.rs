@@ -3,6 +3,7 @@
 use crate::benches;
 use crate::scenario::Scenario;
 
+mod bandwidth;
 mod boot;
 pub mod broken;
 mod chain;
@@ -42,6 +43,7 @@ pub const ALL: &[Scenario] = &[
     service::SCENARIO,
     topology::SCENARIO,
     cluster::SCENARIO,
+    bandwidth::SCENARIO,
     broken::SCENARIO,
 ];
 

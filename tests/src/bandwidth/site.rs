@@ -175,17 +175,7 @@ impl Site {
         ])?;
         match by {
             By::Hand => site.flows()?,
-            By::Daemon => {
-                site.contract(&Contracts::default())?;
-                site.node.xenflow(&[
-                    "uplink",
-                    "set",
-                    "a",
-                    Trunk::PORT,
-                    "--capacity",
-                    &format!("{LINK}bit"),
-                ])?;
-            }
+            By::Daemon => site.contract(&Contracts::default())?,
         }
         Ok(site)
     }
@@ -224,7 +214,10 @@ impl Site {
     }
 
     fn describe(&self, contracts: &Contracts) -> Result<()> {
-        let mut text = format!("owner = \"lab\"\n[nodes.a]\nuplinks = [\"{}\"]\n", Trunk::PORT);
+        let mut text = format!(
+            "owner = \"lab\"\n[nodes.a]\nuplinks = [\"{0}\"]\ncapacity = {{ {0} = \"{LINK}bit\" }}\n",
+            Trunk::PORT
+        );
         for (at, min) in contracts.minima.iter().enumerate() {
             writeln!(text, "[networks.n{at}]")?;
             if *min > 0 {

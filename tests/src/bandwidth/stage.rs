@@ -52,9 +52,15 @@ impl Division {
 }
 
 impl<'a> Stage<'a> {
-    /// `senders` are those of [`Site::senders`], of this kind. Nobody wants anything yet.
-    pub fn new(site: &'a Site, witness: &'a Witness, kind: Kind, senders: &'a [Sender]) -> Self {
-        Self { site, witness, kind, senders, contracts: Contracts::default(), wants: [0; SEATS] }
+    /// `senders` are those of [`Site::senders`], of this kind; `contracts` are those that stand. Nobody wants anything yet.
+    pub fn new(
+        site: &'a Site,
+        witness: &'a Witness,
+        kind: Kind,
+        senders: &'a [Sender],
+        contracts: Contracts,
+    ) -> Self {
+        Self { site, witness, kind, senders, contracts, wants: [0; SEATS] }
     }
 
     /// The protocol.

@@ -182,7 +182,7 @@ fn of_policy(
     let mut figures = Figures::new();
     for &kind in &wish.kinds {
         let senders = site.senders(kind)?;
-        let mut stage = Stage::new(site, witness, kind, &senders);
+        let mut stage = Stage::new(site, witness, kind, &senders, Contracts::default());
         let of_plain = plain[kind.name()];
         for name in wish.scenes.iter().filter(|name| name.len() == 1) {
             let Some(scene) = scenes::play(&mut stage, name, wish.seconds, lab.seed())? else { continue };

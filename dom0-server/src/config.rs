@@ -91,11 +91,24 @@ impl Default for Bandwidth {
     }
 }
 
+impl Bandwidth {
+    /// Who shapes: `tc`, which can set turns and nest classes, unless the policy is what Open vSwitch does by itself or what
+    /// the paper did with it. Never [`Driver::Auto`].
+    #[must_use]
+    pub const fn driver(&self) -> Driver {
+        match (self.driver, self.policy) {
+            (Driver::Auto, Policy::Static | Policy::Paper) => Driver::Ovs,
+            (Driver::Auto, Policy::Weights | Policy::Fair) => Driver::Tc,
+            (chosen, _) => chosen,
+        }
+    }
+}
+
 /// Who shapes an uplink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Driver {
-    /// The best there is: `tc`.
+    /// What the policy is best off with: see [`Bandwidth::driver`].
     Auto,
     /// HTB as `tc` sets it, beside Open vSwitch.
     Tc,
@@ -342,6 +355,11 @@ mod tests {
         assert_eq!(rate, "x.toml: max_change_rate = \"999\": at least 1000, or 0");
         let bytes = parse(&format!("{GOOD}max_bytes_per_router = 1000\n")).unwrap_err();
         assert_eq!(bytes, "x.toml: max_bytes_per_router = \"1000\": at least 1048576");
+        let driver =
+            |section: &str| parse(&format!("{GOOD}[bandwidth]\n{section}")).unwrap().bandwidth.driver();
+        assert_eq!(driver(""), Driver::Tc);
+        assert_eq!(driver("policy = \"static\""), Driver::Ovs);
+        assert_eq!(driver("policy = \"static\"\ndriver = \"tc\""), Driver::Tc);
         let period = parse(&format!("{GOOD}[bandwidth]\nperiod_ms = 99\n")).unwrap_err();
         assert_eq!(period, "x.toml: bandwidth.period_ms = \"99\": 100 to 60000");
         let samples = parse(&format!("{GOOD}[bandwidth]\nsamples = 0\n")).unwrap_err();

@@ -122,9 +122,9 @@ impl Shaper {
         let since = self.last.elapsed();
         self.last = Instant::now();
         let ports = rows::ports(rows, &self.setup.bridge);
-        let is_on = self.setup.bandwidth.driver != Driver::Off && is_asked_for(plan);
+        let is_on = self.setup.bandwidth.driver() != Driver::Off && is_asked_for(plan);
         let mut links = Vec::new();
-        let counted = if is_on && self.setup.bandwidth.driver == Driver::Ovs {
+        let counted = if is_on && self.setup.bandwidth.driver() == Driver::Ovs {
             self.counters.ask().await
         } else {
             Ok(Samples::new())
@@ -192,7 +192,7 @@ impl Shaper {
                 format!("nobody knows what it carries: \"xenflow uplink set NODE {name} --capacity RATE\"");
             return unshaped("none", why);
         };
-        let driver = self.setup.bandwidth.driver;
+        let driver = self.setup.bandwidth.driver();
         let done = match driver {
             Driver::Ovs => match counted {
                 Ok(counted) => {

@@ -9,7 +9,7 @@ use std::fmt::Write;
 
 use xenflow_qos::Bps;
 use xenflow_qos::control::Sample;
-use xenflow_qos::law::{FLOOR, FRAME, Setting};
+use xenflow_qos::law::{FLOOR, FRAME, Setting, quantum_of};
 
 use super::division::Division;
 
@@ -138,7 +138,9 @@ fn add(wanted: &mut BTreeMap<u16, Wanted>, branch: &super::division::Branch, par
     for leaf in &branch.leaves {
         let Some(minor) = minor(leaf.number) else { continue };
         let Setting { rate, ceil, quantum } = leaf.setting;
-        wanted.insert(minor, Wanted { parent, rate, ceil, quantum: Some(quantum.unwrap_or(FRAME)) });
+        // Told none, the kernel would take this.
+        let turn = quantum.unwrap_or_else(|| u32::try_from(quantum_of(rate)).unwrap_or(FRAME));
+        wanted.insert(minor, Wanted { parent, rate, ceil, quantum: Some(turn) });
     }
 }
 

@@ -87,19 +87,31 @@ impl Seen {
 }
 
 /// What a queue should be told that was told `standing`: `wanted`, unless the difference is noise of measured loads. What
-/// follows from contracts alone is exact: rates, and a ceiling that is as far up as it goes (`open`).
+/// follows from contracts alone is exact: rates, a ceiling that is as far up as it goes (`open`), and the turn of a queue
+/// that is its network's only one (`is_alone`).
 #[must_use]
-pub fn worth(standing: Setting, wanted: Setting, open: Bps) -> Setting {
+pub fn worth(standing: Setting, wanted: Setting, open: Bps, is_alone: bool) -> Setting {
     let is_near = |a: u64, b: u64, part: u64| a.abs_diff(b) <= b / part;
     let keeps_ceil = wanted.ceil != open
         && standing.ceil != open
         && standing.ceil >= wanted.rate
         && is_near(wanted.ceil, standing.ceil, 64);
     let quantum = match (standing.quantum, wanted.quantum) {
-        (Some(old), Some(new)) if is_near(new.into(), old.into(), 8) => Some(old),
+        (Some(old), Some(new)) if !is_alone && is_near(new.into(), old.into(), 8) => Some(old),
         (_, new) => new,
     };
     Setting { rate: wanted.rate, ceil: if keeps_ceil { standing.ceil } else { wanted.ceil }, quantum }
+}
+
+/// The same before anything was seen of the queue: what a loop before this one has told it stays, as far as contracts
+/// allow it.
+#[must_use]
+pub fn adopted(standing: Setting, wanted: Setting, open: Bps, is_alone: bool) -> Setting {
+    if standing.rate != wanted.rate || standing.ceil > open {
+        return wanted;
+    }
+    let quantum = if is_alone { wanted.quantum } else { wanted.quantum.and(standing.quantum) };
+    Setting { quantum, ..standing }
 }
 
 #[cfg(test)]
@@ -134,13 +146,26 @@ mod tests {
     fn noise_is_not_written() {
         let told = |rate, ceil, quantum| Setting { rate, ceil, quantum };
         let standing = told(20, 6_400, Some(8000));
-        assert_eq!(worth(standing, told(20, 6_500, Some(9000)), 10_000), standing);
-        assert_eq!(worth(standing, told(20, 6_501, Some(9001)), 10_000), told(20, 6_501, Some(9001)));
-        assert_eq!(worth(standing, told(21, 6_400, Some(8000)), 10_000), told(21, 6_400, Some(8000)));
+        assert_eq!(worth(standing, told(20, 6_500, Some(9000)), 10_000, false), standing);
+        assert_eq!(worth(standing, told(20, 6_501, Some(9001)), 10_000, false), told(20, 6_501, Some(9001)));
+        assert_eq!(worth(standing, told(21, 6_400, Some(8000)), 10_000, false), told(21, 6_400, Some(8000)));
+        assert_eq!(worth(standing, told(20, 6_400, Some(8001)), 10_000, true), told(20, 6_400, Some(8001)));
         // Up to its bound, and off it, to the letter.
-        assert_eq!(worth(standing, told(20, 6_410, None), 6_410), told(20, 6_410, None));
-        assert_eq!(worth(standing, told(20, 6_390, None), 6_400), told(20, 6_390, None));
+        assert_eq!(worth(standing, told(20, 6_410, None), 6_410, false), told(20, 6_410, None));
+        assert_eq!(worth(standing, told(20, 6_390, None), 6_400, false), told(20, 6_390, None));
         // Never below the rate.
-        assert_eq!(worth(standing, told(6_450, 6_450, None), 10_000), told(6_450, 6_450, None));
+        assert_eq!(worth(standing, told(6_450, 6_450, None), 10_000, false), told(6_450, 6_450, None));
+    }
+
+    #[test]
+    fn what_a_loop_before_has_told_stays_as_far_as_it_may() {
+        let told = |rate, ceil, quantum| Setting { rate, ceil, quantum };
+        let (standing, wanted) = (told(20, 5_000, Some(8000)), told(20, 9_000, Some(3000)));
+        assert_eq!(adopted(standing, wanted, 9_000, false), standing);
+        assert_eq!(adopted(standing, wanted, 9_000, true), told(20, 5_000, Some(3000)));
+        assert_eq!(adopted(standing, told(20, 4_000, Some(3000)), 4_000, false), told(20, 4_000, Some(3000)));
+        assert_eq!(adopted(standing, told(30, 9_000, None), 9_000, false), told(30, 9_000, None));
+        // A driver that tells no turn.
+        assert_eq!(adopted(standing, told(20, 9_000, None), 9_000, false), told(20, 5_000, None));
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use xenflow_qos::Bps;
-use xenflow_qos::control::{Sample, Seen, worth};
+use xenflow_qos::control::{Sample, Seen, adopted, worth};
 use xenflow_qos::law::{Contract, Link, Means, Network, Policy, Queue, Setting};
 
 use super::plan::{Plan, QueueOf};
@@ -71,6 +71,7 @@ impl State {
 #[derive(Debug)]
 pub struct Watched {
     seen: Seen,
+    is_new: bool,
     /// How each queue does, and since when.
     states: BTreeMap<u32, (State, u64)>,
 }
@@ -112,7 +113,7 @@ impl Watched {
     /// Nothing seen yet; loads are means over so many looks.
     #[must_use]
     pub fn new(kept: usize) -> Self {
-        Self { seen: Seen::new(kept), states: BTreeMap::new() }
+        Self { seen: Seen::new(kept), is_new: true, states: BTreeMap::new() }
     }
 
     /// The networks of a plan with what is seen of them, and the numbers of their queues, in the same order.
@@ -154,6 +155,7 @@ impl Watched {
         told: &BTreeMap<u32, Setting>,
     ) -> (Division, LinkReport) {
         self.seen.look(now.at_ms, way.capacity, samples);
+        let is_new = std::mem::take(&mut self.is_new);
         let (link, numbers) = self.link(plan, way.capacity);
         let (link, too_much) = link.fitted();
         let mut branches = Vec::new();
@@ -163,7 +165,10 @@ impl Watched {
             let leaf = |((queue, wanted), (number, of)): ((&Queue, Setting), &(u32, QueueOf))| {
                 let open = queue.contract.most(way.capacity) / 8 * 8;
                 let wanted = whole_bytes(wanted);
-                let setting = told.get(number).map_or(wanted, |standing| worth(*standing, wanted, open));
+                let is_alone = network.queues.len() == 1;
+                let of_both = if is_new { adopted } else { worth };
+                let setting =
+                    told.get(number).map_or(wanted, |standing| of_both(*standing, wanted, open, is_alone));
                 Leaf { number: *number, of: of.clone(), setting }
             };
             let leaves = network.queues.iter().zip(settings).zip(numbers).map(leaf).collect();

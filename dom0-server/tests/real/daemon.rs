@@ -233,6 +233,34 @@ fn what_is_armed_is_released_and_what_is_counted_never_shrinks_whoever_dies() {
     assert!(!host.log().contains("ERROR"), "{}", host.log());
 }
 
+/// A port of this datapath has no queues of the kernel's, which the daemon says here and to all.
+#[test]
+fn that_an_uplink_is_not_shaped_is_known_here_and_to_all() {
+    let host = Host::start();
+    host.vsctl(&["add-port", "br-xf", "p9", "--", "set", "Interface", "p9", "type=dummy"]);
+    host.xenflow("uplink add a p9 --capacity 100mbit");
+    host.xenflow("sla set red --min 20mbit");
+    let link = |host: &Host| -> Value {
+        let report: Value = serde_json::from_str(&host.asked("sla show --json")).unwrap();
+        report["links"][0].clone()
+    };
+    let told = |host: &Host| -> Value {
+        let all: Value = serde_json::from_str(&host.xenflow("show node a --json")).unwrap();
+        all[0]["uplinks"][0]["shaping"].clone()
+    };
+    let words =
+        |link: &Value| Some(json!(format!("{}: {}", link["driver"].as_str()?, link["problem"].as_str()?)));
+    host.until("the same here and to all", |host| words(&link(host)) == Some(told(host)));
+    let shown = link(&host);
+    assert_eq!((&shown["port"], &shown["capacity_bps"]), (&json!("p9"), &json!(100_000_000)));
+    assert_eq!(shown["capacity_from"], "operator");
+    let why = host.asked("explain sla red");
+    let problem = shown["problem"].as_str().unwrap();
+    assert!(why.starts_with("network red on uplink p9:\n") && why.contains(problem), "{why}");
+    host.xenflow("uplink set a p9 --capacity 50mbit");
+    host.until("other capacity", |host| link(host)["capacity_bps"] == 50_000_000);
+}
+
 #[test]
 fn what_was_waited_for_is_in_the_switch_and_a_node_without_one_is_behind() {
     let mut host = Host::start();

@@ -48,8 +48,9 @@ pub(crate) fn of(socket: &Path, seconds: u32) -> anyhow::Result<Report> {
     report(&mut Daemon::open(socket, seconds)?)
 }
 
+/// A network has to do with a link if it has a queue there, or nobody has: then the link is not shaped, for whatever reason.
 fn has(link: &LinkReport, network: &str) -> bool {
-    link.queues.iter().any(|queue| queue.network == network)
+    link.queues.is_empty() || link.queues.iter().any(|queue| queue.network == network)
 }
 
 fn missing(report: &Report, network: &Name) -> Failure {

@@ -13,7 +13,7 @@ const FULL: u128 = 95;
 /// Others who are named.
 const OTHERS: usize = 5;
 
-/// By uplink on which the network has a queue, in the report's order.
+/// By uplink that the network has to do with, in the report's order.
 pub(super) fn reasons(report: &Report, network: &str, now_ms: u64) -> Vec<(String, Vec<String>)> {
     let links = report.links.iter().filter(|link| has(link, network));
     let of = |link: &LinkReport| {
@@ -131,8 +131,11 @@ fn limit(link: &LinkReport, queue: &QueueReport, policy: &str) -> String {
     "the uplink has room for it: it has begun to want more just now, or sends in bursts".to_owned()
 }
 
-/// Who else is there.
+/// Who else is there; without queues nobody knows.
 fn others(link: &LinkReport, network: &str) -> Vec<String> {
+    if link.queues.is_empty() {
+        return Vec::new();
+    }
     let mut others: Vec<_> =
         link.queues.iter().filter(|queue| queue.network != network && queue.obtained_bps > 0).collect();
     others.sort_by_key(|queue| std::cmp::Reverse(queue.obtained_bps));

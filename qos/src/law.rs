@@ -292,7 +292,7 @@ impl Link {
     fn quanta(&self) -> Vec<Vec<u32>> {
         let weight = |contract: &Contract| contract.min.max(FLOOR);
         let weights: u64 = self.networks.iter().map(|network| weight(&network.contract)).sum();
-        let promised = self.networks.iter().map(|network| network.contract.min).filter(|min| *min > 0);
+        let promised = self.queues().map(|queue| queue.contract.min).filter(|min| *min > 0);
         let least = promised.min().unwrap_or(FLOOR);
         let round = part(self.packet.into(), weights, least).min(self.capacity / 8 / 1000 * ROUND_MS);
         let bounded = |quantum: u64| u32::try_from(quantum).unwrap_or(u32::MAX).max(FRAME);

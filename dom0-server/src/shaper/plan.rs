@@ -27,3 +27,12 @@ pub struct Plan {
     /// Contracts of their classes.
     pub classes: BTreeMap<(Name, Name), Contract>,
 }
+
+impl Plan {
+    /// Somebody was promised something, or is bounded.
+    #[must_use]
+    pub fn is_asked_for(&self) -> bool {
+        let mut contracts = self.networks.values().chain(self.classes.values());
+        contracts.any(|contract| contract.min().is_some() || contract.max().is_some())
+    }
+}

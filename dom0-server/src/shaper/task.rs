@@ -110,10 +110,21 @@ struct Shaper {
     last: Instant,
 }
 
-/// Somebody was promised something, or is bounded.
-fn is_asked_for(plan: &Plan) -> bool {
-    let mut contracts = plan.networks.values().chain(plan.classes.values());
-    contracts.any(|contract| contract.min().is_some() || contract.max().is_some())
+/// What is known of an uplink before anybody shapes it.
+fn about(name: &str, port: Option<&Port>, by_hand: Option<Bps>) -> LinkReport {
+    let speed = port.and_then(|port| port.speed);
+    let from = match (by_hand, speed) {
+        (Some(_), _) => "operator",
+        (None, Some(_)) => "port",
+        (None, None) => "unknown",
+    };
+    LinkReport {
+        port: name.to_owned(),
+        capacity_bps: by_hand.or(speed).unwrap_or_default(),
+        capacity_from: from.to_owned(),
+        driver: "none".to_owned(),
+        ..LinkReport::default()
+    }
 }
 
 impl Shaper {
@@ -122,17 +133,17 @@ impl Shaper {
         let since = self.last.elapsed();
         self.last = Instant::now();
         let ports = rows::ports(rows, &self.setup.bridge);
-        let is_on = self.setup.bandwidth.driver() != Driver::Off && is_asked_for(plan);
+        let is_on = self.setup.bandwidth.driver() != Driver::Off && plan.is_asked_for();
         let mut links = Vec::new();
         let counted = if is_on && self.setup.bandwidth.driver() == Driver::Ovs {
             self.counters.ask().await
         } else {
             Ok(Samples::new())
         };
-        for (name, by_hand) in plan.uplinks.iter().filter(|_| is_on) {
-            let by_hand = by_hand.map(crate::db::contract::Rate::bps);
-            let link = self.link(plan, rows, ports.get(name), name, by_hand, &counted).await;
-            links.push(link);
+        for (name, by_hand) in &plan.uplinks {
+            let port = ports.get(name);
+            let about = about(name, port, by_hand.map(crate::db::contract::Rate::bps));
+            links.push(if is_on { self.link(plan, rows, port, about, &counted).await } else { about });
         }
         let shaped: BTreeSet<&String> = plan.uplinks.keys().filter(|_| is_on).collect();
         self.watched.retain(|name, _| shaped.contains(name));
@@ -151,23 +162,10 @@ impl Shaper {
         plan: &Plan,
         rows: &Rows,
         port: Option<&Port>,
-        name: &str,
-        by_hand: Option<Bps>,
+        about: LinkReport,
         counted: &Result<Samples, CountersError>,
     ) -> LinkReport {
-        let from = match by_hand {
-            Some(_) => "operator",
-            None if port.is_some_and(|port| port.speed.is_some()) => "port",
-            None => "unknown",
-        };
-        let capacity = by_hand.or_else(|| port?.speed);
-        let about = LinkReport {
-            port: name.to_owned(),
-            capacity_bps: capacity.unwrap_or_default(),
-            capacity_from: from.to_owned(),
-            driver: "none".to_owned(),
-            ..LinkReport::default()
-        };
+        let name = about.port.as_str();
         let unshaped = |driver: &str, why: String| LinkReport {
             driver: driver.to_owned(),
             problem: Some(why),
@@ -187,11 +185,12 @@ impl Shaper {
                 format!("its QoS row is somebody else's: \"ovs-vsctl clear Port {name} qos\" gives it free");
             return unshaped("none", why);
         }
-        let Some(capacity) = capacity else {
+        let capacity = about.capacity_bps;
+        if capacity == 0 {
             let why =
                 format!("nobody knows what it carries: \"xenflow uplink set NODE {name} --capacity RATE\"");
             return unshaped("none", why);
-        };
+        }
         let driver = self.setup.bandwidth.driver();
         let done = match driver {
             Driver::Ovs => match counted {
@@ -208,8 +207,8 @@ impl Shaper {
         let driver = if driver == Driver::Ovs { "ovs" } else { "tc" };
         match done {
             Ok((link, error)) => LinkReport {
-                port: about.port,
-                capacity_from: about.capacity_from,
+                port: about.port.clone(),
+                capacity_from: about.capacity_from.clone(),
                 driver: driver.to_owned(),
                 problem: error.map(|error| Chain(&error).to_string()).or(link.problem),
                 ..link

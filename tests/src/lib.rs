@@ -44,4 +44,5 @@ pub mod suite;
 pub mod systemd;
 pub mod trunk;
 pub mod uml;
+pub mod unit;
 pub mod virtual_router;

@@ -1,7 +1,7 @@
 //! `lab test`: everything that must pass, one line each.
 //!
 //! Labs have one processor each, so two run at a time where that cannot change what they find
-//! ([`scenarios::may_run_beside`]); whatever measures runs alone.
+//! ([`scenarios::may_run_beside`]); whatever measures runs alone. So do the binaries of the workspace's tests ([`unit`]).
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -9,14 +9,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::job::{Job, Mode, Product};
 use crate::progress::print;
 use crate::scenario::Scenario;
 use crate::scenarios;
 use crate::uml::{Interrupted, Logs, Signals};
-use crate::{setup, uml};
+use crate::{setup, uml, unit};
 
 /// A check by cargo: name and arguments.
 const CHECKS: &[(&str, &[&str])] = &[
@@ -25,8 +25,10 @@ const CHECKS: &[(&str, &[&str])] = &[
         "clippy",
         &["clippy", "--quiet", "--profile", "lab", "--workspace", "--all-targets", "--", "-D", "warnings"],
     ),
-    ("unit", &["test", "--quiet", "--profile", "lab", "--workspace", "--no-fail-fast"]),
 ];
+
+/// Name of the check that the workspace's tests pass.
+const UNIT: &str = "unit";
 
 /// Name of the check that failures of a scenario are reported.
 const HARNESS: &str = "harness";
@@ -38,19 +40,17 @@ pub fn run(filter: Option<&str>, seed: u64, lab: &Path) -> Result<bool> {
     let scenarios: Vec<_> =
         scenarios::ALL.iter().filter(|scenario| scenario.in_suite && wanted(scenario.name)).collect();
     let harness = wanted(HARNESS);
-    ensure!(!checks.is_empty() || !scenarios.is_empty() || harness, "nothing has {filter:?} in its name");
+    ensure!(
+        !checks.is_empty() || wanted(UNIT) || !scenarios.is_empty() || harness,
+        "nothing has {filter:?} in its name"
+    );
 
     let tally = Tally::default();
     for (name, args) in checks {
         tally.take(name, || setup::run(setup::cargo()?.args(*args)))?;
     }
-    let mut product = None;
-    if scenarios.iter().any(|scenario| scenario.needs_product) {
-        tally.take("product", || {
-            product = Some(setup::product()?);
-            Ok(())
-        })?;
-    }
+    let needs_product = scenarios.iter().any(|scenario| scenario.needs_product);
+    let product = tests_and_product(&tally, wanted(UNIT), needs_product)?;
     let (beside, alone): (Vec<_>, Vec<_>) =
         scenarios.into_iter().partition(|scenario| scenarios::may_run_beside(scenario.name));
     let signals = Signals::block()?;
@@ -70,6 +70,51 @@ pub fn run(filter: Option<&str>, seed: u64, lab: &Path) -> Result<bool> {
     Ok(tally.failed() == 0)
 }
 
+/// Tests, and the product for the scenarios, which is built while tests wait for something.
+fn tests_and_product(tally: &Tally, tests: bool, needs_product: bool) -> Result<Option<Product>> {
+    let product = Mutex::new(None);
+    let failures = Mutex::new(Vec::new());
+    let mut work: Vec<Work<'_>> = Vec::new();
+    let start = Instant::now();
+    if tests {
+        match unit::build() {
+            Ok(all) => {
+                for tests in all {
+                    let failures = &failures;
+                    work.push(Box::new(move || note(failures, tests.run())));
+                }
+                work.push(Box::new(|| note(&failures, unit::examples())));
+            }
+            Err(error) => note(&failures, Err(error))?,
+        }
+    }
+    if needs_product {
+        let build = || {
+            tally.take("product", || {
+                *product.lock().map_err(|_| anyhow!("a lane panicked"))? = Some(setup::product()?);
+                Ok(())
+            })
+        };
+        // Beside the tests that take longest.
+        work.insert(work.len().min(1), Box::new(build));
+    }
+    in_lanes(processors().min(2), work)?;
+    let mut failures = failures.into_inner().map_err(|_| anyhow!("a lane panicked"))?;
+    if tests {
+        tally.take_since(UNIT, start, failures.pop().map_or(Ok(()), Err))?;
+    }
+    product.into_inner().map_err(|_| anyhow!("a lane panicked"))
+}
+
+/// Says what has failed at once, and keeps it: all others are run all the same.
+fn note(failures: &Mutex<Vec<anyhow::Error>>, end: Result<()>) -> Result<()> {
+    if let Err(error) = end {
+        print(format!("FAIL  {UNIT}: {error:#}"));
+        failures.lock().map_err(|_| anyhow!("a lane panicked"))?.push(error);
+    }
+    Ok(())
+}
+
 /// What a lane does before it takes the next.
 type Work<'a> = Box<dyn FnOnce() -> Result<()> + Send + 'a>;
 
@@ -78,9 +123,12 @@ fn lanes(scenarios: &[&Scenario]) -> usize {
     let mut memory: Vec<u32> = scenarios.iter().map(|scenario| scenario.memory_mib).collect();
     memory.sort_unstable_by(|a, b| b.cmp(a));
     let needed: u32 = memory.iter().take(2).sum();
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let is_enough = available_mib().is_some_and(|available| available >= u64::from(needed));
-    if processors >= 2 && is_enough { 2 } else { 1 }
+    if processors() >= 2 && is_enough { 2 } else { 1 }
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// `MemAvailable` of this machine.
@@ -173,7 +221,11 @@ impl Tally {
     /// Runs a check and prints its line. Only an interruption is an error.
     fn take(&self, name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
         let start = Instant::now();
-        let end = check();
+        self.take_since(name, start, check())
+    }
+
+    /// The same of a check that has begun then and ended so.
+    fn take_since(&self, name: &str, start: Instant, end: Result<()>) -> Result<()> {
         let seconds = start.elapsed().as_secs_f64();
         match end {
             Ok(()) => {

@@ -23,6 +23,8 @@ const FIRST_BRANCH: u16 = 0xf001;
 const BURST_MS: u64 = 4;
 /// CoDel's target beside the time between a queue's turns (RFC 8289, 4.3).
 const TARGET_US: u64 = 5_000;
+/// A queue has room for so long at the link's whole rate.
+const LIMIT_MS: u64 = 100;
 /// CoDel's interval (RFC 8289, 4.2).
 const INTERVAL_US: u64 = 100_000;
 
@@ -178,6 +180,7 @@ pub fn batch(device: &str, division: &Division, standing: &Standing) -> String {
     all.sort_by_key(order);
     let round: u64 = wanted.values().filter_map(|class| class.quantum).map(u64::from).sum();
     let target = target_us(round, division.capacity);
+    let limit = limit(division.capacity);
     for (minor, class) in all {
         let is_same = |now: &&Class| {
             now.rate == class.rate
@@ -206,7 +209,8 @@ pub fn batch(device: &str, division: &Division, standing: &Standing) -> String {
             if !is_same {
                 let interval = INTERVAL_US.max(10 * u64::from(target));
                 line(format_args!(
-                    "qdisc replace dev {device} parent 1:{minor:x} fq_codel target {target}us interval {interval}us"
+                    "qdisc replace dev {device} parent 1:{minor:x} fq_codel limit {limit} target {target}us interval \
+                     {interval}us"
                 ));
             }
         }
@@ -223,6 +227,12 @@ pub fn clear(device: &str) -> String {
 /// Bytes that a class of this rate may send at once after it was late; at least two frames.
 fn burst(rate: Bps) -> u64 {
     (rate / 8000 * BURST_MS).max(2 * u64::from(FRAME))
+}
+
+/// Packets that wait in a queue at most: CoDel drops too little of what does not listen, and what such a sender has left behind
+/// would keep its queue busy for seconds after it has gone silent.
+fn limit(capacity: Bps) -> u64 {
+    (capacity / 8000 * LIMIT_MS / u64::from(FRAME)).clamp(100, 100_000)
 }
 
 /// A packet that waits for its queue's turn is no sign of a queue that stands: that time comes on top, twice.

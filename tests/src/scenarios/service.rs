@@ -80,6 +80,7 @@ fn run(lab: &mut Lab) -> Result<Value> {
     ensure!(report.lost == 0 && report.duplicated == 0, "the probe h1 → h2: {report:?}");
     control(lab, &mut site, &mut figures)?;
     journal(lab, &site, &mut figures)?;
+    shaping(lab, &site)?;
     lab.step("uninstalling");
     let left = site.uninstall()?;
     ensure!(left.is_empty(), "left behind: {left:?}");
@@ -256,4 +257,32 @@ fn journal(lab: &Lab, site: &Site, figures: &mut Map<String, Value>) -> Result<(
     figures.insert("session_lines".into(), session_lines.into());
     figures.insert("sessions_opened".into(), json!(opened.len()));
     Ok(())
+}
+
+/// The daemon may shape within its walls, where `tc` is a program of its own; and takes back what it did.
+fn shaping(lab: &Lab, site: &Site) -> Result<()> {
+    lab.step("shaping an uplink");
+    let tell = |line: &str| {
+        let mut words = line.split(' ');
+        let program = words.next().unwrap_or_default();
+        site.systemd.run(program, &words.collect::<Vec<_>>())
+    };
+    let all = |lines: &[&str]| lines.iter().try_for_each(|line| tell(line).map(drop));
+    let waited = |what: &str, is_there: bool| {
+        wait_for(what, LIMIT, || {
+            let classes = tell("tc class show dev up0")?;
+            Ok((classes.contains("rate 20Mbit ceil 100Mbit") == is_there).then_some(()))
+        })
+    };
+    all(&[
+        "ip link add up0 type dummy",
+        "ip link set up0 up",
+        "ovs-vsctl add-port br-xf up0",
+        "xenflow uplink add a up0 --capacity 100mbit",
+        "xenflow sla set red --min 20mbit",
+    ])?;
+    waited("the class of network red", true)?;
+    tell("xenflow sla set red --min none")?;
+    waited("no class where nothing is promised", false)?;
+    all(&["xenflow uplink remove a up0", "ovs-vsctl del-port br-xf up0", "ip link del up0"])
 }

@@ -68,6 +68,8 @@ pub fn may_run_beside(name: &str) -> bool {
         service::SCENARIO,
         topology::SCENARIO,
         cluster::SCENARIO,
+        chain::SCENARIO,
+        restart::SCENARIO,
     ];
     all.iter().any(|scenario| scenario.name == name)
 }

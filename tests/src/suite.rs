@@ -75,18 +75,19 @@ fn tests_and_product(tally: &Tally, tests: bool, needs_product: bool) -> Result<
     let product = Mutex::new(None);
     let failures = Mutex::new(Vec::new());
     let mut work: Vec<Work<'_>> = Vec::new();
-    let start = Instant::now();
     if tests {
-        match unit::build() {
-            Ok(all) => {
-                for tests in all {
-                    let failures = &failures;
-                    work.push(Box::new(move || note(failures, tests.run())));
-                }
-                work.push(Box::new(|| note(&failures, unit::examples())));
-            }
-            Err(error) => note(&failures, Err(error))?,
+        let mut built = Vec::new();
+        tally.take("build", || {
+            built = unit::build()?;
+            Ok(())
+        })?;
+        if built.is_empty() {
+            note(&failures, Err(anyhow!("there is nothing to run")))?;
         }
+        let failures = &failures;
+        let run = |tests: unit::Tests| -> Work<'_> { Box::new(move || note(failures, tests.run())) };
+        work.extend(built.into_iter().map(run));
+        work.push(Box::new(|| note(failures, unit::examples())));
     }
     if needs_product {
         let build = || {
@@ -98,6 +99,7 @@ fn tests_and_product(tally: &Tally, tests: bool, needs_product: bool) -> Result<
         // Beside the tests that take longest.
         work.insert(work.len().min(1), Box::new(build));
     }
+    let start = Instant::now();
     in_lanes(processors().min(2), work)?;
     let mut failures = failures.into_inner().map_err(|_| anyhow!("a lane panicked"))?;
     if tests {

@@ -19,9 +19,9 @@ const FLOWS: u32 = 10_000;
 const FEW: u32 = 2_000;
 /// Packets of a flow when order is looked at.
 const PACKETS: u32 = 2;
-/// Packets a second: any may be the first of its flow that the datapath knows, after a change too, when the switch
-/// forgets what does not hold any more. Each of those costs an upcall, and a lab bears no more.
-const RATE: u32 = 1_500;
+/// Packets under way at most: any may be the first of its flow that the datapath knows, after a change too, when the
+/// switch forgets what does not hold any more. Each of those is an upcall, and the socket of a port holds some 160.
+const WINDOW: usize = 96;
 /// The prefix behind all next hops.
 const PREFIX: &str = "10.99.0.0/16";
 
@@ -44,20 +44,20 @@ pub(super) fn run(lab: &Lab, site: &Site, figures: &mut Map<String, Value>) -> R
     lab.step(format!("two next hops of weights 1 and 2, {FLOWS} flows"));
     route(site, "add", &[1, 2, 0])?;
     policy(site, 1)?;
-    let two = pass(site, frame, (FLOWS, 1), RATE)?;
+    let two = pass(site, frame, (FLOWS, 1))?;
     let error_two = share_error(&two.paths, &[1, 2, 0]);
 
     lab.step(format!("three next hops of weights 1, 1 and 2, {FLOWS} flows of {PACKETS} packets"));
     route(site, "replace", &[1, 1, 2])?;
     site.revalidated()?;
-    let three = pass(site, frame, (FLOWS, PACKETS), RATE)?;
+    let three = pass(site, frame, (FLOWS, PACKETS))?;
     let error_three = share_error(&three.paths, &[1, 1, 2]);
 
     lab.step("the link of one next hop goes down: others' flows stay, its own find another");
     site.change("link set w3 down\n")?;
-    let at_once = pass(site, frame, (FEW, 1), RATE)?;
+    let at_once = pass(site, frame, (FEW, 1))?;
     site.revalidated()?;
-    let without = pass(site, frame, (FLOWS, 1), RATE)?;
+    let without = pass(site, frame, (FLOWS, 1))?;
     let moved = moved(&three.paths, &without.paths, 2);
     let homeless = without.paths.iter().filter(|path| **path == Some(2) || path.is_none()).count();
     let stale = at_once.paths.iter().filter(|path| **path == Some(2)).count();
@@ -66,18 +66,18 @@ pub(super) fn run(lab: &Lab, site: &Site, figures: &mut Map<String, Value>) -> R
     site.change("link set w3 up\n")?;
     site.resolve()?;
     site.revalidated()?;
-    let again = pass(site, frame, (FEW, 1), RATE)?;
+    let again = pass(site, frame, (FEW, 1))?;
     let differ = again.paths.iter().zip(&three.paths).filter(|(now, before)| now != before).count();
 
     lab.step("a route without one of them replaces it");
     route(site, "replace", &[1, 0, 2])?;
     site.revalidated()?;
-    let replaced = pass(site, frame, (FEW, 1), RATE)?;
+    let replaced = pass(site, frame, (FEW, 1))?;
     let moved_by_replace = self::moved(&three.paths, &replaced.paths, 1);
 
     lab.step("control: a next hop that nobody takes away loses packets");
     site.n[2].ns.ip(&["link", "set", NIC, "down"])?;
-    let broken = pass(site, frame, (FEW, 1), RATE)?;
+    let broken = pass(site, frame, (FEW, 1))?;
     site.n[2].ns.ip_batch(&format!("link set {NIC} up\nroute add default via 10.23.0.1\n"))?;
 
     lab.step(format!(
@@ -86,8 +86,8 @@ pub(super) fn run(lab: &Lab, site: &Site, figures: &mut Map<String, Value>) -> R
     policy(site, 0)?;
     route(site, "replace", &[1, 1, 2])?;
     site.revalidated()?;
-    let ports = pass(site, frame, (FEW, 1), RATE)?;
-    let by_address = pass(site, to_address, (FLOWS, 1), RATE)?;
+    let ports = pass(site, frame, (FEW, 1))?;
+    let by_address = pass(site, to_address, (FLOWS, 1))?;
     let error_addresses = share_error(&by_address.paths, &[1, 1, 2]);
     let one = ports.paths.first().copied().flatten();
     ensure!(
@@ -167,12 +167,7 @@ fn to_address(site: &Site, flow: u32, seq: u32) -> Vec<u8> {
 }
 
 /// Sends and sees where everything comes out.
-fn pass(
-    site: &Site,
-    frame: fn(&Site, u32, u32) -> Vec<u8>,
-    (flows, packets): (u32, u32),
-    rate: u32,
-) -> Result<Pass> {
+fn pass(site: &Site, frame: fn(&Site, u32, u32) -> Vec<u8>, (flows, packets): (u32, u32)) -> Result<Pass> {
     // Packets of an earlier pass that come late are none of this one's.
     let first = site.next_number() * PACKETS;
     let of = |packet: u32| (0..flows).map(move |flow| frame(site, flow, first + packet));
@@ -198,7 +193,7 @@ fn pass(
         }
         Ok(new)
     };
-    site.h.wire.pace(&frames, rate, || take().map(|_| ()))?;
+    site.h.wire.window(&frames, WINDOW, &mut take)?;
     loop {
         std::thread::sleep(Duration::from_millis(300));
         if take()? == 0 {

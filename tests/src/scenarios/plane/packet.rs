@@ -1,4 +1,4 @@
-//! The packets of `plane`: UDP that says which one it is, and what comes back for it.
+//! The packets of these scenarios: UDP that says which one it is, and what comes back for it.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

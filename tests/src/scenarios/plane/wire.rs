@@ -1,6 +1,7 @@
 //! One end of a wire in this process: a packet socket of a namespace, to send frames as they are and to take what
 //! came. No process is started for it, so that a scenario can afford thousands of exchanges.
 
+use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ const OUTGOING: u8 = 4;
 const BUFFER: usize = 64 << 20;
 /// A paced sender wakes this often.
 const TICK: Duration = Duration::from_millis(10);
+/// A frame that takes longer is taken for lost.
+const LATE: Duration = Duration::from_millis(200);
 /// For a call of [`Wire::send`] to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -96,6 +99,31 @@ impl Wire {
             self.send(frames.get(sent..due).unwrap_or_default())?;
             sent = due.max(sent);
             meanwhile()?;
+            std::thread::sleep(TICK);
+        }
+        Ok(())
+    }
+
+    /// Sends frames as fast as they arrive: so many are under way at most, and `arrived` says how many have come since it
+    /// was asked last. One that has not come within [`LATE`] gives its place to the next.
+    pub(super) fn window(
+        &self,
+        frames: &[Vec<u8>],
+        most: usize,
+        mut arrived: impl FnMut() -> Result<usize>,
+    ) -> Result<()> {
+        let mut under_way: VecDeque<Instant> = VecDeque::new();
+        let mut rest = frames;
+        while !rest.is_empty() {
+            let came = arrived()?.min(under_way.len());
+            under_way.drain(..came);
+            while under_way.front().is_some_and(|sent| sent.elapsed() > LATE) {
+                under_way.pop_front();
+            }
+            let (now, later) = rest.split_at(most.saturating_sub(under_way.len()).min(rest.len()));
+            self.send(now)?;
+            under_way.extend(std::iter::repeat_n(Instant::now(), now.len()));
+            rest = later;
             std::thread::sleep(TICK);
         }
         Ok(())

@@ -35,6 +35,7 @@ pub const ALL: &[Scenario] = &[
     kernel::SCENARIO,
     churn::SCENARIO,
     oracle::SCENARIO,
+    plane::ECMP,
     plane::PLANE,
     plane::PUNT,
     plane::POLICING,
@@ -60,6 +61,7 @@ pub fn may_run_beside(name: &str) -> bool {
     let all = [
         controls::SCENARIO,
         oracle::SCENARIO,
+        plane::ECMP,
         plane::PLANE,
         plane::PUNT,
         hostile::SCENARIO,

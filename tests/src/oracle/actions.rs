@@ -51,7 +51,7 @@ fn branch(check: &str, len: u32) -> Result<&str> {
 fn set(field: &str, packet: &mut Packet) -> Result<()> {
     if let Some(queue) = inside(field, "skb_priority") {
         // The queue of a port: when a packet leaves, not where.
-        let digits = queue.strip_prefix("0x").with_context(|| format!("the priority {queue:?}"))?;
+        let digits = queue.strip_prefix("0x").unwrap_or(queue);
         u32::from_str_radix(digits, 16).with_context(|| format!("the priority {queue:?}"))?;
         return Ok(());
     }
@@ -161,7 +161,7 @@ mod tests {
         for actions in unknown.into_iter().chain([
             "pop_vlan,1",
             "",
-            "set(skb_priority(7)),1",
+            "set(skb_priority(x)),1",
             "check_pkt_len(size=9,le(1))",
         ]) {
             assert!(small(actions).is_err(), "{actions}");

@@ -15,7 +15,7 @@ use crate::share::{Want, max_min};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Contract {
     /// It gets that much whenever it wants it, and its part of what is left by it. 0: nothing was agreed; it gets what
-    /// others leave.
+    /// others leave, and a little more if there is room ([`Link::fitted`]).
     pub min: Bps,
     /// It gets no more; none: all there is.
     pub max: Option<Bps>,
@@ -59,6 +59,8 @@ pub struct Link {
     pub packet: u32,
     /// Who shares it.
     pub networks: Vec<Network>,
+    /// What queues have that were promised nothing, once it is fitted; 0: no more than HTB needs.
+    pub least: Bps,
 }
 
 /// What a queue is told.
@@ -112,6 +114,8 @@ pub enum Means {
 
 /// The least rate that is set: what HTB needs where nothing was promised.
 pub const FLOOR: Bps = 1_000;
+/// Who was promised nothing counts as if it had been promised at most this part of the link.
+const LEAST_PART: u64 = 200;
 /// Bytes a second of rate for each byte of quantum, as Open vSwitch sets it (`r2q`).
 const R2Q: u64 = 10;
 /// A quantum that follows from a rate is not less (net/sched/sch_htb.c).
@@ -140,6 +144,12 @@ fn part(a: u64, b: u64, c: u64) -> u64 {
 impl Link {
     /// The same with minima that the link can keep: if they are more than it carries, all are less in proportion. The second
     /// value is what they were in all if so.
+    ///
+    /// If they leave room, who was promised nothing counts as if it had been promised a little: so much that the largest
+    /// packet takes a second, but not more than a two-hundredth of the link, nor than the smallest of the others has. What
+    /// HTB lets a class send as its own costs it the time that this takes at its rate, up to a minute, and it owes that time
+    /// still when its rate has become another one (`htb_change_class()` leaves the tokens alone): at 12 kbit/s one packet
+    /// of 64 KiB holds back for 45 seconds what the class is promised next.
     #[must_use]
     pub fn fitted(mut self) -> (Self, Option<Bps>) {
         for network in &mut self.networks {
@@ -155,6 +165,7 @@ impl Link {
             network.contract.min.max(rates)
         };
         if self.networks.iter().map(needs).sum::<Bps>() <= self.capacity {
+            self.spare();
             return (self, None);
         }
         let floors = FLOOR * u64::try_from(self.queues().count()).unwrap_or(u64::MAX);
@@ -167,6 +178,35 @@ impl Link {
         }
         let is_too_much = sum > self.capacity;
         (self, is_too_much.then_some(sum))
+    }
+
+    /// Gives a little to who was promised nothing, of what nobody was.
+    fn spare(&mut self) {
+        let is_bare = |queue: &&mut Queue| queue.contract.min == 0;
+        let count = |queues: usize| u64::try_from(queues).unwrap_or(u64::MAX);
+        let minima = || self.queues().map(|queue| queue.contract.min);
+        let bare = count(minima().filter(|min| *min == 0).count());
+        let promised: Bps = self.networks.iter().map(|network| network.contract.min).sum();
+        let free = self.capacity.saturating_sub(promised + FLOOR * count(self.queues().count()));
+        let Some(each) = free.checked_div(bare) else { return };
+        let smallest = minima().filter(|min| *min > 0).min().unwrap_or(Bps::MAX);
+        let most = smallest.min(self.capacity / LEAST_PART).min(Bps::from(self.packet) * 8);
+        self.least = each.min(most);
+        for network in &mut self.networks {
+            let bare = count(network.queues.iter_mut().filter(is_bare).count());
+            let room = network.contract.most(self.capacity).saturating_sub(network.contract.min);
+            let Some(each) = room.checked_div(bare) else { continue };
+            for queue in network.queues.iter_mut().filter(is_bare) {
+                queue.contract.min = self.least.min(each).min(queue.contract.most(self.capacity));
+            }
+            let own = network.queues.iter().map(|queue| queue.contract.min).sum();
+            network.contract.min = network.contract.min.max(own);
+        }
+    }
+
+    /// What a queue was promised by somebody.
+    fn promised(&self, queue: &Queue) -> Option<Bps> {
+        Some(queue.contract.min).filter(|min| *min > self.least)
     }
 
     fn queues(&self) -> impl Iterator<Item = &Queue> {
@@ -232,19 +272,20 @@ impl Link {
     /// The first level gives what no contract has to the minima: by contract, and less to who uses more than its own. The
     /// second gives what nobody uses to the maxima: eq. (1).
     fn paper(&self) -> Vec<Vec<Setting>> {
-        let minima: Bps = self.queues().map(|queue| queue.contract.min).sum();
+        let promised = |queue: &Queue| self.promised(queue).unwrap_or_default();
+        let minima: Bps = self.queues().map(promised).sum();
         let rates: Bps = self.queues().map(|queue| self.contracted(queue).rate).sum();
         let free = self.capacity.saturating_sub(rates);
         let idle = self.capacity.saturating_sub(self.carried());
         let weight = |queue: &Queue| {
-            let min = queue.contract.min;
+            let min = promised(queue);
             part(min, min, queue.load.max(min))
         };
         let weights: u64 = self.queues().map(weight).sum();
         self.each(|_, queue| {
             let open = self.contracted(queue);
             let rate = (open.rate + part(free, weight(queue), weights)).min(open.ceil);
-            let ceil = queue.contract.min + part(idle, queue.contract.min, minima);
+            let ceil = queue.contract.min + part(idle, promised(queue), minima);
             Setting { rate, ceil: ceil.min(open.ceil).max(rate), quantum: None }
         })
     }
@@ -283,8 +324,8 @@ impl Link {
         settings
     }
 
-    /// Turns in proportion to the contracts: the least is of one whole packet, or else that packet would be a turn whatever
-    /// the quantum. If that made a round of all of them too long, all are shorter, and then only packets of a frame are
+    /// Turns in proportion to the contracts: the least of those that were promised something is of one whole packet, or else
+    /// that packet would be a turn whatever the quantum. If that made a round of all of them too long, all are shorter, and then only packets of a frame are
     /// divided to the letter.
     ///
     /// HTB passes from class to class of a network before it goes on to the next network, so what its queues take in a round
@@ -292,8 +333,8 @@ impl Link {
     fn quanta(&self) -> Vec<Vec<u32>> {
         let weight = |contract: &Contract| contract.min.max(FLOOR);
         let weights: u64 = self.networks.iter().map(|network| weight(&network.contract)).sum();
-        let promised = self.queues().map(|queue| queue.contract.min).filter(|min| *min > 0);
-        let least = promised.min().unwrap_or(FLOOR);
+        let promised = self.queues().filter_map(|queue| self.promised(queue));
+        let least = promised.min().unwrap_or(self.least.max(FLOOR));
         let round = part(self.packet.into(), weights, least).min(self.capacity / 8 / 1000 * ROUND_MS);
         let bounded = |quantum: u64| u32::try_from(quantum).unwrap_or(u32::MAX).max(FRAME);
         let of = |(network, shares): (&Network, Vec<Bps>)| {

@@ -122,7 +122,7 @@ impl Watched {
         for (number, of) in &plan.queues {
             numbers.entry(&of.network).or_default().push((*number, of.clone()));
         }
-        let mut link = Link { capacity, packet: PACKET, networks: Vec::new() };
+        let mut link = Link { capacity, packet: PACKET, ..Link::default() };
         for (name, queues) in &numbers {
             let contract = plan.networks.get(*name).copied().map(law_contract).unwrap_or_default();
             let of_class = |of: &QueueOf| {
@@ -156,8 +156,8 @@ impl Watched {
     ) -> (Division, LinkReport) {
         self.seen.look(now.at_ms, way.capacity, samples);
         let is_new = std::mem::take(&mut self.is_new);
-        let (link, numbers) = self.link(plan, way.capacity);
-        let (link, too_much) = link.fitted();
+        let (agreed, numbers) = self.link(plan, way.capacity);
+        let (link, too_much) = agreed.clone().fitted();
         let mut branches = Vec::new();
         for ((network, settings), numbers) in
             link.networks.iter().zip(link.settings(way.policy, way.means)).zip(&numbers)
@@ -174,7 +174,7 @@ impl Watched {
             let leaves = network.queues.iter().zip(settings).zip(numbers).map(leaf).collect();
             branches.push(Branch { contract: network.contract, leaves });
         }
-        let queues = self.reports(now, &link, &numbers, told);
+        let queues = self.reports(now, (&agreed, &link), &numbers, told);
         let problem = too_much.map(|sum| {
             format!(
                 "the networks were promised {sum} bit/s, the link carries {}: all have less in proportion",
@@ -194,43 +194,45 @@ impl Watched {
     fn reports(
         &mut self,
         now: Now,
-        link: &Link,
+        (agreed, link): (&Link, &Link),
         numbers: &[Vec<(u32, QueueOf)>],
         told: &BTreeMap<u32, Setting>,
     ) -> Vec<QueueReport> {
         let mut reports = Vec::new();
         let mut states = BTreeMap::new();
-        for ((network, shares), numbers) in link.networks.iter().zip(link.shares(link.carried())).zip(numbers)
-        {
-            for ((queue, expected), (number, of)) in network.queues.iter().zip(shares).zip(numbers) {
-                let state = match (queue.load, queue.wants_more) {
-                    (0, false) => State::Idle,
-                    (load, true) if load < expected - expected / 20 => State::Short,
-                    _ => State::Met,
-                };
-                let before = self.states.get(number).filter(|(before, _)| *before == state);
-                let since_ms = before.map_or(now.unix_ms, |(_, since)| *since);
-                states.insert(*number, (state, since_ms));
-                let (dropped_packets, backlog_bytes) = self.seen.losses(*number);
-                let standing = told.get(number);
-                reports.push(QueueReport {
-                    network: of.network.to_string(),
-                    class: of.class.as_ref().map(ToString::to_string),
-                    queue: *number,
-                    min_bps: queue.contract.min,
-                    max_bps: queue.contract.max,
-                    obtained_bps: queue.load,
-                    expected_bps: expected,
-                    wants_more: queue.wants_more,
-                    backlog_bytes,
-                    dropped_packets,
-                    fitness: fitness(queue.load, expected),
-                    rate_bps: standing.map(|standing| standing.rate),
-                    ceil_bps: standing.map(|standing| standing.ceil),
-                    since_ms,
-                    state: state.as_str().to_owned(),
-                });
-            }
+        let agreed = agreed.networks.iter().flat_map(|network| &network.queues);
+        let fitted = link.networks.iter().flat_map(|network| &network.queues);
+        let shares = link.shares(link.carried()).into_iter().flatten();
+        let queues = agreed.zip(fitted).zip(shares).zip(numbers.iter().flatten());
+        for (((agreed, queue), expected), (number, of)) in queues {
+            let state = match (queue.load, queue.wants_more) {
+                (0, false) => State::Idle,
+                (load, true) if load < expected - expected / 20 => State::Short,
+                _ => State::Met,
+            };
+            let before = self.states.get(number).filter(|(before, _)| *before == state);
+            let since_ms = before.map_or(now.unix_ms, |(_, since)| *since);
+            states.insert(*number, (state, since_ms));
+            let (dropped_packets, backlog_bytes) = self.seen.losses(*number);
+            let standing = told.get(number);
+            reports.push(QueueReport {
+                network: of.network.to_string(),
+                class: of.class.as_ref().map(ToString::to_string),
+                queue: *number,
+                // One that was promised nothing has a little all the same.
+                min_bps: queue.contract.min.min(agreed.contract.min),
+                max_bps: queue.contract.max,
+                obtained_bps: queue.load,
+                expected_bps: expected,
+                wants_more: queue.wants_more,
+                backlog_bytes,
+                dropped_packets,
+                fitness: fitness(queue.load, expected),
+                rate_bps: standing.map(|standing| standing.rate),
+                ceil_bps: standing.map(|standing| standing.ceil),
+                since_ms,
+                state: state.as_str().to_owned(),
+            });
         }
         self.states = states;
         reports.sort_by_key(|report| report.queue);

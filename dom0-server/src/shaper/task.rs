@@ -300,16 +300,20 @@ impl Shaper {
 
     /// A port that is no uplink any more, or nothing is promised.
     async fn release(&mut self, rows: &Rows, name: &str, port: &Port) {
-        let mut done = self.transact(&rows::clear(rows, port)).await;
-        if let Some((interface, ifindex)) = &port.interface
-            && self.kernel(*ifindex).await.is_ok_and(|standing| standing.is_htb())
-        {
-            done = done.and(kernel::run(&tc::clear(interface)).await.map_err(LinkError::from));
-        }
-        match done {
+        match self.clear(rows, port).await {
             Ok(()) => tracing::info!(port = name, "the port is not shaped any more"),
             Err(error) => tracing::warn!(port = name, error = %Chain(&error), "the port's queues stay"),
         }
+    }
+
+    /// The qdisc first: as long as the rows stand, the next turn tries again.
+    async fn clear(&mut self, rows: &Rows, port: &Port) -> Result<(), LinkError> {
+        if let Some((interface, ifindex)) = &port.interface
+            && self.kernel(*ifindex).await?.is_htb()
+        {
+            kernel::run(&tc::clear(interface)).await?;
+        }
+        self.transact(&rows::clear(rows, port)).await
     }
 
     /// What has come to be wrong, and what is no more.

@@ -17,7 +17,7 @@ use super::witness::Witness;
 use crate::host::Vif;
 use crate::net::{self, Netns};
 use crate::node::{BRIDGE, Node, Pki};
-use crate::process::wait_for;
+use crate::process::{output, wait_for};
 use crate::scenario::Lab;
 use crate::trunk::Trunk;
 
@@ -206,6 +206,14 @@ impl Site {
             By::Hand => self.queues(contracts),
             By::Daemon => self.describe(contracts),
         }
+    }
+
+    /// Whether the uplink's qdisc divides, or a row of Open vSwitch says so.
+    pub fn is_shaped(&self) -> Result<bool> {
+        let host = self.node.host();
+        let qdiscs = output(host.command("tc").args(["qdisc", "show", "dev", Trunk::PORT]))?;
+        let row = host.vsctl(&["get", "Port", Trunk::PORT, "qos"])?;
+        Ok(qdiscs.contains("htb") || row.trim() != "[]")
     }
 
     /// Whether a network's classes can be told apart.

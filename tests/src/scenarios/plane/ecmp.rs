@@ -1,13 +1,14 @@
 //! Several next hops: shares as the weights say, flows that stay where they are, nothing lost or overtaken.
 
-use std::time::Duration;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::{Map, Value, json};
 
 use super::packet::numbers;
 use super::site::{LIMIT, Site};
-use super::wire::Wire;
+use super::wire::{LATE, Wire};
 use crate::endhost::NIC;
 use crate::node::BRIDGE;
 use crate::process::wait_for;
@@ -176,6 +177,7 @@ fn pass(site: &Site, frame: fn(&Site, u32, u32) -> Vec<u8>, (flows, packets): (u
     let mut pass = Pass { paths: vec![None; flows as usize], reordered: 0, split: 0, lost: 0 };
     let mut last = vec![None; flows as usize];
     let mut arrived = vec![false; frames.len()];
+    let left = Cell::new(frames.len());
     let mut take = || -> Result<usize> {
         let mut new = 0;
         for (member, wire) in wires.iter().enumerate() {
@@ -191,16 +193,18 @@ fn pass(site: &Site, frame: fn(&Site, u32, u32) -> Vec<u8>, (flows, packets): (u
                 new += 1;
             }
         }
+        left.set(left.get() - new);
         Ok(new)
     };
     site.h.wire.window(&frames, WINDOW, &mut take)?;
-    loop {
-        std::thread::sleep(Duration::from_millis(300));
-        if take()? == 0 {
-            break;
+    let mut last_came = Instant::now();
+    while left.get() > 0 && last_came.elapsed() < LATE {
+        std::thread::sleep(Duration::from_millis(10));
+        if take()? > 0 {
+            last_came = Instant::now();
         }
     }
-    pass.lost = arrived.iter().filter(|arrived| !**arrived).count() as u64;
+    pass.lost = left.get() as u64;
     Ok(pass)
 }
 

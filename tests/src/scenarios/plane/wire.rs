@@ -1,7 +1,6 @@
 //! One end of a wire in this process: a packet socket of a namespace, to send frames as they are and to take what
 //! came. No process is started for it, so that a scenario can afford thousands of exchanges.
 
-use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
@@ -23,8 +22,8 @@ const OUTGOING: u8 = 4;
 const BUFFER: usize = 64 << 20;
 /// A paced sender wakes this often.
 const TICK: Duration = Duration::from_millis(10);
-/// A frame that takes longer is taken for lost.
-const LATE: Duration = Duration::from_millis(200);
+/// If nothing at all came for so long, what is under way is taken for lost.
+pub(super) const LATE: Duration = Duration::from_secs(1);
 /// For a call of [`Wire::send`] to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -105,24 +104,28 @@ impl Wire {
     }
 
     /// Sends frames as fast as they arrive: so many are under way at most, and `arrived` says how many have come since it
-    /// was asked last. One that has not come within [`LATE`] gives its place to the next.
+    /// was asked last. Places are given anew only when nothing has come for [`LATE`]: a slow switch is not pressed.
     pub(super) fn window(
         &self,
         frames: &[Vec<u8>],
         most: usize,
         mut arrived: impl FnMut() -> Result<usize>,
     ) -> Result<()> {
-        let mut under_way: VecDeque<Instant> = VecDeque::new();
+        let mut under_way = 0_usize;
+        let mut last = Instant::now();
         let mut rest = frames;
         while !rest.is_empty() {
-            let came = arrived()?.min(under_way.len());
-            under_way.drain(..came);
-            while under_way.front().is_some_and(|sent| sent.elapsed() > LATE) {
-                under_way.pop_front();
+            let came = arrived()?;
+            if came > 0 {
+                under_way = under_way.saturating_sub(came);
+                last = Instant::now();
+            } else if last.elapsed() > LATE {
+                under_way = 0;
+                last = Instant::now();
             }
-            let (now, later) = rest.split_at(most.saturating_sub(under_way.len()).min(rest.len()));
+            let (now, later) = rest.split_at(most.saturating_sub(under_way).min(rest.len()));
             self.send(now)?;
-            under_way.extend(std::iter::repeat_n(Instant::now(), now.len()));
+            under_way += now.len();
             rest = later;
             std::thread::sleep(TICK);
         }

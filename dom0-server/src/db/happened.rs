@@ -89,8 +89,8 @@ pub struct Known {
     nodes: BTreeMap<Name, NodeStatus>,
     status: BTreeMap<(Name, Name), Status>,
     located: Located,
-    /// By router and generation.
-    migrations: BTreeMap<(String, i64), Migration>,
+    /// By number.
+    migrations: BTreeMap<u64, Migration>,
 }
 
 impl Known {
@@ -137,14 +137,14 @@ impl Known {
         }
         if touched.contains(table::MIGRATION) {
             let rows = Migration::read(&self.rows).into_iter();
-            let now: BTreeMap<_, _> = rows.map(|row| ((row.router.clone(), row.generation), row)).collect();
-            for (key, row) in &now {
-                if self.migrations.get(key) != Some(row) {
+            let now: BTreeMap<_, _> = rows.map(|row| (row.number, row)).collect();
+            for (number, row) in &now {
+                if self.migrations.get(number).map(phase) != Some(phase(row)) {
                     happened.push(migration(row, phase(row)));
                 }
             }
             for (_, row) in self.migrations.iter().filter(|(key, _)| !now.contains_key(*key)) {
-                happened.push(migration(row, format!("generation {}: its row is gone", row.generation)));
+                happened.push(migration(row, "its row is gone".to_owned()));
             }
             self.migrations = now;
         }
@@ -236,12 +236,14 @@ fn places(before: &Located, now: &Located, happened: &mut Vec<Happened>) {
 }
 
 fn migration(row: &Migration, text: String) -> Happened {
-    Happened::new("migration", row.to.parse().ok().as_ref(), text).about("router", &row.router)
+    let told = Happened::new("migration", Some(&row.to), text);
+    told.about("router", &row.router).about("migration", row.number)
 }
 
 fn phase(Migration { from, to, phase, generation, error, .. }: &Migration) -> String {
+    let generation = if *generation == 0 { String::new() } else { format!(" (generation {generation})") };
     let error = if error.is_empty() { String::new() } else { format!(": {error}") };
-    format!("from {from} to {to}: {phase} (generation {generation}){error}")
+    format!("from {from} to {to}: {phase}{generation}{error}")
 }
 
 #[cfg(test)]

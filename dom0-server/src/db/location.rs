@@ -148,6 +148,16 @@ pub fn claim(place: &Place, node: &Name, generation: u64) -> Vec<Operation> {
     vec![none(place, greater), withdraw(place, node, generation), insert(place, node, generation)]
 }
 
+/// Fails the transaction unless the node has the place, with that generation.
+#[must_use]
+pub fn is_held(place: &Place, node: &Name, generation: u64) -> Vec<Operation> {
+    let row: Row = [("node", Datum::from(node.as_str()))].into_iter().collect();
+    let held = Operation::wait(table::LOCATION, &["node"], Until::Equal, [row], Duration::ZERO);
+    let held = filtered(held, of(place)).filter(Condition::eq("generation", integer(generation)));
+    let greater = Condition::new("generation", Function::Greater, integer(generation));
+    vec![held, none(place, greater)]
+}
+
 /// Puts a row back that was the node's; fails if there is one.
 #[must_use]
 pub fn restore(place: &Place, node: &Name, generation: u64) -> Vec<Operation> {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-use super::{NodeStatus, Statistics, Status, table};
+use super::{Migration, NodeStatus, Statistics, Status, table};
 
 /// The role of daemons.
 pub const ROLE: &str = "xenflow-node";
@@ -47,7 +47,7 @@ pub const PERMISSIONS: [Permission; 5] = [
     Permission {
         table: table::MIGRATION,
         authorization: &["from", "to"],
-        update: &["phase", "generation", "error"],
+        update: of_migration(&Migration::COLUMNS),
     },
 ];
 
@@ -57,6 +57,11 @@ const fn but_first(columns: &'static [&'static str]) -> &'static [&'static str] 
         [_, others @ ..] => others,
         [] => &[],
     }
+}
+
+/// The first say which migration it is.
+const fn of_migration(columns: &'static [&'static str]) -> &'static [&'static str] {
+    columns.split_at(Migration::FIXED).1
 }
 
 /// The tables that [`select`] reads.
@@ -191,12 +196,16 @@ mod tests {
                 (authorization.iter().copied().collect(), update.iter().copied().collect());
             assert!(!who.is_empty() && who.is_disjoint(&what), "{table}");
             assert!(who.is_subset(&all) && what.is_subset(&all), "{table}");
-            // A migration stays of its router. A new column is thought of here first.
+            // A migration stays what it was made as. A new column is thought of here first.
             let fixed: BTreeSet<&str> =
                 all.difference(&what).copied().filter(|name| !who.contains(name)).collect();
             assert_eq!(
                 fixed,
-                if table == table::MIGRATION { ["router"].into() } else { BTreeSet::new() },
+                if table == table::MIGRATION {
+                    ["number", "router", "via", "move_limit_s"].into()
+                } else {
+                    BTreeSet::new()
+                },
                 "{table}"
             );
         }

@@ -168,6 +168,14 @@ pub enum RowError {
     /// The name of an uplink's port is no interface name.
     #[error("\"{0}\" is not a port name: 1 to 63 printable characters without blanks and slashes")]
     Port(String),
+    /// A word is none of those of its column.
+    #[error("{what} \"{value}\" is not known")]
+    Word {
+        /// The column.
+        what: &'static str,
+        /// What stands there.
+        value: String,
+    },
     /// What a port carries is said of uplinks only.
     #[error("capacity of \"{0}\": the node has no such uplink")]
     CapacityOfNoUplink(String),

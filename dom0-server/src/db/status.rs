@@ -9,7 +9,7 @@ use xenflow_proto::Name;
 use super::{RowError, table};
 
 /// Longest message kept, in characters; the schema's limit.
-const MESSAGE_MAX: usize = 512;
+pub(super) const MESSAGE_MAX: usize = 512;
 /// Most reasons kept; the schema's limit.
 const SLOW_MAX: usize = 64;
 

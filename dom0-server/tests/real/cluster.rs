@@ -251,9 +251,10 @@ fn reports(node: &str) -> [(&'static str, Value, Value); 4] {
 }
 
 fn migration(from: &str, to: &str) -> Value {
+    let number: u32 = [from, to].concat().bytes().map(u32::from).fold(0, |all, byte| all << 8 | byte);
     insert(
         "Migration",
-        &json!({"router": format!("{from}-{to}"), "from": from, "to": to, "phase": "staging", "generation": 1}),
+        &json!({"number": number, "router": format!("{from}-{to}"), "from": from, "to": to, "via": "xl", "phase": "staging"}),
     )
 }
 
@@ -279,6 +280,7 @@ fn a_node_writes_only_what_it_reports() {
         ("a", moved("a-b", json!({"phase": "staged"}))),
         ("b", moved("a-b", json!({"phase": "moving", "generation": 2}))),
         ("a", moved("b-a", json!({"error": "no room"}))),
+        ("a", moved("a-b", json!({"yielded": true, "left": true, "digest": "3:7"}))),
     ] {
         assert_eq!(hosts.write(who, &allowed), None, "{who}: {allowed}");
     }
@@ -302,6 +304,8 @@ fn a_node_writes_only_what_it_reports() {
         moved("a-b", json!({"to": "c"})),
         moved("a-b", json!({"from": "c"})),
         moved("a-b", json!({"router": "c"})),
+        moved("a-b", json!({"number": 1})),
+        moved("a-b", json!({"via": "lab"})),
         delete("Migration", "router", "b-c"),
         delete_all("Migration"),
         insert("Network", &json!({"name": "blue"})),

@@ -289,9 +289,9 @@ async fn of_all_nodes_is_told_what_changes_in_the_database() {
     server.write(&json!([{"op": "update", "table": "Node_Status", "where": [["node", "==", "b"]], "row": {"seen_ms": now}}]));
     assert_eq!(follower.next().await["kind"], "node-back");
     server.write(&json!([{"op": "insert", "table": "Migration", "row": {
-        "router": "r1", "from": "a", "to": "b", "phase": "staging", "generation": 1}}]));
+        "number": 1, "router": "r1", "from": "a", "to": "b", "via": "xl", "phase": "staging"}}]));
     let migration = follower.next().await;
-    assert_eq!(migration["text"], "from a to b: staging (generation 1)");
+    assert_eq!(migration["text"], "from a to b: staging");
     assert!(migration["time_ms"].as_u64().unwrap() >= now);
 
     // Away and back: what changed meanwhile is told then.

@@ -20,6 +20,7 @@ mod events;
 mod explain;
 mod inspect;
 mod locations;
+mod migration;
 mod nouns;
 mod persist;
 mod pki;

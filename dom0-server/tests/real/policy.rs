@@ -126,6 +126,11 @@ fn init_converts_a_database_of_the_third_schema() {
     assert_eq!(server.json("uplink show a")["uplink_capacity"], json!({"trunk0": 10_000_000_000_i64}));
 }
 
+#[test]
+fn init_converts_a_database_of_the_fourth_schema() {
+    converts("0.4.0");
+}
+
 /// A database of an earlier schema, with contents, becomes one of this: nothing of it is lost.
 fn converts(version: &str) -> Server {
     let server = Server::start();
@@ -143,13 +148,13 @@ fn converts(version: &str) -> Server {
     ]));
     let db = server.db();
     let message = format!(
-        "database XenFlow has the schema {version}, this xenflow is for 0.4.0: run 'xenflow init' to convert it"
+        "database XenFlow has the schema {version}, this xenflow is for 0.5.0: run 'xenflow init' to convert it"
     );
     server.refused("show", 1, &message);
 
     let said = server.ok(&server.init());
-    assert_eq!(said, format!("{db} serves XenFlow already\nconverted the schema from {version} to 0.4.0\n"));
-    assert_eq!(server.ok(&server.init()), format!("{db} serves XenFlow already\nschema 0.4.0\n"));
+    assert_eq!(said, format!("{db} serves XenFlow already\nconverted the schema from {version} to 0.5.0\n"));
+    assert_eq!(server.ok(&server.init()), format!("{db} serves XenFlow already\nschema 0.5.0\n"));
     let row = r1(&server);
     assert_eq!(
         (&row["id"], &row["fastpath"], &row["max_routes"]),
@@ -159,7 +164,7 @@ fn converts(version: &str) -> Server {
     server.ok("router set r1 --fastpath never");
 
     // The file itself is converted: a server that starts with it serves the new schema.
-    assert_eq!(server.tool("ovsdb-tool", &["db-version", &file]), "0.4.0");
+    assert_eq!(server.tool("ovsdb-tool", &["db-version", &file]), "0.5.0");
     server
 }
 

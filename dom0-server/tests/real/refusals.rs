@@ -30,7 +30,7 @@ fn rules() -> BTreeSet<&'static str> {
         rules!(EditError: Exists, Differs, Nothing, Unknown, Invalid, Row, InUse, Alive, UplinkExists, NoUplink, Admission, Full),
         rules!(RowError: Column, Name, Vlan, Mac, MacUnusable, MacCase, Number, FastPath, MaxRoutes, PuntClass, PuntRate,
             PuntSyntax, PuntTwice, Rate, Contract, Range, Protocol, PortsWithoutProtocol, TooManyPorts, TooWide, ExternalId,
-            VifKind, NoSegment, ControlSegment, Dangling, OtherNetwork, Taken, State, Scope, Port, CapacityOfNoUplink),
+            VifKind, NoSegment, ControlSegment, Dangling, OtherNetwork, Taken, State, Scope, Word, Port, CapacityOfNoUplink),
         rules!(AdmissionError: Uplink, ClassAlone, ClassMinima, ClassMax),
         rules!(ApplyError: Foreign, Unknown, Invalid, Admission, Edit),
         rules!(DescriptionError: Long, Toml, Value, Twice),
@@ -282,6 +282,7 @@ fn of_rows() -> Vec<(&'static str, RowError, &'static str)> {
             RowError::Scope("x".into()),
             "scope \"x\" is none of router, vif, access, uplink, segment, network, node",
         ),
+        ("RowError::Word", RowError::Word { what: "phase", value: "x".into() }, "phase \"x\" is not known"),
     ]
 }
 

@@ -162,27 +162,39 @@ fn nodes_addresses_migrations_and_the_desired_state_are_told() {
 
     let migration = |phase: &str, error: &str| {
         let columns = [
+            ("number", 7.into()),
             ("router", "r1".into()),
             ("from", "a".into()),
             ("to", "b".into()),
+            ("via", "xl".into()),
+            ("move_limit_s", 600.into()),
             ("phase", phase.into()),
-            ("generation", 2.into()),
+            ("generation", if phase == "announced" { 2.into() } else { 0.into() }),
+            ("yielded", true.into()),
+            ("left", false.into()),
             ("error", error.into()),
+            ("digest", "".into()),
+            ("reached", Datum::map([(phase, 9)])),
+            ("counters", Datum::map::<&str, i64>([])),
         ];
         change(table::MIGRATION, 1, Some(&columns))
     };
     assert_eq!(
         told(&known.take(&[migration("moving", "")])),
-        ["- b migration router r1 | from a to b: moving (generation 2)"]
+        ["- b migration router r1 migration 7 | from a to b: moving"]
     );
     assert_eq!(told(&known.take(&[migration("moving", "")])), Vec::<String>::new());
     assert_eq!(
+        told(&known.take(&[migration("announced", "")])),
+        ["- b migration router r1 migration 7 | from a to b: announced (generation 2)"]
+    );
+    assert_eq!(
         told(&known.take(&[migration("aborted", "no memory")])),
-        ["- b migration router r1 | from a to b: aborted (generation 2): no memory"]
+        ["- b migration router r1 migration 7 | from a to b: aborted: no memory"]
     );
     assert_eq!(
         told(&known.take(&[change(table::MIGRATION, 1, None)])),
-        ["- b migration router r1 | generation 2: its row is gone"]
+        ["- b migration router r1 migration 7 | its row is gone"]
     );
 }
 

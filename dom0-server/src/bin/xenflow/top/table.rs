@@ -203,16 +203,16 @@ impl Table {
                     .collect(),
             ),
             Page::Migrations => (
-                vec!["ROUTER", "FROM", "TO", "PHASE", "GENERATION", "ERROR"],
+                vec!["ROUTER", "NUMBER", "FROM", "TO", "PHASE", "ERROR"],
                 view.migrations
                     .iter()
                     .map(|row| {
                         vec![
-                            text(&row.router),
-                            text(&row.from),
-                            text(&row.to),
-                            text(&row.phase),
-                            number(row.generation as f64),
+                            text(row.router.as_str()),
+                            number(row.number as f64),
+                            text(row.from.as_str()),
+                            text(row.to.as_str()),
+                            text(row.phase.as_str()),
                             text(&row.error),
                         ]
                     })

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use dom0_server::counters::Scope;
+use dom0_server::db::migration::{Phase, Via};
 use dom0_server::db::{Migration, SessionState};
 use dom0_server::shaper::report::{LinkReport, QueueReport};
 use ratatui::Terminal;
@@ -47,12 +48,20 @@ fn look(at_s: u64, written_s: u64, bytes: u64, punts: u64) -> Sample {
         routers: BTreeMap::from([("r1".to_owned(), "red".to_owned()), ("r2".to_owned(), "blue".to_owned())]),
         reports: BTreeMap::from([("r1".to_owned(), report)]),
         migrations: vec![Migration {
-            router: "r1".into(),
-            from: "a".into(),
-            to: "b".into(),
-            phase: "staging".into(),
-            generation: 3,
+            number: 3,
+            router: "r1".parse().unwrap(),
+            from: "a".parse().unwrap(),
+            to: "b".parse().unwrap(),
+            via: Via::Xl,
+            move_limit_s: 600,
+            phase: Phase::Staging,
+            generation: 0,
+            yielded: false,
+            left: false,
             error: String::new(),
+            digest: String::new(),
+            reached: BTreeMap::new(),
+            counters: BTreeMap::new(),
         }],
         nodes: BTreeMap::from([(
             "a".to_owned(),
@@ -238,7 +247,7 @@ fn keys_turn_pages_order_scroll_and_end() {
         ("ROUTER", "r1      a     up       65s"),
         ("ROUTING", "r1            0           0    20"),
         ("NODE", "a        4s"),
-        ("PHASE", "r1       a     b   staging           3  -"),
+        ("PHASE", "r1            3  a     b   staging  -"),
         ("UPLINK", "eth0    red      voice  20.0M    -      19.0M     20.0M        95  met"),
     ] {
         press(&mut screen, &[KeyCode::Tab]);

@@ -16,6 +16,7 @@ pub mod inspect;
 pub mod journal;
 pub mod kept;
 pub mod locations;
+pub mod migration;
 pub mod notify;
 pub mod nudge;
 pub mod ovs;

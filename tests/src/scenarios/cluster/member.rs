@@ -14,7 +14,7 @@ use crate::node::Pki;
 use crate::process::{self, Process, wait_for};
 use crate::scenario::Lab;
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 /// The key of its settings.
 const KEY: &str = "XENFLOW_OVSDB_ARGS=";
 

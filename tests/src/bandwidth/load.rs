@@ -78,6 +78,7 @@ impl Kind {
 #[derive(Debug)]
 pub struct Sender {
     wants: Arc<AtomicU64>,
+    sent: Arc<AtomicU64>,
     ends: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Result<()>>>,
     /// Where UDP arrives. Nobody reads it: what came is counted before.
@@ -88,6 +89,7 @@ impl Sender {
     /// Prepares to send from a namespace to an address of another, marked with a DSCP. It wants nothing yet.
     pub fn start(kind: Kind, from: &Netns, to: &Netns, address: SocketAddrV4, dscp: u8) -> Result<Self> {
         let (wants, ends) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let sent = Arc::new(AtomicU64::new(0));
         let tos = i32::from(dscp << 2);
         let mut threads = Vec::new();
         let mut sink = None;
@@ -103,7 +105,8 @@ impl Sender {
                     setsockopt(&socket, sockopt::Ipv4Tos, &tos)?;
                     Ok(socket)
                 })?;
-                threads.push(std::thread::spawn(move || udp(&socket, &told, &stop)));
+                let count = Arc::clone(&sent);
+                threads.push(std::thread::spawn(move || udp(&socket, &told, &count, &stop)));
             }
             Kind::Tcp => {
                 let listener = to.enter(|| Ok(TcpListener::bind(address)?))?;
@@ -122,12 +125,19 @@ impl Sender {
                 threads.push(std::thread::spawn(move || tcp(stream, &told, &stop)));
             }
         }
-        Ok(Self { wants, ends, threads, _sink: sink })
+        Ok(Self { wants, sent, ends, threads, _sink: sink })
     }
 
     /// From now on it wants so much: bit/s of frames, [`GREEDY`], or 0.
     pub fn want(&self, bps: u64) {
         self.wants.store(bps, Ordering::Relaxed);
+    }
+
+    /// Bytes of frames that a sender of UDP has sent: on a slow machine less than it wants. TCP: 0, as the link says how fast
+    /// it sends.
+    #[must_use]
+    pub fn sent(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.sent)
     }
 
     /// An error if a thread of it has ended.
@@ -170,7 +180,7 @@ impl Pace {
     }
 }
 
-fn udp(socket: &UdpSocket, wants: &AtomicU64, ends: &AtomicBool) -> Result<()> {
+fn udp(socket: &UdpSocket, wants: &AtomicU64, sent: &AtomicU64, ends: &AtomicBool) -> Result<()> {
     let payload = vec![0x51; PAYLOAD];
     let slices = vec![[IoSlice::new(&payload)]; BATCH];
     let nowhere = vec![None::<SockaddrStorage>; BATCH];
@@ -187,7 +197,9 @@ fn udp(socket: &UdpSocket, wants: &AtomicU64, ends: &AtomicBool) -> Result<()> {
         let batch = slices.iter().take(count);
         sendmmsg(socket.as_raw_fd(), &mut headers, batch, &nowhere[..count], no_control, MsgFlags::empty())
             .context("cannot send")?;
-        pace.bytes -= (count as u64 * FRAME) as f64;
+        let bytes = count as u64 * FRAME;
+        sent.fetch_add(bytes, Ordering::Relaxed);
+        pace.bytes -= bytes as f64;
     }
     Ok(())
 }

@@ -59,8 +59,9 @@ impl<'a> Stage<'a> {
         kind: Kind,
         senders: &'a [Sender],
         contracts: Contracts,
-    ) -> Self {
-        Self { site, witness, kind, senders, contracts, wants: [0; SEATS] }
+    ) -> Result<Self> {
+        witness.follow(senders.iter().map(Sender::sent).collect())?;
+        Ok(Self { site, witness, kind, senders, contracts, wants: [0; SEATS] })
     }
 
     /// The protocol.
@@ -95,8 +96,13 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    fn parties(&self) -> Vec<Party> {
-        self.wants.iter().enumerate().map(|(seat, want)| self.contracts.party(seat, *want)).collect()
+    /// What they want; of UDP only what they really sent, or a slow machine would look like a wrong division.
+    fn parties(&self, from: Instant, to: Instant) -> Result<Vec<Party>> {
+        let demands = match self.kind {
+            Kind::Tcp => self.wants.to_vec(),
+            Kind::Udp => self.witness.sent(from, to)?.into_iter().map(|sent| sent as u64).collect(),
+        };
+        Ok(demands.into_iter().enumerate().map(|(seat, want)| self.contracts.party(seat, want)).collect())
     }
 
     /// What was divided between two instants.
@@ -105,7 +111,7 @@ impl<'a> Stage<'a> {
         obtained.truncate(SEATS);
         let carried: f64 = obtained.iter().sum();
         // Where nobody shapes, what arrives is more than the link has to give.
-        let expected = law::expected(carried.min(LINK as f64), &self.parties());
+        let expected = law::expected(carried.min(LINK as f64), &self.parties(from, to)?);
         Ok(Division { expected, obtained, carried })
     }
 

@@ -1,7 +1,8 @@
 //! `qos`: what networks get of a link, beside what the law says, by each policy in turn.
 //!
 //! One host with five networks on an uplink of 100 Mbit/s, of which the far end counts what arrives ([`site`]). The law is
-//! weighted max-min of what the link carried (`xenflow_qos::share`), by contract, of what senders want: networks first, then
+//! weighted max-min of what the link carried (`xenflow_qos::share`), by contract, of what senders want (of UDP: what they
+//! really sent, which on a slow machine is less): networks first, then
 //! the classes of each. Scenes ([`scenes`]): (a) two greedy networks, as in figure 3 of the paper; (b) one of them is
 //! idle; (c) it comes back; (d) five networks whose demand is drawn anew every few seconds; (e) classes of a network;
 //! (f) contracts change under load. Each by UDP (1472 bytes, no GSO, sent at 1.3 times its share, so that it is
@@ -182,7 +183,7 @@ fn of_policy(
     let mut figures = Figures::new();
     for &kind in &wish.kinds {
         let senders = site.senders(kind)?;
-        let mut stage = Stage::new(site, witness, kind, &senders, Contracts::default());
+        let mut stage = Stage::new(site, witness, kind, &senders, Contracts::default())?;
         let of_plain = plain[kind.name()];
         for name in wish.scenes.iter().filter(|name| name.len() == 1) {
             let Some(scene) = scenes::play(&mut stage, name, wish.seconds, lab.seed())? else { continue };

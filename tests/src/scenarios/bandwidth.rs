@@ -2,7 +2,8 @@
 //!
 //! The control comes first: nobody shapes. Then both want more than there is; one is away and comes back; a third one,
 //! which had what they left, is promised 30; the daemon is killed, and the link stays divided; one that is not to shape
-//! leaves nothing of it. `cargo lab bench qos` measures all policies, and longer.
+//! leaves nothing of it. TCP, as that is what a slow machine can send enough of. `cargo lab bench qos` measures all policies,
+//! and longer.
 
 use std::time::{Duration, Instant};
 
@@ -53,9 +54,9 @@ fn run(lab: &mut Lab) -> Result<Value> {
     lab.ready()?;
     site.wait_reachable()?;
     let witness = site.witness()?;
-    let senders = site.senders(Kind::Udp)?;
+    let senders = site.senders(Kind::Tcp)?;
     let steady = |site: &Site, contracts, wants: &[(usize, u64)]| -> Result<Division> {
-        let mut stage = Stage::new(site, &witness, Kind::Udp, &senders, contracts);
+        let mut stage = Stage::new(site, &witness, Kind::Tcp, &senders, contracts)?;
         stage.want(wants)?;
         stage.steady(LOOK)
     };
@@ -64,7 +65,7 @@ fn run(lab: &mut Lab) -> Result<Value> {
     site.begin(&section(""))?;
 
     let play = |site: &Site| -> Result<_> {
-        let mut stage = Stage::new(site, &witness, Kind::Udp, &senders, contracts);
+        let mut stage = Stage::new(site, &witness, Kind::Tcp, &senders, contracts)?;
         lab.step("both want more than there is");
         stage.want(&WANTS)?;
         let both = stage.steady(LOOK)?;

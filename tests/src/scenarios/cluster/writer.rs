@@ -31,6 +31,8 @@ pub(super) struct Written {
 pub(super) struct Writer {
     stop: Arc<AtomicBool>,
     log: Arc<Mutex<Vec<Written>>>,
+    /// Why it has given up.
+    why: Arc<Mutex<String>>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
@@ -39,8 +41,14 @@ impl Writer {
     pub(super) fn start(sockets: Vec<PathBuf>) -> Self {
         let (stop, log) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
         let (is_over, all) = (Arc::clone(&stop), Arc::clone(&log));
-        let thread = std::thread::spawn(move || block_on(write(sockets, &is_over, &all))?);
-        Self { stop, log, thread: Some(thread) }
+        let why = Arc::new(Mutex::new(String::new()));
+        let reason = Arc::clone(&why);
+        let thread = std::thread::spawn(move || {
+            block_on(write(sockets, &is_over, &all))?.inspect_err(|error| {
+                *reason.lock().unwrap_or_else(PoisonError::into_inner) = format!("{error:#}");
+            })
+        });
+        Self { stop, log, why, thread: Some(thread) }
     }
 
     fn log(&self) -> Vec<Written> {
@@ -58,7 +66,8 @@ impl Writer {
 
     fn check(&self) -> Result<()> {
         let is_over = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
-        ensure!(!is_over || self.stop.load(Ordering::Relaxed), "the writer has given up");
+        let why = self.why.lock().unwrap_or_else(PoisonError::into_inner);
+        ensure!(!is_over || self.stop.load(Ordering::Relaxed), "the writer has given up: {why}");
         Ok(())
     }
 
@@ -105,7 +114,6 @@ async fn write(sockets: Vec<PathBuf>, is_over: &AtomicBool, log: &Mutex<Vec<Writ
 
 /// Writes one row; whether it was acknowledged before the writer was to end.
 async fn insert(handle: &SessionHandle, name: &str, is_over: &AtomicBool) -> Result<bool> {
-    let mut may_be_there = false;
     while !is_over.load(Ordering::Relaxed) {
         let operation = [Operation::insert(TABLE).set("name", name)];
         let Ok(outcome) = tokio::time::timeout(SILENCE, handle.transact(DATABASE, &operation)).await else {
@@ -113,11 +121,9 @@ async fn insert(handle: &SessionHandle, name: &str, is_over: &AtomicBool) -> Res
         };
         match outcome {
             Ok(_) => return Ok(true),
-            Err(error) if error.is_outcome_unknown() => may_be_there = true,
-            // Names are unique: it was done.
-            Err(error) if error.server_error() == Some("constraint violation") && may_be_there => {
-                return Ok(true);
-            }
+            // Names are unique: it was done, by an earlier try of ours or of the member's: one that loses its leader does a
+            // transaction again by itself (ovsdb/trigger.c), whether the leader had done it or not.
+            Err(error) if error.server_error() == Some("constraint violation") => return Ok(true),
             Err(error) if error.server_error().is_some() => {
                 return Err(anyhow::Error::from(error).context(format!("row {name} is refused")));
             }

@@ -22,7 +22,8 @@ pub struct Scenario {
     pub about: &'static str,
     /// Memory of the lab, in MiB.
     pub memory_mib: u32,
-    /// The scenario's bound, boot included.
+    /// The scenario's bound, boot included, against one that hangs: several times what it takes on a quiet machine, as
+    /// one whose host is busy has been seen to take three times as long.
     pub limit: Duration,
     /// Whether it needs the product's programs, which are then built before.
     pub needs_product: bool,

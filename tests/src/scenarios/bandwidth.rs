@@ -21,7 +21,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "bandwidth",
     about: "networks share an uplink by contract: greedy, coming back, newly promised, without the daemon, without shaping",
     memory_mib: 512,
-    limit: Duration::from_secs(120),
+    limit: Duration::from_secs(240),
     needs_product: true,
     in_suite: true,
     targets: &[

@@ -30,7 +30,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "boot",
     about: "a client without configuration in an initramfs finds its host, and comes back by RST, link event and nudge",
     memory_mib: 512,
-    limit: Duration::from_secs(180),
+    limit: Duration::from_secs(360),
     needs_product: true,
     in_suite: true,
     targets: &[

@@ -27,7 +27,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "chain",
     about: "chains of 1 to 16 routers on one host, 4 across two hosts, one on a stick; traceroute, ICMP errors",
     memory_mib: 1536,
-    limit: Duration::from_secs(300),
+    limit: Duration::from_secs(600),
     needs_product: true,
     in_suite: true,
     targets: &[

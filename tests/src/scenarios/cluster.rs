@@ -34,7 +34,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "cluster",
     about: "the database on three hosts: members cut off and killed, under writes and packets (--one-by-one false)",
     memory_mib: 1024,
-    limit: Duration::from_secs(240),
+    limit: Duration::from_secs(480),
     needs_product: true,
     in_suite: true,
     targets: &[

@@ -17,7 +17,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "controls",
     about: "negative controls of the demo: each of its zeros is made to fail, and is seen to",
     memory_mib: 1536,
-    limit: Duration::from_secs(300),
+    limit: Duration::from_secs(600),
     needs_product: true,
     in_suite: true,
     targets: &[],

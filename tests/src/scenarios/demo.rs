@@ -17,7 +17,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "demo",
     about: "the main job: two hosts, two networks with the same addresses, OSPF, forwarding without the routers",
     memory_mib: 1536,
-    limit: Duration::from_secs(300),
+    limit: Duration::from_secs(600),
     needs_product: true,
     in_suite: true,
     targets: &[

@@ -26,7 +26,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "fpm",
     about: "BGP advertises what the host forwards: FRR 10 asks through FPM, a limit rejects, is raised and lowered",
     memory_mib: 1024,
-    limit: Duration::from_secs(150),
+    limit: Duration::from_secs(300),
     needs_product: true,
     in_suite: true,
     targets: &[

@@ -28,7 +28,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "hostile",
     about: "bad input at the door of the host: refused by name, and the neighbor forwards on",
     memory_mib: 1024,
-    limit: Duration::from_secs(180),
+    limit: Duration::from_secs(360),
     needs_product: true,
     in_suite: true,
     targets: &[("probe_lost", "0"), ("control_frames_seen", "0")],

@@ -25,7 +25,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "identity",
     about: "renewal, revocation, rotation and another authority, under live sessions and a probe",
     memory_mib: 512,
-    limit: Duration::from_secs(180),
+    limit: Duration::from_secs(360),
     needs_product: true,
     in_suite: true,
     targets: &[

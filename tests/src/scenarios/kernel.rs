@@ -26,7 +26,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "kernel",
     about: "routes, next-hop objects, links, addresses and neighbors of a guest's kernel against the host's flows",
     memory_mib: 1024,
-    limit: Duration::from_secs(120),
+    limit: Duration::from_secs(240),
     needs_product: true,
     in_suite: true,
     targets: &[("differences", "0"), ("control_differences", "at least 1")],

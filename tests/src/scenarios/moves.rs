@@ -29,7 +29,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "move",
     about: "the session follows the control vif to another host and back: RST, link event, nudge, and a reboot",
     memory_mib: 1024,
-    limit: Duration::from_secs(180),
+    limit: Duration::from_secs(360),
     needs_product: true,
     in_suite: true,
     targets: &[

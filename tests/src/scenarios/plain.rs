@@ -25,7 +25,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "plain",
     about: "two hosts with Open vSwitch in plain NORMAL switching: ping, TCP, OSPF, a probe, a cut wire",
     memory_mib: 1024,
-    limit: Duration::from_secs(150),
+    limit: Duration::from_secs(300),
     needs_product: false,
     in_suite: true,
     targets: &[],

@@ -107,7 +107,7 @@ const BASE: Scenario = Scenario {
     name: "",
     about: "",
     memory_mib: 1536,
-    limit: Duration::from_secs(180),
+    limit: Duration::from_secs(360),
     needs_product: true,
     in_suite: true,
     targets: &[],

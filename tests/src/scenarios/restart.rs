@@ -19,7 +19,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "restart",
     about: "ovs-vswitchd and ovsdb-server end and start again, well and by kill -9, under a probe",
     memory_mib: 1024,
-    limit: Duration::from_secs(180),
+    limit: Duration::from_secs(360),
     needs_product: true,
     in_suite: true,
     targets: &[

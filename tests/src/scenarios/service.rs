@@ -21,7 +21,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "service",
     about: "the units under the real systemd: stop, restart, upgrade, crash and hang under a probe; install and uninstall",
     memory_mib: 1024,
-    limit: Duration::from_secs(300),
+    limit: Duration::from_secs(600),
     needs_product: true,
     in_suite: true,
     targets: &[

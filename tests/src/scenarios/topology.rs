@@ -29,7 +29,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "topology",
     about: "three hosts on a learning bridge, 30 networks and 200 routers from one file, applied and changed",
     memory_mib: 1024,
-    limit: Duration::from_secs(180),
+    limit: Duration::from_secs(360),
     needs_product: true,
     in_suite: true,
     targets: &[

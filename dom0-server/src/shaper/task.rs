@@ -69,6 +69,7 @@ pub async fn run(setup: Setup, mut plans: watch::Receiver<Option<Arc<Plan>>>, wr
     let mut rows = Rows::default();
     // Nothing is known of the ports before.
     let mut is_read = false;
+    let mut has_begun = false;
     let mut tick = tokio::time::interval(Duration::from_millis(shaper.setup.bandwidth.period_ms.into()));
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
@@ -94,6 +95,10 @@ pub async fn run(setup: Setup, mut plans: watch::Receiver<Option<Arc<Plan>>>, wr
                     writer.tell(now_ms(), ms, report);
                 }
             }
+        }
+        if is_read && !has_begun && plans.borrow().is_some() {
+            has_begun = true;
+            tick.reset_immediately();
         }
     }
 }

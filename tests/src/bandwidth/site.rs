@@ -208,12 +208,16 @@ impl Site {
         }
     }
 
-    /// Whether the uplink's qdisc divides, or a row of Open vSwitch says so.
+    /// Whether the uplink's qdisc divides.
+    pub fn is_divided(&self) -> Result<bool> {
+        let qdiscs = output(self.node.host().command("tc").args(["qdisc", "show", "dev", Trunk::PORT]))?;
+        Ok(qdiscs.contains("htb"))
+    }
+
+    /// Whether the uplink's qdisc divides, or a row of Open vSwitch says something of it.
     pub fn is_shaped(&self) -> Result<bool> {
-        let host = self.node.host();
-        let qdiscs = output(host.command("tc").args(["qdisc", "show", "dev", Trunk::PORT]))?;
-        let row = host.vsctl(&["get", "Port", Trunk::PORT, "qos"])?;
-        Ok(qdiscs.contains("htb") || row.trim() != "[]")
+        let row = self.node.host().vsctl(&["get", "Port", Trunk::PORT, "qos"])?;
+        Ok(self.is_divided()? || row.trim() != "[]")
     }
 
     /// Whether a network's classes can be told apart.

@@ -62,7 +62,11 @@ fn run(lab: &mut Lab) -> Result<Value> {
     };
     lab.step("control: nobody shapes");
     let control = steady(&site, contracts, &WANTS)?;
+    lab.step("the daemon divides");
     site.begin(&section(""))?;
+    let start = Instant::now();
+    wait_for("the link to be divided", LIMIT, || Ok(site.is_divided()?.then_some(())))?;
+    let divided_after_s = start.elapsed().as_secs_f64();
 
     let play = |site: &Site| -> Result<_> {
         let mut stage = Stage::new(site, &witness, Kind::Tcp, &senders, contracts)?;
@@ -102,7 +106,7 @@ fn run(lab: &mut Lab) -> Result<Value> {
         "fitness_killed": digits(fitness_killed), "control_fitness": digits(fitness_control),
         "minimum_after_periods": minimum, "share_after_periods": share,
         "mbit": mbit(&both), "mbit_promised": mbit(&promised), "mbit_killed": mbit(&killed),
-        "control_mbit": mbit(&control),
+        "control_mbit": mbit(&control), "divided_after_s": digits(divided_after_s),
     });
     ensure!(
         fitness_control < 0.9,

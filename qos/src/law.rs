@@ -168,9 +168,8 @@ impl Link {
             self.spare();
             return (self, None);
         }
-        let floors = FLOOR * u64::try_from(self.queues().count()).unwrap_or(u64::MAX);
         let sum: Bps = self.networks.iter().map(|network| network.contract.min).sum();
-        let room = self.capacity.saturating_sub(floors);
+        let room = self.capacity.saturating_sub(self.floors());
         for network in &mut self.networks {
             let fit = |contract: &mut Contract| contract.min = part(contract.min, room, sum);
             fit(&mut network.contract);
@@ -187,7 +186,7 @@ impl Link {
         let minima = || self.queues().map(|queue| queue.contract.min);
         let bare = count(minima().filter(|min| *min == 0).count());
         let promised: Bps = self.networks.iter().map(|network| network.contract.min).sum();
-        let free = self.capacity.saturating_sub(promised + FLOOR * count(self.queues().count()));
+        let free = self.capacity.saturating_sub(promised + self.floors());
         let Some(each) = free.checked_div(bare) else { return };
         let smallest = minima().filter(|min| *min > 0).min().unwrap_or(Bps::MAX);
         let most = smallest.min(self.capacity / LEAST_PART).min(Bps::from(self.packet) * 8);
@@ -207,6 +206,11 @@ impl Link {
     /// What a queue was promised by somebody.
     fn promised(&self, queue: &Queue) -> Option<Bps> {
         Some(queue.contract.min).filter(|min| *min > self.least)
+    }
+
+    /// What all queues need even if nothing was promised.
+    fn floors(&self) -> Bps {
+        FLOOR * u64::try_from(self.queues().count()).unwrap_or(u64::MAX)
     }
 
     fn queues(&self) -> impl Iterator<Item = &Queue> {

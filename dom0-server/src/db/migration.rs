@@ -256,8 +256,7 @@ impl Migration {
         let (router, from, to) = (self.router.clone(), self.from.clone(), self.to.clone());
         match phase {
             Phase::Staging | Phase::Staged | Phase::Moving if !left => {
-                let stays = Condition::eq("left", false);
-                let stays = self.wait().filter(stays);
+                let stays = self.is_as_seen().filter(Condition::eq("left", false));
                 Ok([vec![stays], self.abort("by the operator", at_ms)].concat())
             }
             Phase::Done | Phase::Aborted => Err(AbortError::Over { number, router, phase }),
@@ -274,10 +273,6 @@ impl Migration {
 
     /// The row must be in this phase, or the transaction fails.
     fn is_as_seen(&self) -> Operation {
-        self.wait()
-    }
-
-    fn wait(&self) -> Operation {
         let row: Row = [("phase", Datum::from(self.phase.as_str()))].into_iter().collect();
         self.of(Operation::wait(table::MIGRATION, &["phase"], Until::Equal, [row], Duration::ZERO))
     }

@@ -1,14 +1,11 @@
 //! Several next hops: shares as the weights say, flows that stay where they are, nothing lost or overtaken.
 
-use std::cell::Cell;
-use std::time::{Duration, Instant};
-
 use anyhow::{Result, ensure};
 use serde_json::{Map, Value, json};
 
 use super::packet::numbers;
 use super::site::{LIMIT, Site};
-use super::wire::{LATE, Wire};
+use super::wire::Wire;
 use crate::endhost::NIC;
 use crate::node::BRIDGE;
 use crate::process::wait_for;
@@ -177,9 +174,8 @@ fn pass(site: &Site, frame: fn(&Site, u32, u32) -> Vec<u8>, (flows, packets): (u
     let mut pass = Pass { paths: vec![None; flows as usize], reordered: 0, split: 0, lost: 0 };
     let mut last = vec![None; flows as usize];
     let mut arrived = vec![false; frames.len()];
-    let left = Cell::new(frames.len());
-    let mut take = || -> Result<usize> {
-        let mut new = 0;
+    let mut missing = frames.len();
+    let take = || -> Result<usize> {
         for (member, wire) in wires.iter().enumerate() {
             for (flow, seq) in wire.take()?.iter().filter_map(|frame| numbers(frame)) {
                 let number = seq.checked_sub(first).map(|packet| (packet * flows + flow) as usize);
@@ -190,21 +186,13 @@ fn pass(site: &Site, frame: fn(&Site, u32, u32) -> Vec<u8>, (flows, packets): (u
                 pass.split += u64::from(path.is_some_and(|path| path != member));
                 pass.reordered += u64::from(last.is_some_and(|last| last > seq));
                 (*path, *last) = (Some(member), Some(seq));
-                new += 1;
+                missing -= 1;
             }
         }
-        left.set(left.get() - new);
-        Ok(new)
+        Ok(missing)
     };
-    site.h.wire.window(&frames, WINDOW, &mut take)?;
-    let mut last_came = Instant::now();
-    while left.get() > 0 && last_came.elapsed() < LATE {
-        std::thread::sleep(Duration::from_millis(10));
-        if take()? > 0 {
-            last_came = Instant::now();
-        }
-    }
-    pass.lost = left.get() as u64;
+    site.h.wire.window(&frames, WINDOW, take)?;
+    pass.lost = missing as u64;
     Ok(pass)
 }
 

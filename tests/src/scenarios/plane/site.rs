@@ -1,4 +1,5 @@
-//! The topology of `ecmp`, `plane`, `punt` and `policing`: one host with its uplink, a router r1 with four vifs, a router r2 beside it, end hosts.
+//! The topology of `ecmp`, `plane`, `punt` and `policing`: one host with its uplink, a router r1 with four vifs, a router
+//! r2 beside it, end hosts.
 //!
 //! Segment `lan` is 10.1.0.0/24: r1 .1, r2 .2, end hosts h .10 and h2 .12 on access ports, u .11 behind the uplink.
 //! Segments `w1` to `w3` are 10.2N.0.0/24: r1 .1, end host nN .10; u is .11 in `w1`.

@@ -23,7 +23,7 @@ const BUFFER: usize = 64 << 20;
 /// A paced sender wakes this often.
 const TICK: Duration = Duration::from_millis(10);
 /// If nothing at all came for so long, what is under way is taken for lost.
-pub(super) const LATE: Duration = Duration::from_secs(1);
+const LATE: Duration = Duration::from_secs(1);
 /// For a call of [`Wire::send`] to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -103,33 +103,36 @@ impl Wire {
         Ok(())
     }
 
-    /// Sends frames as fast as they arrive: so many are under way at most, and `arrived` says how many have come since it
-    /// was asked last. Places are given anew only when nothing has come for [`LATE`]: a slow switch is not pressed.
+    /// Sends frames as fast as they arrive, and waits for the last: so many are under way at most, and `missing` says how
+    /// many of all have not come yet. Places are given anew only when nothing has come for [`LATE`]: a slow switch is not
+    /// pressed.
     pub(super) fn window(
         &self,
         frames: &[Vec<u8>],
         most: usize,
-        mut arrived: impl FnMut() -> Result<usize>,
+        mut missing: impl FnMut() -> Result<usize>,
     ) -> Result<()> {
-        let mut under_way = 0_usize;
+        let (mut rest, mut before, mut lost) = (frames, frames.len(), 0);
         let mut last = Instant::now();
-        let mut rest = frames;
-        while !rest.is_empty() {
-            let came = arrived()?;
-            if came > 0 {
-                under_way = under_way.saturating_sub(came);
-                last = Instant::now();
+        loop {
+            let missing = missing()?;
+            if missing < before {
+                (before, last) = (missing, Instant::now());
             } else if last.elapsed() > LATE {
-                under_way = 0;
-                last = Instant::now();
+                (lost, last) = (missing - rest.len(), Instant::now());
+                if rest.is_empty() {
+                    return Ok(());
+                }
             }
+            if missing == 0 {
+                return Ok(());
+            }
+            let under_way = (missing - rest.len()).saturating_sub(lost);
             let (now, later) = rest.split_at(most.saturating_sub(under_way).min(rest.len()));
             self.send(now)?;
-            under_way += now.len();
             rest = later;
             std::thread::sleep(TICK);
         }
-        Ok(())
     }
 
     /// Takes what came in, without waiting.

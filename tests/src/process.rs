@@ -184,6 +184,22 @@ impl Drop for Process {
     }
 }
 
+/// The same command, for what others leave of the processors.
+pub fn behind(command: &Command) -> Command {
+    let mut nice = Command::new("nice");
+    nice.arg("--adjustment=10").arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => nice.env(name, value),
+            None => nice.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        nice.current_dir(folder);
+    }
+    nice
+}
+
 /// Looks at a condition until it gives a value, at most `limit`. What the condition says as an error ends the wait.
 pub fn wait_for<T>(
     what: &str,

@@ -24,7 +24,7 @@ mod service;
 mod topology;
 mod twin;
 
-/// Every scenario, in the order `lab test` runs them.
+/// Every scenario; `lab test` runs those of [`BESIDE`] first, the others in this order.
 pub const ALL: &[Scenario] = &[
     plain::SCENARIO,
     demo::SCENARIO,
@@ -55,30 +55,27 @@ pub fn find(name: &str) -> Option<&'static Scenario> {
     ALL.iter().chain(benches::ALL).find(|scenario| scenario.name == name)
 }
 
-/// Whether `lab test` may run a scenario beside another of this kind: it checks what is, not how fast, and its bounds
-/// are many times what it takes.
-pub fn may_run_beside(name: &str) -> bool {
-    let all = [
-        controls::SCENARIO,
-        oracle::SCENARIO,
-        plane::ECMP,
-        plane::PLANE,
-        plane::PUNT,
-        hostile::SCENARIO,
-        kernel::SCENARIO,
-        fpm::SCENARIO,
-        churn::SCENARIO,
-        identity::SCENARIO,
-        boot::SCENARIO,
-        moves::SCENARIO,
-        service::SCENARIO,
-        topology::SCENARIO,
-        cluster::SCENARIO,
-        chain::SCENARIO,
-        restart::SCENARIO,
-    ];
-    all.iter().any(|scenario| scenario.name == name)
-}
+/// Those that `lab test` runs beside another of them and behind which it runs tests, the longest first: they check what
+/// is, not how fast, and their bounds are many times what it takes.
+pub const BESIDE: &[Scenario] = &[
+    plane::ECMP,
+    chain::SCENARIO,
+    oracle::SCENARIO,
+    cluster::SCENARIO,
+    service::SCENARIO,
+    plane::PLANE,
+    restart::SCENARIO,
+    controls::SCENARIO,
+    plane::PUNT,
+    topology::SCENARIO,
+    moves::SCENARIO,
+    kernel::SCENARIO,
+    hostile::SCENARIO,
+    boot::SCENARIO,
+    identity::SCENARIO,
+    fpm::SCENARIO,
+    churn::SCENARIO,
+];
 
 /// Arguments with which `lab test` runs a scenario.
 pub fn suite_args(name: &str) -> &'static [&'static str] {
@@ -102,6 +99,14 @@ mod tests {
             assert_eq!(find(scenario.name).map(|found| found.about), Some(scenario.about));
         }
         assert!(find("no such scenario").is_none());
+    }
+
+    #[test]
+    fn what_runs_beside_others_is_in_the_suite() {
+        for (at, scenario) in BESIDE.iter().enumerate() {
+            assert!(scenario.in_suite && find(scenario.name).is_some(), "{}", scenario.name);
+            assert!(BESIDE.iter().take(at).all(|other| other.name != scenario.name), "{}", scenario.name);
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `lab test`: everything that must pass, one line each.
 //!
-//! Labs have one processor each, so two run at a time where that cannot change what they find
-//! ([`scenarios::may_run_beside`]); whatever measures runs alone. So do the binaries of the workspace's tests ([`unit`]).
+//! Labs have one processor each, so two run at a time where that cannot change what they find ([`scenarios::BESIDE`]), and
+//! what they leave of the processors goes to clippy and to the workspace's tests ([`unit`]). Whatever measures runs alone,
+//! after all of that.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -16,16 +17,12 @@ use crate::progress::print;
 use crate::scenario::Scenario;
 use crate::scenarios;
 use crate::uml::{Interrupted, Logs, Signals};
-use crate::{setup, uml, unit};
+use crate::{process, setup, uml, unit};
 
-/// A check by cargo: name and arguments.
-const CHECKS: &[(&str, &[&str])] = &[
-    ("fmt", &["fmt", "--all", "--check"]),
-    (
-        "clippy",
-        &["clippy", "--quiet", "--profile", "lab", "--workspace", "--all-targets", "--", "-D", "warnings"],
-    ),
-];
+/// Checks by cargo: arguments.
+const FMT: &[&str] = &["fmt", "--all", "--check"];
+const CLIPPY: &[&str] =
+    &["clippy", "--quiet", "--profile", "lab", "--workspace", "--all-targets", "--", "-D", "warnings"];
 
 /// Name of the check that the workspace's tests pass.
 const UNIT: &str = "unit";
@@ -36,76 +33,81 @@ const HARNESS: &str = "harness";
 /// Runs all checks and scenarios whose name contains `filter`; whether all passed.
 pub fn run(filter: Option<&str>, seed: u64, lab: &Path) -> Result<bool> {
     let wanted = |name: &str| filter.is_none_or(|part| name.contains(part));
-    let checks: Vec<_> = CHECKS.iter().filter(|(name, _)| wanted(name)).collect();
-    let scenarios: Vec<_> =
-        scenarios::ALL.iter().filter(|scenario| scenario.in_suite && wanted(scenario.name)).collect();
-    let harness = wanted(HARNESS);
+    let is_wanted = |scenario: &&Scenario| scenario.in_suite && wanted(scenario.name);
+    let beside: Vec<_> = scenarios::BESIDE.iter().filter(is_wanted).collect();
+    let is_beside = |name: &str| scenarios::BESIDE.iter().any(|scenario| scenario.name == name);
+    let alone = scenarios::ALL.iter().filter(|scenario| !is_beside(scenario.name));
+    let alone: Vec<_> = alone.filter(is_wanted).collect();
+    let names = ["fmt", "clippy", UNIT, HARNESS];
     ensure!(
-        !checks.is_empty() || wanted(UNIT) || !scenarios.is_empty() || harness,
+        names.into_iter().any(wanted) || !beside.is_empty() || !alone.is_empty(),
         "nothing has {filter:?} in its name"
     );
 
     let tally = Tally::default();
-    for (name, args) in checks {
-        tally.take(name, || setup::run(setup::cargo()?.args(*args)))?;
+    if wanted("fmt") {
+        tally.take("fmt", || setup::run(setup::cargo()?.args(FMT)))?;
     }
-    let needs_product = scenarios.iter().any(|scenario| scenario.needs_product);
-    let product = tests_and_product(&tally, wanted(UNIT), needs_product)?;
-    let (beside, alone): (Vec<_>, Vec<_>) =
-        scenarios.into_iter().partition(|scenario| scenarios::may_run_beside(scenario.name));
-    let signals = Signals::block()?;
-    let one = |scenario: &&Scenario| {
-        tally.take(scenario.name, || self::scenario(scenario, seed, lab, product.as_ref(), &signals))
-    };
-    let mut labs: Vec<Work<'_>> = Vec::new();
-    for scenario in &beside {
-        labs.push(Box::new(move || one(scenario)));
+    let mut tests = None;
+    if wanted(UNIT) {
+        tally.take("build", || {
+            tests = Some(unit::build()?);
+            Ok(())
+        })?;
     }
-    if harness {
-        labs.push(Box::new(|| tally.take(HARNESS, || self::harness(lab, &signals))));
+    let mut product = None;
+    if beside.iter().chain(&alone).any(|scenario| scenario.needs_product) {
+        tally.take("product", || {
+            product = Some(setup::product()?);
+            Ok(())
+        })?;
     }
-    in_lanes(lanes(&beside), labs)?;
-    alone.iter().try_for_each(one)?;
+    // A binary of tests has as many threads as there are processors, and labs need most of these.
+    let lanes_behind = if beside.is_empty() { processors().min(2) } else { 1 };
+    let signals = std::thread::scope(|scope| {
+        // These take signals as programs do: one ends this process, and with it the labs ([`uml`]).
+        let behind = scope.spawn(|| self::behind(&tally, wanted("clippy"), tests.as_deref(), lanes_behind));
+        let signals = Signals::block()?;
+        let labs = beside.iter().map(|scenario| -> Work<'_> {
+            Box::new(|| {
+                tally.take(scenario.name, || self::scenario(scenario, seed, lab, product.as_ref(), &signals))
+            })
+        });
+        let harness = || -> Work<'_> { Box::new(|| tally.take(HARNESS, || self::harness(lab, &signals))) };
+        let ends = in_lanes(lanes(&beside), labs.chain(wanted(HARNESS).then(harness)).collect());
+        behind.join().unwrap_or_else(|_| bail!("a lane panicked"))?;
+        ends.map(|()| signals)
+    })?;
+    for scenario in alone {
+        tally.take(scenario.name, || self::scenario(scenario, seed, lab, product.as_ref(), &signals))?;
+    }
     print(format!("{} passed, {} failed", tally.passed(), tally.failed()));
     Ok(tally.failed() == 0)
 }
 
-/// Tests, and the product for the scenarios, which is built while tests wait for something.
-fn tests_and_product(tally: &Tally, tests: bool, needs_product: bool) -> Result<Option<Product>> {
-    let product = Mutex::new(None);
+/// What runs behind labs: clippy, and the tests, so many at a time.
+fn behind(tally: &Tally, clippy: bool, tests: Option<&[unit::Tests]>, lanes: usize) -> Result<()> {
     let failures = Mutex::new(Vec::new());
     let mut work: Vec<Work<'_>> = Vec::new();
-    if tests {
-        let mut built = Vec::new();
-        tally.take("build", || {
-            built = unit::build()?;
-            Ok(())
-        })?;
-        if built.is_empty() {
-            note(&failures, Err(anyhow!("there is nothing to run")))?;
+    if let Some(tests) = tests {
+        for tests in tests {
+            work.push(Box::new(|| note(&failures, tests.run())));
         }
-        let failures = &failures;
-        let run = |tests: unit::Tests| -> Work<'_> { Box::new(move || note(failures, tests.run())) };
-        work.extend(built.into_iter().map(run));
-        work.push(Box::new(|| note(failures, unit::examples())));
+        work.push(Box::new(|| note(&failures, unit::examples())));
     }
-    if needs_product {
-        let build = || {
-            tally.take("product", || {
-                *product.lock().map_err(|_| anyhow!("a lane panicked"))? = Some(setup::product()?);
-                Ok(())
-            })
-        };
+    if clippy {
         // Beside the tests that take longest.
-        work.insert(work.len().min(1), Box::new(build));
+        let check =
+            || tally.take("clippy", || setup::run(&mut process::behind(setup::cargo()?.args(CLIPPY))));
+        work.insert(work.len().min(1), Box::new(check));
     }
     let start = Instant::now();
-    in_lanes(processors().min(2), work)?;
+    in_lanes(lanes, work)?;
     let mut failures = failures.into_inner().map_err(|_| anyhow!("a lane panicked"))?;
-    if tests {
+    if tests.is_some() {
         tally.take_since(UNIT, start, failures.pop().map_or(Ok(()), Err))?;
     }
-    product.into_inner().map_err(|_| anyhow!("a lane panicked"))
+    Ok(())
 }
 
 /// Says what has failed at once, and keeps it: all others are run all the same.

@@ -1,5 +1,5 @@
-//! The workspace's own tests: built at once, as `cargo test` does, and then run as many binaries at a time as there are lanes. Most
-//! of their time is spent waiting for real parts, and the rest in one test of many cases.
+//! The workspace's own tests: built at once, as `cargo test` does, and then run binary by binary. Most of their time is spent
+//! waiting for real parts, and the rest in one test of many cases. Labs go before them.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::progress::print;
-use crate::setup;
+use crate::{process, setup};
 
 /// A binary of tests.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Tests {
     pub fn run(&self) -> Result<()> {
         let mut command = Command::new(&self.executable);
         command.arg("--quiet").current_dir(&self.package).env("CARGO_MANIFEST_DIR", &self.package);
-        let output = command.stdin(Stdio::null()).output();
+        let output = process::behind(&command).stdin(Stdio::null()).output();
         let output = output.with_context(|| format!("cannot run {}", self.executable.display()))?;
         if output.status.success() {
             return Ok(());
@@ -75,7 +75,8 @@ impl Tests {
 
 /// The examples in the documentation.
 pub fn examples() -> Result<()> {
-    setup::run(setup::cargo()?.args(["test", "--quiet", "--profile", "lab", "--workspace", "--doc"]))
+    let args = ["test", "--quiet", "--profile", "lab", "--workspace", "--doc"];
+    setup::run(&mut process::behind(setup::cargo()?.args(args)))
 }
 
 #[cfg(test)]

@@ -55,18 +55,18 @@ pub fn run(filter: Option<&str>, seed: u64, lab: &Path) -> Result<bool> {
             Ok(())
         })?;
     }
-    let mut product = None;
-    if beside.iter().chain(&alone).any(|scenario| scenario.needs_product) {
-        tally.take("product", || {
-            product = Some(setup::product()?);
-            Ok(())
-        })?;
-    }
     // A binary of tests has as many threads as there are processors, and labs need most of these.
     let lanes_behind = if beside.is_empty() { processors().min(2) } else { 1 };
-    let signals = std::thread::scope(|scope| {
+    let (signals, product) = std::thread::scope(|scope| {
         // These take signals as programs do: one ends this process, and with it the labs ([`uml`]).
         let behind = scope.spawn(|| self::behind(&tally, wanted("clippy"), tests.as_deref(), lanes_behind));
+        let mut product = None;
+        if beside.iter().chain(&alone).any(|scenario| scenario.needs_product) {
+            tally.take("product", || {
+                product = Some(setup::product()?);
+                Ok(())
+            })?;
+        }
         let signals = Signals::block()?;
         let labs = beside.iter().map(|scenario| -> Work<'_> {
             Box::new(|| {
@@ -76,7 +76,7 @@ pub fn run(filter: Option<&str>, seed: u64, lab: &Path) -> Result<bool> {
         let harness = || -> Work<'_> { Box::new(|| tally.take(HARNESS, || self::harness(lab, &signals))) };
         let ends = in_lanes(lanes(&beside), labs.chain(wanted(HARNESS).then(harness)).collect());
         behind.join().unwrap_or_else(|_| bail!("a lane panicked"))?;
-        ends.map(|()| signals)
+        ends.map(|()| (signals, product))
     })?;
     for scenario in alone {
         tally.take(scenario.name, || self::scenario(scenario, seed, lab, product.as_ref(), &signals))?;

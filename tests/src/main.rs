@@ -259,7 +259,9 @@ fn list(json: bool) -> Result<()> {
 
 /// The job, with the product built if the scenario needs it.
 fn job(scenario: &Scenario, mode: Mode, seed: u64, args: Vec<String>, binary: &Path) -> Result<Job> {
-    let product = if scenario.needs_product { Some(setup::product()?) } else { None };
+    let is_bench = benches::ALL.iter().any(|bench| bench.name == scenario.name);
+    let build = if is_bench { setup::Build::Released } else { setup::Build::Checked };
+    let product = scenario.needs_product.then(|| setup::product(build)).transpose()?;
     benches::prepare(scenario)?;
     let limit_s = scenario.limit.as_secs();
     Ok(Job { scenario: scenario.name.to_owned(), mode, seed, args, limit_s, lab: binary.to_owned(), product })

@@ -196,12 +196,31 @@ impl Drop for Policy {
     }
 }
 
+/// How the host's programs are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Build {
+    /// With the checks of a debug build: to see that they are right.
+    Checked,
+    /// As users install them: to see how fast they are.
+    Released,
+}
+
+impl Build {
+    /// The profile, and its folder of the target directory.
+    const fn profile(self) -> &'static str {
+        match self {
+            Self::Checked => "lab",
+            Self::Released => "release",
+        }
+    }
+}
+
 /// Builds the product's programs and says where they are.
-pub fn product() -> Result<Product> {
+pub fn product(build: Build) -> Result<Product> {
     say("lab: building the host daemon and the command line");
     // Of the whole workspace: with the features that everything else has been built with.
     let bins = ["--workspace", "--bin", "xenflow-dom0", "--bin", "xenflow"];
-    run(cargo()?.args(["build", "--quiet", "--profile", "lab"]).args(bins))?;
+    run(cargo()?.args(["build", "--quiet", "--profile", build.profile()]).args(bins))?;
     say("lab: building the static guest client");
     run(cargo()?
         .args(["build", "--quiet", "--profile", "guest", "--target", GUEST_TARGET])
@@ -213,8 +232,8 @@ pub fn product() -> Result<Product> {
         say(format!("lab: {error:#}"));
     }
     let product = Product {
-        dom0: target.join("lab/xenflow-dom0"),
-        xenflow: target.join("lab/xenflow"),
+        dom0: target.join(build.profile()).join("xenflow-dom0"),
+        xenflow: target.join(build.profile()).join("xenflow"),
         guest: target.join(GUEST_TARGET).join("guest/xenflow-guest"),
     };
     for program in [&product.dom0, &product.xenflow, &product.guest] {

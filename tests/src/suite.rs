@@ -63,7 +63,7 @@ pub fn run(filter: Option<&str>, seed: u64, lab: &Path) -> Result<bool> {
         let mut product = None;
         if beside.iter().chain(&alone).any(|scenario| scenario.needs_product) {
             tally.take("product", || {
-                product = Some(setup::product()?);
+                product = Some(setup::product(setup::Build::Checked)?);
                 Ok(())
             })?;
         }

@@ -39,7 +39,7 @@ fn address(at: u16) -> String {
 impl Ovn {
     /// Its databases and northd run.
     pub(super) fn create(lab: &Lab) -> Result<Self> {
-        let target = lab.product()?.dom0.ancestors().nth(2).context("the product is not in target/lab")?;
+        let target = lab.product()?.dom0.ancestors().nth(2).context("the product is in no target folder")?;
         let dir = lab.work().join("ovn");
         std::fs::create_dir_all(&dir)?;
         let hosts = [Host::create(lab, "c")?, Host::create(lab, "d")?];

@@ -19,6 +19,7 @@ pub mod refusal;
 pub mod rib;
 mod router;
 pub mod sim;
+pub mod stance;
 mod table;
 pub mod topology;
 
@@ -33,4 +34,5 @@ pub use queue::{MAX_QUEUE, QueueClass};
 pub use refusal::Refusal;
 pub use router::status::{RouteCounts, RouterStatus, Unresolved};
 pub use router::view::{Fate, FlowCursor, FlowPage, RouteView, Which};
+pub use stance::{Emission, Gate, Punts, Stance};
 pub use topology::{Attachment, FastPath, Policy, PortNo, RouterId, Topology, Vif, VifId};

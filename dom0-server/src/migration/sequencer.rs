@@ -27,7 +27,6 @@
 //! no point of no return: a guest that runs at the destination has arrived. After that there is no way back but another migration.
 
 mod facts;
-mod stance;
 mod todo;
 
 use std::time::Duration;
@@ -35,8 +34,8 @@ use std::time::Duration;
 use crate::db::migration::Phase;
 
 pub use facts::{Facts, Guest, Limits, Open, Owner, Role, Run};
-pub use stance::{Emission, Gate, Punts, Stance};
 pub use todo::{Drive, Reason, Step, Wake, Write};
+pub use xenflow_flow_app::stance::{Emission, Gate, Punts, Stance};
 
 #[cfg(test)]
 mod explore;

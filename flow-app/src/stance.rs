@@ -1,4 +1,5 @@
-//! How a router stands in a node's switch, as far as a move is concerned.
+//! How a router stands in a node's switch, as far as a move between nodes is concerned. Who wants which stance is the daemon's
+//! business; here is what the words mean, and `table` makes flows of them: of the host's topology, never of a guest's routes.
 
 /// Who may send to the router's next hops here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,8 +39,7 @@ pub enum Punts {
     Elsewhere,
 }
 
-/// How a router stands in this node's switch. As asked for ([`Step`]), and as it is ([`Facts`]); its parts may come about in any
-/// order.
+/// How a router stands in this node's switch, as asked for or as it is; its parts may come about in any order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Stance {
     /// Its flows are there, behind the gate.

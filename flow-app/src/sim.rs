@@ -105,6 +105,8 @@ pub struct Outcome {
     pub sent: Vec<(PortNo, Packet)>,
     /// The queue by which each of them left, in the same order; 0 where none was chosen.
     pub queues: Vec<u32>,
+    /// Copies that went to the controller, in order, each with what its flow says of it.
+    pub told: Vec<(Box<[u8]>, Packet)>,
     /// Flows that were learned. The packet itself does not meet them; give them to [`Switch::insert`] for the next.
     pub learned: Vec<Flow>,
     /// Meters that a copy came to, in order, whether it passed or not.
@@ -491,6 +493,15 @@ impl<'a> Walk<'a> {
                         self.outcome.metered.push(*id);
                     }
                     self.is_dropped |= self.tables.is_exhausted(*id);
+                }
+                // `xlate_controller_action`: a meter of its own drops this copy and nothing else.
+                Action::Controller(it) if !it.pause => {
+                    if !self.is_dropped {
+                        self.outcome.metered.extend(it.meter);
+                        if !it.meter.is_some_and(|meter| self.tables.is_exhausted(meter)) {
+                            self.tell(&it.userdata, state);
+                        }
+                    }
                 }
                 other => return Err(Fault::Action(Box::new(other.clone()))),
             }

@@ -113,6 +113,13 @@ impl Walk<'_> {
         self.outcome.queues.push(*queue);
     }
 
+    /// The controller gets a copy, unless it is one of another length.
+    pub(super) fn tell(&mut self, userdata: &[u8], state: &State) {
+        if self.record.as_ref().is_none_or(|record| record.is_taken) {
+            self.outcome.told.push((userdata.into(), state.packet.clone()));
+        }
+    }
+
     /// What becomes of a larger packet, then what becomes of a smaller one.
     pub(super) fn both_branches(
         &mut self,

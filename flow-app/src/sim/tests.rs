@@ -1,5 +1,6 @@
 //! The simulator by itself, against what the sources of Open vSwitch say.
 
+use openflow::action::Controller;
 use openflow::{Bucket, GroupType, Selection};
 
 use super::*;
@@ -51,6 +52,26 @@ fn what_a_resubmitted_table_sets_stays_but_not_what_a_clone_sets() {
     assert_eq!(ports(&switch), []);
     switch.insert(flow(0, 1, [Action::resubmit(1), Action::resubmit(2), Action::output(6)]));
     assert_eq!(ports(&switch), [5, 6]);
+}
+
+#[test]
+fn the_controller_gets_the_packet_as_it_is_and_its_meter_holds_back_nothing_else() {
+    let src = |value| Action::set_field(Field::EthSrc, value);
+    let tell = |word: u8, meter| {
+        Action::Controller(Box::new(Controller { userdata: [word].into(), meter, ..Controller::default() }))
+    };
+    let actions = [src(5), tell(1, None), src(6), tell(2, Some(9)), Action::output(2)];
+    let mut switch: Switch = [flow(0, 1, actions)].into_iter().collect();
+    let told = |word: u8, src| -> (Box<[u8]>, Packet) { ([word].into(), packet().with(Field::EthSrc, src)) };
+    let outcome = switch.send(1, &packet()).unwrap();
+    assert_eq!((outcome.told, outcome.metered), (vec![told(1, 5), told(2, 6)], vec![9]));
+    switch.exhaust(9);
+    let outcome = switch.send(1, &packet()).unwrap();
+    assert_eq!((outcome.told, outcome.sent.len()), (vec![told(1, 5)], 1));
+    // One before it does.
+    switch.exhaust(8);
+    switch.insert(flow(0, 1, [Action::Meter(8), tell(1, None)]));
+    assert_eq!(switch.send(1, &packet()).unwrap().told, []);
 }
 
 #[test]

@@ -176,6 +176,7 @@ impl App {
         let ids = topology.routers();
         let meters = ids.iter().flat_map(|id| topology.policy(*id).punt_rates.meters(*id));
         self.meters = meters.chain(queue::meters(&topology)).map(|meter| (meter.id, meter)).collect();
+        let ids: BTreeSet<RouterId> = ids.into_iter().filter(|id| topology.has_tables(*id)).collect();
         let gone: Vec<RouterId> = self.routers.keys().copied().filter(|id| !ids.contains(id)).collect();
         for id in gone {
             let removed = self.routers.remove(&id);
@@ -551,7 +552,7 @@ impl App {
         desired
     }
 
-    /// What there is to show of a router; none for one that is not configured.
+    /// What there is to show of a router; none for one that is not configured, or has no tables here.
     #[must_use]
     pub fn router(&self, id: RouterId) -> Option<RouterStatus> {
         Some(self.routers.get(&id)?.router.status(&self.topology))

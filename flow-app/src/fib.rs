@@ -1,4 +1,4 @@
-//! What forwards: the decision for a prefix, from one guest's tables and the vifs its host has plugged in.
+//! What forwards: the decision for a prefix, from one guest's tables and the vifs that count at its host.
 //!
 //! Pure functions of the present state: nothing is stored here, so nothing can be stale. The order of preference
 //! is the kernel's (`fib_table_lookup`, `fib_select_default`, `fib6_table_lookup`): the table `local` first, then that of
@@ -85,7 +85,7 @@ pub struct Binding {
     widest: u32,
 }
 
-/// A vif that is plugged in here and is a link of its guest.
+/// A vif that counts here ([`Topology::is_bound`]) and is a link of its guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BoundVif {
     /// Which one.
@@ -127,8 +127,7 @@ impl Binding {
             }
         }
         let bound = |(id, vif): (VifId, &Vif)| {
-            vif.port?;
-            let vlan = vif.vlan()?;
+            let vlan = vif.vlan().filter(|_| topology.is_bound(id, vif))?;
             let [link] = by_mac.get(&vif.mac)?.as_slice() else { return None };
             if !link.up || !link.running {
                 return None;

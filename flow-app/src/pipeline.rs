@@ -10,7 +10,7 @@ use xenflow_proto::table::TABLE_MAIN;
 
 use crate::fib::Adjacency;
 use crate::punt::PuntClass;
-use crate::topology::{RouterId, VifId};
+use crate::topology::{PortNo, RouterId, VifId};
 
 /// Admission: the VLAN tagger, inward. Sets the tag and [`IN_PORT`]; nothing enters without it, and what does not is
 /// counted ([`crate::refusal`]).
@@ -54,7 +54,7 @@ pub struct Stage {
     pub name: &'static str,
     /// By `goto_table` or `resubmit`.
     pub next: &'static [u8],
-    /// May send a packet out of a port.
+    /// May send a packet out of a port, or to the controller.
     pub outputs: bool,
     /// What becomes of a packet that matches nothing.
     pub miss: &'static str,
@@ -87,7 +87,7 @@ pub const STAGES: [Stage; 13] = [
 pub const FLAGS: u8 = 0;
 /// Register 1: the port the packet came in by; 0 after it entered another router.
 pub const IN_PORT: u8 = 1;
-/// Register 2: the port it is to leave by.
+/// Register 2: the port it is to leave by, or the [`virtual_port`] of a vif.
 pub const OUT_PORT: u8 = 2;
 /// Register 3: one bit for each router passed, and for each choice between next hops, from the lowest; the highest is
 /// the limit.
@@ -142,8 +142,18 @@ pub const ETH_SVLAN: u16 = 0x88a8;
 /// "Ethernet type" of frames that have a length and an LLC header in its place (`OFP_DL_TYPE_NOT_ETH_TYPE`).
 pub const ETH_LLC: u16 = 0x05ff;
 
+/// The number in [`OUT_PORT`] of a vif whose guest gets nothing by a port at present: the controller takes it in. Above the
+/// numbers of all ports that a packet is switched to, which are below 0xff00 (`OFPP_MAX` of OpenFlow 1.0, to which Open vSwitch
+/// keeps): routers begin at 1. It is nobody's output port, so it may be one of OpenFlow's reserved numbers.
+#[must_use]
+pub fn virtual_port(vif: VifId) -> PortNo {
+    u32::from(vif.router.0) << 16 | u32::from(vif.number)
+}
+
 /// Priorities: the higher wins.
 pub mod priority {
+    /// How a router stands, before all that its tables say.
+    pub const GATE: u16 = 450;
     /// What is never let through.
     pub const REFUSE: u16 = 400;
     /// What is never let through by any port, where [`REFUSE`] does not count it by port.
@@ -351,6 +361,9 @@ pub fn violation(flow: &Flow) -> Option<String> {
             }
             Action::Output { .. } | Action::OutputReg { .. } if !stage.outputs => {
                 return Some(format!("{} outputs", stage.name));
+            }
+            Action::Controller(_) if !stage.outputs => {
+                return Some(format!("{} tells the controller", stage.name));
             }
             _ => {}
         }

@@ -8,6 +8,7 @@ use xenflow_proto::{MacAddr, VlanId};
 
 use crate::punt::PuntRates;
 use crate::queue::QueueClass;
+use crate::stance::Stance;
 
 /// OpenFlow number of a port.
 pub type PortNo = u32;
@@ -122,9 +123,37 @@ pub struct Topology {
     pub max_mtu: u32,
     /// The host's own port on the control network.
     pub control_port: Option<PortNo>,
+    /// How routers stand here while they move. One that is missing stands as its ports do: [`Stance::HOME`] where they are
+    /// plugged in and nobody else has their addresses, nothing elsewhere.
+    pub stances: BTreeMap<RouterId, Stance>,
+    /// The address that the node itself sends from, where it is known.
+    pub node_mac: Option<MacAddr>,
 }
 
 impl Topology {
+    /// How a router stands here; none: as its ports do.
+    #[must_use]
+    pub fn stance(&self, router: RouterId) -> Option<Stance> {
+        self.stances.get(&router).copied()
+    }
+
+    /// The flows of a router may be here; else it is as if it were not configured.
+    #[must_use]
+    pub fn has_tables(&self, router: RouterId) -> bool {
+        self.stance(router).is_none_or(|stance| stance.tables)
+    }
+
+    /// What a guest says of the link that is this vif counts.
+    #[must_use]
+    pub fn is_bound(&self, id: VifId, vif: &Vif) -> bool {
+        self.stance(id.router).map_or(vif.port.is_some(), |stance| stance.tables)
+    }
+
+    /// Vifs that sit on a segment, plugged in here or not: id, vif, segment.
+    pub fn segment_vifs(&self) -> impl Iterator<Item = (VifId, &Vif, VlanId)> {
+        self.vifs.iter().filter_map(|(id, vif)| Some((*id, vif, vif.vlan()?)))
+    }
+
     /// Vifs of a router.
     pub fn vifs_of(&self, router: RouterId) -> impl Iterator<Item = (VifId, &Vif)> {
         let bounds = VifId { router, number: 0 }..=VifId { router, number: u16::MAX };
@@ -145,7 +174,7 @@ impl Topology {
 
     /// Vifs that are plugged in here and sit on a segment: id, vif, segment, port.
     pub fn bound_vifs(&self) -> impl Iterator<Item = (VifId, &Vif, VlanId, PortNo)> {
-        self.vifs.iter().filter_map(|(id, vif)| Some((*id, vif, vif.vlan()?, vif.port?)))
+        self.segment_vifs().filter_map(|(id, vif, vlan)| Some((id, vif, vlan, vif.port?)))
     }
 
     /// Control vifs that are plugged in here: vif and port.

@@ -8,6 +8,9 @@
 
 #[path = "../../crates/openflow/tests/common/mod.rs"]
 mod common;
+mod live;
+#[path = "switch/stances.rs"]
+mod stances;
 #[allow(dead_code, reason = "the laws use the rest")]
 #[path = "laws/world.rs"]
 mod world;
@@ -15,6 +18,7 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use openflow::action::port;
 use openflow::group::ALL_GROUPS;
 use openflow::meter::ALL_METERS;
 use openflow::{Field, Flow, FlowFilter, Message, MultipartReply, MultipartRequest, mac_bits};
@@ -86,7 +90,7 @@ impl Pair {
         by_key(self.client.dump(filter).into_iter().map(|desc| desc.flow))
     }
 
-    /// What leaves, by `ofproto/trace`.
+    /// What leaves, by `ofproto/trace`; by the port of that name what the controller gets.
     fn trace(&self, port: PortNo, packet: &Packet, more: &[&str]) -> BTreeSet<(PortNo, Packet)> {
         self.trace_queues(port, packet, more).into_iter().map(|(port, _, packet)| (port, packet)).collect()
     }
@@ -119,6 +123,16 @@ impl Pair {
             match name {
                 "drop" | "meter" => {}
                 "clone" => self.act(args, &mut packet.clone(), &mut queue.clone(), sent),
+                // A meter of the controller's copy alone: of every packet.
+                "sample" => {
+                    let actions = args.strip_prefix("sample=100.0%,actions(").unwrap();
+                    let actions = actions.strip_suffix(')').unwrap();
+                    self.act(actions, &mut packet.clone(), &mut queue.clone(), sent);
+                }
+                "userspace" => {
+                    assert!(args.contains("controller("), "{action} in {actions}");
+                    sent.insert((port::CONTROLLER, 0, packet.clone()));
+                }
                 "pop_vlan" => drop(packet.tags.remove(0)),
                 "push_vlan" => {
                     let number = |key| value(key).unwrap().parse().unwrap();
@@ -153,9 +167,9 @@ impl Pair {
     fn agree(&self, port: PortNo, packet: &Packet) -> BTreeSet<(PortNo, Packet)> {
         let sent = self.trace_queues(port, packet, &[]);
         let outcomes = self.sim.send_all(port, packet).unwrap().into_iter();
-        let copies = |sim::Outcome { sent, queues, .. }| -> BTreeSet<_> {
-            let all = sent.into_iter().zip(queues);
-            all.map(|((port, packet), queue)| (port, queue, packet)).collect()
+        let copies = |sim::Outcome { sent, queues, told, .. }| -> BTreeSet<_> {
+            let sent = sent.into_iter().zip(queues).map(|((port, packet), queue)| (port, queue, packet));
+            sent.chain(told.into_iter().map(|(_, packet)| (port::CONTROLLER, 0, packet))).collect()
         };
         let simulated: Vec<_> = outcomes.map(copies).collect();
         assert!(simulated.contains(&sent), "{}: {sent:#?}, not of {simulated:#?}", flow_text(port, packet));
@@ -276,11 +290,14 @@ fn vif_port(router: u8, vif: u8) -> PortNo {
 
 fn start(name: &str) -> (World, Pair) {
     let world = host();
-    let vifs = (0..3).flat_map(|r| (0..3).map(move |n| vif_port(r, n)));
-    let ports: Vec<PortNo> =
-        [1, 2, CONTROL_PORT, 200, 201, 202].into_iter().chain(ACCESS).chain(vifs).collect();
-    let pair = Pair::start(name, &world.app(), &ports);
+    let pair = Pair::start(name, &world.app(), &ports());
     (world, pair)
+}
+
+/// Of [`host`].
+fn ports() -> Vec<PortNo> {
+    let vifs = (0..3).flat_map(|r| (0..3).map(move |n| vif_port(r, n)));
+    [1, 2, CONTROL_PORT, 200, 201, 202].into_iter().chain(ACCESS).chain(vifs).collect()
 }
 
 #[test]

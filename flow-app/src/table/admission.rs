@@ -1,5 +1,5 @@
 //! Admission, the VLAN tagger inward: each port's packets get the tag of its segment, or go no further and are counted
-//! by port and reason.
+//! by port and reason. What a mute router's guest sends goes to the controller, and no further.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,9 +7,11 @@ use openflow::{Action, Field, Flow, Learn, LearnSpec, LearnSrc, Match, MatchBuil
 use xenflow_proto::{MacAddr, VlanId};
 
 use super::GROUP;
+use crate::heard::{Heard, HeardKind};
 use crate::pipeline::{
     self, ADMISSION, FLAGS, FROM_UPLINK, IN_PORT, OUT_PORT, ROUTER, cookie, priority, set_reg,
 };
+use crate::punt::{PuntClass, meter_id};
 use crate::refusal::Refusal;
 use crate::topology::{PortNo, Topology};
 
@@ -26,9 +28,17 @@ pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
     for &(vlan, mac) in &topology.elsewhere {
         macs.entry(vlan).or_default().insert(mac);
     }
-    for (_, vif, vlan, port) in topology.bound_vifs() {
-        let matching = Match::builder().in_port(port).untagged().eth_src(vif.mac.0);
-        flows.push(admit(matching.build(), tag(vlan), port, 0, None));
+    for (id, vif, vlan, port) in topology.bound_vifs() {
+        let matching = Match::builder().in_port(port).untagged().eth_src(vif.mac.0).build();
+        flows.push(if topology.stance(id.router).is_some_and(|stance| stance.mute) {
+            // As fast as what its guest is to forward comes to it.
+            let meter = Action::Meter(meter_id(id.router, PuntClass::Transit));
+            let heard = Heard { kind: HeardKind::Mute, vif: id };
+            Flow::new(ADMISSION, priority::NORMAL, cookie::TOPOLOGY, matching)
+                .apply([meter, heard.tell(None)])
+        } else {
+            admit(matching, tag(vlan), port, 0, None)
+        });
         flows.push(refuse(priority::FALLBACK, Refusal::ForeignSource, port, of(port).untagged()));
         no_tags(port, flows);
         never(port, Refusal::ForgedAnnouncement, flows);

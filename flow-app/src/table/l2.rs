@@ -2,7 +2,8 @@
 //! MAC has one port; all else goes to every port of the segment. A guest gets its frames by class.
 //!
 //! What another node has is known to be behind the uplink, if there is one uplink; of several the one is learned. That
-//! holds for a vif that is plugged in here too: its port stays open, but its frames go where it counts.
+//! holds for a vif that is plugged in here too: its port stays open, but its frames go where it counts. Of a router that moves
+//! its stance says where that is ([`super::outlet`]).
 
 use std::collections::BTreeSet;
 
@@ -10,23 +11,43 @@ use openflow::{Action, Field, Flow, Match};
 use xenflow_proto::{MacAddr, VlanId};
 
 use super::GROUP;
+use super::outlet::{is_here, is_open, outlet};
 use crate::pipeline::{
-    CLASSIFY, EGRESS, ETH_IP, FLAGS, FLOOD, IN_PORT, L2, LEARNED, NEXT_HOP_ID, NEXT_HOP_IPV6, OUT_PORT,
-    ROUTED, ROUTER, ROUTER_ID, TABLE_ID, cookie, count_lookup, kept_clone, priority, punt, set_reg,
+    CLASSIFY, EGRESS, ETH_IP, FLAGS, FLOOD, FROM_UPLINK, IN_PORT, L2, LEARNED, NEXT_HOP_ID, NEXT_HOP_IPV6,
+    OUT_PORT, ROUTED, ROUTER, ROUTER_ID, TABLE_ID, cookie, count_lookup, kept_clone, priority, punt, set_reg,
+    virtual_port,
 };
 use crate::punt::PuntClass;
+use crate::stance::Gate;
 use crate::topology::{PortNo, Topology};
 
 pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
-    let served = topology.bound_vifs().filter(|(_, vif, vlan, _)| !topology.is_elsewhere(*vlan, vif.mac));
-    for (_, vif, vlan, port) in served {
+    let mut here: BTreeSet<(VlanId, MacAddr)> = BTreeSet::new();
+    for (id, vif, vlan) in topology.segment_vifs() {
         let to = || Match::builder().vlan(vlan.get()).eth_dst(vif.mac.0);
-        for eth_type in ETH_IP {
-            let routed = to().eth_type(eth_type).reg_masked(FLAGS, ROUTED, ROUTED).build();
-            flows.push(Flow::new(L2, priority::EXCEPTION, cookie::TOPOLOGY, routed).apply(enter_router()));
+        let deliver =
+            |flow: Flow, port| flow.apply([set_reg(OUT_PORT, port), Action::resubmit(CLASSIFY)]).goto(EGRESS);
+        if is_open(topology, id, vif, vlan) {
+            for eth_type in ETH_IP {
+                let routed = to().eth_type(eth_type).reg_masked(FLAGS, ROUTED, ROUTED).build();
+                let flow = Flow::new(L2, priority::EXCEPTION, cookie::TOPOLOGY, routed);
+                flows.push(flow.apply(enter_router()));
+            }
         }
-        let deliver = Flow::new(L2, priority::NORMAL, cookie::TOPOLOGY, to().build());
-        flows.push(deliver.apply([set_reg(OUT_PORT, port), Action::resubmit(CLASSIFY)]).goto(EGRESS));
+        if is_here(topology, id, vif, vlan) {
+            let flow = Flow::new(L2, priority::NORMAL, cookie::TOPOLOGY, to().build());
+            flows.push(match outlet(topology, id, vif) {
+                Some(port) => deliver(flow, port),
+                None => flow,
+            });
+            here.insert((vlan, vif.mac));
+        }
+        if topology.stance(id.router).is_some_and(|stance| stance.gate == Gate::Late) {
+            // What came by an uplink and is sent back makes the switches between believe that its sender is here.
+            let late = to().reg_masked(FLAGS, FROM_UPLINK, FROM_UPLINK | ROUTED).build();
+            let flow = Flow::new(L2, priority::EXCEPTION, cookie::TOPOLOGY, late);
+            flows.push(deliver(flow, virtual_port(id)));
+        }
     }
     let mut known = |vlan: VlanId, mac: MacAddr, port: PortNo| {
         let matching = Match::builder().vlan(vlan.get()).eth_dst(mac.0).build();
@@ -34,7 +55,9 @@ pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
         flows.push(flow.apply([set_reg(OUT_PORT, port)]).goto(EGRESS));
     };
     if let (Some(&uplink), 1) = (topology.uplinks.first(), topology.uplinks.len()) {
-        let there = topology.elsewhere.iter().filter(|(vlan, _)| topology.segments.contains(vlan));
+        let is_there =
+            |place: &&(VlanId, MacAddr)| topology.segments.contains(&place.0) && !here.contains(*place);
+        let there = topology.elsewhere.iter().filter(is_there);
         there.for_each(|&(vlan, mac)| known(vlan, mac, uplink));
     }
     for ((vlan, mac), port) in topology.placed_hosts() {
@@ -44,8 +67,17 @@ pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
     flows.push(Flow::new(L2, priority::FALLBACK, cookie::TOPOLOGY, Match::any()).apply(ask).goto(FLOOD));
 
     for &vlan in &topology.segments {
-        let here = topology.bound_vifs().filter(|(_, _, segment, _)| *segment == vlan);
-        let vifs: BTreeSet<PortNo> = here.map(|(.., port)| port).collect();
+        let mut ports = topology.members(vlan);
+        let mut vifs: BTreeSet<PortNo> = BTreeSet::new();
+        for (id, vif, _) in topology.segment_vifs().filter(|(.., segment)| *segment == vlan) {
+            let outlet = outlet(topology, id, vif);
+            // In the place of its port.
+            if let Some(port) = vif.port {
+                ports.remove(&port);
+            }
+            ports.extend(outlet);
+            vifs.extend(outlet);
+        }
         // A guest or a network over its limit costs the others nothing.
         let copy = |port: PortNo| {
             let actions = [set_reg(OUT_PORT, port), Action::resubmit(EGRESS)];
@@ -55,7 +87,7 @@ pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
                 Action::Clone(Box::new(actions))
             }
         };
-        let copies: Vec<Action> = topology.members(vlan).into_iter().map(copy).collect();
+        let copies: Vec<Action> = ports.into_iter().map(copy).collect();
         let unknown = || Match::builder().vlan(vlan.get()).reg(OUT_PORT, 0);
         let mut flood = |matching: Match, class: Option<Action>| {
             let actions = class.into_iter().chain(copies.iter().cloned()).collect::<Vec<_>>();

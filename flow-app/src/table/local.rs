@@ -2,6 +2,9 @@
 //! whatever class their packets are, and as exceptions packets at the end of their life, and addresses to or from which
 //! a router must not forward (RFC 1812 5.3.7, `ip_route_input_slow`; RFC 4291 2.5 and 2.7, `ip6_rcv_core`,
 //! `ip6_forward`). What a packet comes from only marks it; the route table hands it over.
+//!
+//! Before all of that is the gate of a router that moves: one flow, which takes a packet back out of the router, so that it is
+//! switched to where that is.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -9,9 +12,13 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use openflow::{Action, Flow, Match, MatchBuilder};
 
 use super::{Side, address};
-use crate::pipeline::{ETH_IP, L2, LOCAL, ROUTE, ROUTER_ID, SOURCE, cookie, priority, punt};
+use crate::pipeline::{
+    ETH_IP, FLAGS, FROM_UPLINK, L2, LOCAL, ROUTE, ROUTER_ID, SOURCE, TABLE_ID, cookie, priority, punt,
+    set_reg,
+};
 use crate::punt::PuntClass;
-use crate::topology::RouterId;
+use crate::stance::Gate;
+use crate::topology::{RouterId, Topology};
 
 /// Never forwarded, as destination or as source: "this network", loopback, multicast, reserved and broadcast; the
 /// unspecified address, loopback, IPv4-mapped, link-local and multicast.
@@ -40,7 +47,17 @@ pub(crate) fn is_martian(prefix: IpNet) -> bool {
     MARTIANS.iter().any(|martian| martian.contains(&prefix))
 }
 
-pub(super) fn flows(flows: &mut Vec<Flow>) {
+pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
+    for (id, stance) in &topology.stances {
+        let packets = Match::builder().reg(ROUTER_ID, id.0.into());
+        let packets = match stance.gate {
+            Gate::Closed => packets,
+            Gate::Late => packets.reg_masked(FLAGS, 0, FROM_UPLINK),
+            Gate::Open => continue,
+        };
+        let gate = Flow::new(LOCAL, priority::GATE, cookie::TOPOLOGY, packets.build());
+        flows.push(gate.apply([set_reg(ROUTER_ID, 0), set_reg(TABLE_ID, 0)]).goto(L2));
+    }
     let exception = |table, matching: MatchBuilder| {
         let flow = Flow::new(table, priority::EXCEPTION, cookie::TOPOLOGY, matching.build());
         flow.apply([punt(PuntClass::Exception)])

@@ -7,6 +7,7 @@ mod egress;
 mod l2;
 mod local;
 mod next_hop;
+mod outlet;
 mod queue;
 mod route;
 mod router;
@@ -33,7 +34,7 @@ pub(crate) fn topology_flows(topology: &Topology) -> Vec<Flow> {
     admission::flows(topology, &mut flows);
     control::flows(topology, &mut flows);
     router::flows(&mut flows);
-    local::flows(&mut flows);
+    local::flows(topology, &mut flows);
     route::flows(&mut flows);
     next_hop::flows(&mut flows);
     l2::flows(topology, &mut flows);

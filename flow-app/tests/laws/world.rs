@@ -86,6 +86,8 @@ impl Plan {
             max_mtu: 0,
             vifs: BTreeMap::new(),
             control_port: self.control.then_some(CONTROL_PORT),
+            stances: BTreeMap::new(),
+            node_mac: None,
         };
         for (network, (dice, classes)) in (0..).zip(&self.queues).filter(|(_, (dice, _))| dice % 2 == 1) {
             let own = u32::from(dice % 8) + 8 * network;
@@ -558,8 +560,19 @@ pub fn among_others() -> impl Strategy<Value = World> {
 impl World {
     /// An app that has been told all of it, and has seen nothing of the switch.
     pub fn app(&self) -> App {
+        self.app_on(self.plan.topology())
+    }
+
+    /// The same on this host.
+    pub fn app_on(&self, topology: Topology) -> App {
         let mut app = App::new(LIMIT);
-        app.set_topology(self.plan.topology());
+        app.set_topology(topology);
+        self.tell(&mut app);
+        app
+    }
+
+    /// A snapshot of every guest.
+    pub fn tell(&self, app: &mut App) {
         for (router, tables) in &self.tables {
             let id = router_id(*router);
             app.begin_snapshot(id);
@@ -568,7 +581,6 @@ impl World {
             }
             app.end_snapshot(id);
         }
-        app
     }
 }
 

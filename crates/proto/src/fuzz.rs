@@ -5,6 +5,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::frame::FrameDecoder;
 use crate::message::{DecodeError, GuestMessage, HostMessage};
+use crate::node::{DestinationMessage, SourceMessage};
 
 /// Bytes from a guest, split into frames and decoded until the stream ends or is refused. Returns how many
 /// messages were accepted.
@@ -15,6 +16,16 @@ pub fn guest_stream(data: &[u8]) -> usize {
 /// Bytes from a host; see [`guest_stream`].
 pub fn host_stream(data: &[u8]) -> usize {
     stream(data, HostMessage::decode, HostMessage::encode)
+}
+
+/// Bytes from the source of a move; see [`guest_stream`].
+pub fn source_stream(data: &[u8]) -> usize {
+    stream(data, SourceMessage::decode, SourceMessage::encode)
+}
+
+/// Bytes from the destination of a move; see [`guest_stream`].
+pub fn destination_stream(data: &[u8]) -> usize {
+    stream(data, DestinationMessage::decode, DestinationMessage::encode)
 }
 
 fn stream<M: PartialEq + std::fmt::Debug>(

@@ -1,7 +1,7 @@
-//! What a guest client and the host daemon say to each other.
+//! What a guest client and the host daemon say to each other, and two host daemons while a router moves.
 //!
-//! Owns the vocabulary of a router's tables ([`table`]), the messages ([`message`]) with their frozen wire
-//! schema (`schema/xenflow-v1.proto`), the frames around them ([`frame`]), the names and identities both ends
+//! Owns the vocabulary of a router's tables ([`table`]), the messages ([`message`]; between nodes: [`node`]) with their frozen
+//! wire schemas (`schema/`), the frames around them ([`frame`]), the names and identities both ends
 //! check ([`identity`]), the digests that both ends compare ([`digest`]) and the constants of the control network ([`control`]).
 //!
 //! Does no I/O and keeps no state: bytes become values here, once, or are refused here.
@@ -12,6 +12,7 @@ pub mod frame;
 pub mod fuzz;
 pub mod identity;
 pub mod message;
+pub mod node;
 pub mod table;
 pub mod types;
 mod wire;

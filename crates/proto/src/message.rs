@@ -179,7 +179,7 @@ impl HostMessage {
     }
 }
 
-fn put(message: &impl prost::Message, out: &mut BytesMut) {
+pub(crate) fn put(message: &impl prost::Message, out: &mut BytesMut) {
     put_frame(out, message.encoded_len(), |out| {
         let encoded = message.encode(out);
         debug_assert!(encoded.is_ok(), "BytesMut grows");

@@ -1,4 +1,5 @@
-//! Between the messages and the generated code of the frozen schema. Nothing else sees that code.
+//! Between the messages and the generated code of the frozen schema. Nothing else sees that code but `node::wire`, which has
+//! the tables of this one in it.
 //!
 //! Towards the wire, every type is destructured: a new field does not compile until somebody decides about it.
 //! From the wire, every field is checked here and nowhere else.
@@ -73,13 +74,13 @@ pub enum DecodeError {
     HostBits(IpNet),
 }
 
-type Decoded<T> = Result<T, DecodeError>;
+pub(crate) type Decoded<T> = Result<T, DecodeError>;
 
-fn need<T>(value: Option<T>, field: &'static str) -> Decoded<T> {
+pub(crate) fn need<T>(value: Option<T>, field: &'static str) -> Decoded<T> {
     value.ok_or(DecodeError::Missing(field))
 }
 
-fn at_most<T>(list: Vec<T>, limit: usize, field: &'static str) -> Decoded<Vec<T>> {
+pub(crate) fn at_most<T>(list: Vec<T>, limit: usize, field: &'static str) -> Decoded<Vec<T>> {
     if list.len() > limit { Err(DecodeError::TooMany { field, count: list.len(), limit }) } else { Ok(list) }
 }
 
@@ -87,7 +88,7 @@ fn narrow<T: TryFrom<u32>>(value: u32, field: &'static str, want: &'static str) 
     T::try_from(value).map_err(|_| DecodeError::Range { field, value: value.into(), want })
 }
 
-fn nonzero(value: u32, field: &'static str) -> Decoded<u32> {
+pub(crate) fn nonzero(value: u32, field: &'static str) -> Decoded<u32> {
     if value == 0 { Err(DecodeError::Range { field, value: 0, want: "1 or more" }) } else { Ok(value) }
 }
 
@@ -128,7 +129,7 @@ fn addr_bytes(addr: IpAddr) -> Vec<u8> {
 }
 
 /// For people only: cut, and without control characters, so that it can stand in a log line.
-fn text(text: &str) -> String {
+pub(crate) fn text(text: &str) -> String {
     let mut clean: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
     clean.truncate(clean.floor_char_boundary(MAX_TEXT));
     clean
@@ -308,7 +309,7 @@ fn refusal_reason_to_wire(reason: RefusalReason) -> pb::refusal::Reason {
     }
 }
 
-fn change(change: pb::Change) -> Decoded<Change> {
+pub(crate) fn change(change: pb::Change) -> Decoded<Change> {
     use pb::change::Op;
     Ok(match need(change.op, "op of a change")? {
         Op::Upsert(upserted) => Change::Upsert(object(upserted)?),
@@ -316,7 +317,7 @@ fn change(change: pb::Change) -> Decoded<Change> {
     })
 }
 
-fn change_to_wire(change: &Change) -> pb::Change {
+pub(crate) fn change_to_wire(change: &Change) -> pb::Change {
     use pb::change::Op;
     let op = match change {
         Change::Upsert(object) => Op::Upsert(object_to_wire(object)),

@@ -9,6 +9,10 @@ use xenflow_proto::message::{GuestMessage, Hello, HostMessage, RefusalReason, Re
 use xenflow_proto::table::*;
 use xenflow_proto::{Change, Digest, Key, MacAddr, Object, Seq};
 
+use support::{check_golden, corpus, unhex};
+
+mod support;
+
 fn samples() -> Vec<(&'static str, GuestMessage)> {
     let hop = |gateway: Option<&str>, oif, weight| Hop {
         gateway: gateway.map(|g| g.parse().unwrap()),
@@ -157,27 +161,6 @@ fn host_samples() -> Vec<(&'static str, HostMessage)> {
     ]
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.chunks(32).map(|line| line.iter().map(|b| format!("{b:02x}")).collect::<String>() + "\n").collect()
-}
-
-fn unhex(text: &str) -> Vec<u8> {
-    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
-    digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
-}
-
-/// Compares with `golden/<name>.hex`; a message without a file gets one, and the test fails once to say so.
-fn check_golden(name: &str, encoded: &[u8]) {
-    let path = format!("{}/golden/{name}.hex", env!("CARGO_MANIFEST_DIR"));
-    match std::fs::read_to_string(&path) {
-        Ok(golden) => assert_eq!(hex(encoded), golden, "{name}: version 1 is frozen"),
-        Err(error) => {
-            std::fs::write(&path, hex(encoded)).unwrap();
-            panic!("{name}: no golden file ({error}); written now, look at it and commit it");
-        }
-    }
-}
-
 #[test]
 fn golden_files_hold() {
     for (name, message) in samples() {
@@ -198,22 +181,14 @@ fn golden_files_hold() {
     }
 }
 
-/// Every file of `corpus/` (hexadecimal, `#` comments) goes through the fuzz bodies; its name says how many
-/// messages a host accepts of it: `<what>.<count>.hex`.
 #[test]
 fn corpus_is_accepted_as_named() {
-    let mut files = 0;
-    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/corpus")).unwrap() {
-        let path = entry.unwrap().path();
-        let text = std::fs::read_to_string(&path).unwrap();
-        let code: String = text.lines().map(|line| line.split('#').next().unwrap()).collect();
-        let name = path.file_name().unwrap().to_str().unwrap();
-        let accepted: usize = name.split('.').nth(1).unwrap().parse().unwrap();
-        assert_eq!(fuzz::guest_stream(&unhex(&code)), accepted, "{name}");
-        fuzz::host_stream(&unhex(&code));
-        files += 1;
+    let files = corpus("corpus");
+    assert!(files.len() >= 8, "{} files", files.len());
+    for (name, data, accepted) in files {
+        assert_eq!(fuzz::guest_stream(&data), accepted, "{name}");
+        fuzz::host_stream(&data);
     }
-    assert!(files >= 8, "{files} files");
 }
 
 #[test]

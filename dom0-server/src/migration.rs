@@ -3,7 +3,8 @@
 //! [`sequencer`] decides and is pure. The row of `Migration` is the journal ([`crate::db::migration`]): each phase is reached by
 //! one transaction that one of the two nodes makes, and what a daemon has to do follows from the row and from what it finds on
 //! its own host, whatever it, its peer or the database did before. [`punts`] keeps frames for a guest that is on its way, and is
-//! pure as well.
+//! pure as well; [`peer`] is the link over which the two nodes pass on tables and frames.
 
+pub mod peer;
 pub mod punts;
 pub mod sequencer;

@@ -1,4 +1,4 @@
-//! TLS of the guest listener: who may speak, and as whom.
+//! TLS of the listeners for guests and for nodes: who may speak, and as whom; and of a node that connects to another ([`dial`]).
 //!
 //! TLS 1.3 only, both ends with certificates of the authorities in `ca`, no resumption: a resumed session would skip
 //! the check of the client's certificate. Owns the handshake, the identity in a certificate and the words for what was
@@ -8,6 +8,7 @@
 
 mod credentials;
 mod database;
+mod dial;
 pub mod fuzz;
 mod own;
 mod reload;
@@ -31,6 +32,7 @@ use xenflow_proto::identity::IdentityError;
 
 pub use credentials::{ConfigError, Files, Lists, Server, Trust, server_config};
 pub use database::database;
+pub use dial::{DialError, dial};
 pub use reload::{Access, Current, Distrusted, Handshaking, Peer, follow};
 pub use renewal::Renewals;
 pub use shown::Shown;
@@ -103,6 +105,9 @@ pub enum Refusal {
     /// Its certificate is not for clients.
     #[error("its certificate is not for clients (extended key usage)")]
     WrongUsage,
+    /// Its certificate is not for servers.
+    #[error("its certificate is not for hosts (extended key usage)")]
+    NotHost,
     /// Its certificate has a signature that does not hold.
     #[error("its certificate has a bad signature")]
     BadSignature,

@@ -1,5 +1,5 @@
-//! What guests may cost: how fast they may knock, how long one that broke a rule waits, how many changes it may send,
-//! and how much of all that goes to the log. Time is an argument; nothing here waits.
+//! What guests may cost, and nodes that connect while a router moves: how fast they may knock, how long one that broke a rule
+//! waits, how many changes a guest may send, and how much of all that goes to the log. Time is an argument; nothing here waits.
 //!
 //! Everything is by address before a certificate was shown, and by identity after it: no guest uses up what is another's.
 
@@ -12,9 +12,9 @@ use xenflow_proto::{Identity, Name};
 
 /// Connections without a session at once, of one address; one more is closed. A count of all guests would let one
 /// of them keep the others out.
-pub(super) const HANDSHAKES: usize = 4;
+pub(crate) const HANDSHAKES: usize = 4;
 /// Handshakes a second, of one address, after as many in a row as `HANDSHAKES_BURST`. One costs about a millisecond.
-pub(super) const HANDSHAKES_RATE: u32 = 5;
+pub(crate) const HANDSHAKES_RATE: u32 = 5;
 const HANDSHAKES_BURST: u32 = 10;
 /// Lines of the log for one address: so many in a row, then one a second.
 const LINES_BURST: u32 = 128;
@@ -127,7 +127,7 @@ struct Books {
 
 /// See the module. Clones share what they know.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     books: Arc<Mutex<Books>>,
     /// Changes a second of one router; 0: as many as it likes.
     change_rate: u32,
@@ -143,7 +143,7 @@ impl Limits {
     }
 
     /// A connection comes in: it may go on to the handshake, as long as the result lives, or hits a limit.
-    pub(super) fn knock(&self, from: IpAddr, now: Instant) -> Result<Handshake, Limit> {
+    pub(crate) fn knock(&self, from: IpAddr, now: Instant) -> Result<Handshake, Limit> {
         let admitted = self.with(|books| {
             if books.peers.len() >= REMEMBERED {
                 books.peers.retain(|_, it| it.open > 0 || !it.handshakes.is_idle(now) || it.unlogged > 0);
@@ -168,7 +168,7 @@ impl Limits {
     }
 
     /// Whether a line about an address may go to the log now, and how many did not since the last.
-    pub(super) fn line(&self, about: IpAddr, now: Instant) -> Option<u64> {
+    pub(crate) fn line(&self, about: IpAddr, now: Instant) -> Option<u64> {
         self.with(|books| {
             let peer = books.peers.entry(about).or_default();
             if peer.lines.take(now, LINES_RATE, LINES_BURST) {
@@ -180,7 +180,7 @@ impl Limits {
     }
 
     /// A session ended in a broken rule: its router's next one waits longer.
-    pub(super) fn broke(&self, who: &Identity, now: Instant) {
+    pub(crate) fn broke(&self, who: &Identity, now: Instant) {
         self.with(|books| {
             let account = account(books, who, now);
             if account.free_at.is_some_and(|at| now.saturating_duration_since(at) > FORGIVEN) {
@@ -194,7 +194,7 @@ impl Limits {
     }
 
     /// How long the session of this identity still has to wait.
-    pub(super) fn pause(&self, who: &Identity, now: Instant) -> Duration {
+    pub(crate) fn pause(&self, who: &Identity, now: Instant) -> Duration {
         let free_at = self.with(|books| books.accounts.get(who).and_then(|account| account.free_at));
         free_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
     }
@@ -253,7 +253,7 @@ fn account<'a>(books: &'a mut Books, who: &Identity, now: Instant) -> &'a mut Ac
 
 /// A connection without a session, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Handshake {
+pub(crate) struct Handshake {
     limits: Limits,
     peer: IpAddr,
 }

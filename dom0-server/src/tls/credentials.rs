@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ParsedCertificate, StoresServerSessions, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
@@ -160,9 +161,17 @@ impl Files {
             // An authority need not let hosts be clients.
             Ok(()) | Err(_) => {}
         }
-        let config = server_config(&trust, chain.clone(), key);
         let pair = |source| ConfigError::Pair { cert: own(), key: self.key.clone(), source };
-        Ok(Server { config: Arc::new(config.map_err(pair)?), identity, trust: Arc::new(trust), chain })
+        let provider = rustls::crypto::ring::default_provider();
+        let shown = CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider).map_err(pair)?;
+        let config = server_config(&trust, chain.clone(), key).map_err(pair)?;
+        Ok(Server {
+            config: Arc::new(config),
+            identity,
+            trust: Arc::new(trust),
+            chain,
+            shown: Arc::new(shown),
+        })
     }
 }
 
@@ -177,7 +186,7 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
     all.ok_or_else(|| ConfigError::NoCertificate { path: path.to_owned() })
 }
 
-/// What the daemon needs to listen.
+/// What the daemon needs to listen, and to connect to other nodes.
 #[derive(Debug, Clone)]
 pub struct Server {
     /// For [`super::accept`].
@@ -188,6 +197,8 @@ pub struct Server {
     pub trust: Arc<Trust>,
     /// The host's own certificate chain.
     pub chain: Vec<CertificateDer<'static>>,
+    /// It, with its key: what the host shows where it is the client.
+    pub(super) shown: Arc<CertifiedKey>,
 }
 
 impl Server {
@@ -299,6 +310,11 @@ impl Trust {
         let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms.all;
         let parsed = ParsedCertificate::try_from(first)?;
         verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, rest, at, algorithms)
+    }
+
+    /// Whether a node with this chain would be connected to at that time.
+    pub fn check_node(&self, chain: &[CertificateDer<'_>], at: UnixTime) -> Result<(), Refusal> {
+        self.verify_host(chain, at).map_err(Refusal::from_tls)
     }
 
     /// Whether this chain is a host's that was not revoked.

@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use xenflow_proto::Identity;
 
 use super::own::Own;
-use super::{Files, Refusal, Server};
+use super::{Files, Refusal, Server, Trust};
 use crate::chain::Chain;
 
 /// Between two looks at the files.
@@ -154,6 +154,11 @@ impl Handshaking {
         self.server.config.clone()
     }
 
+    /// For [`super::dial`].
+    pub(super) fn server(&self) -> &Server {
+        &self.server
+    }
+
     /// After it, with the chain that the peer showed.
     #[must_use]
     pub fn peer(self, chain: Option<&[CertificateDer<'static>]>) -> Peer {
@@ -190,12 +195,25 @@ impl Peer {
     /// Waits until the peer would not be let in any more: revoked, or of an authority that is none now. That its
     /// certificate ends meanwhile ends no session: nobody distrusts it, and the next handshake needs a new one anyway.
     pub async fn distrusted(&mut self, identity: &Identity) -> Distrusted {
+        self.distrusted_by(identity, Trust::check).await
+    }
+
+    /// [`Peer::distrusted`] of a node that this one has connected to.
+    pub async fn host_distrusted(&mut self, identity: &Identity) -> Distrusted {
+        self.distrusted_by(identity, Trust::check_node).await
+    }
+
+    async fn distrusted_by(
+        &mut self,
+        identity: &Identity,
+        check: fn(&Trust, &[CertificateDer<'_>], UnixTime) -> Result<(), Refusal>,
+    ) -> Distrusted {
         loop {
             if self.access.current.changed().await.is_err() {
                 return std::future::pending().await;
             }
             let server = self.access.current.borrow_and_update().clone();
-            if let Err(reason) = server.trust.check(&self.chain, self.at) {
+            if let Err(reason) = check(&server.trust, &self.chain, self.at) {
                 return Distrusted { identity: identity.clone(), reason };
             }
         }

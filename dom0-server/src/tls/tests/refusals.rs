@@ -25,8 +25,11 @@ enum Client {
 async fn knock(config: &Arc<ServerConfig>, host: &Host, client: &Client) -> Vec<String> {
     let log = Log::start();
     let trust = Trust::new(vec![host.anchor.clone()], Lists::default()).unwrap();
-    let (config, chain) = (config.clone(), pem(&host.own).0);
-    let server = Server { config, identity: identity("xenflow://node/a"), trust: Arc::new(trust), chain };
+    let (chain, key) = pem(&host.own);
+    let provider = rustls::crypto::ring::default_provider();
+    let shown = rustls::sign::CertifiedKey::from_der(chain.clone(), key, &provider).unwrap();
+    let (config, identity) = (config.clone(), identity("xenflow://node/a"));
+    let server = Server { config, identity, trust: Arc::new(trust), chain, shown: Arc::new(shown) };
     let access = Access::new(watch::channel(Arc::new(server)).1, None);
     let bind = || TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0));
     let (door, other) = (bind().await.unwrap(), bind().await.unwrap());

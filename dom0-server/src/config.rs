@@ -1,5 +1,6 @@
 //! The daemon's settings: a TOML file, checked once. Unknown keys are refused.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -69,6 +70,78 @@ pub struct Config {
     /// How uplinks are shared.
     #[serde(default)]
     pub bandwidth: Bandwidth,
+    /// Where other nodes reach this one while a router moves here; without it, none is planned to.
+    #[serde(default, skip_serializing_if = "Migration::is_off")]
+    pub migration: Migration,
+}
+
+/// How routers come: section `[migration]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Migration {
+    /// Where the daemon listens for nodes that a router leaves: `ADDRESS:PORT`, or `ADDRESS` with port 6642.
+    pub listen: Option<String>,
+    /// Where these nodes reach it, if that is not where it listens: because something is between, or it listens at every
+    /// address. In the same form.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+}
+
+impl Migration {
+    /// The port by default.
+    pub const PORT: u16 = 6642;
+
+    fn is_off(&self) -> bool {
+        self.listen.is_none()
+    }
+
+    /// Where the daemon listens, if it takes planned moves.
+    #[must_use]
+    pub fn listen(&self) -> Option<SocketAddr> {
+        self.listen.as_deref().and_then(endpoint)
+    }
+
+    /// Where others reach it.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listen().map(|listen| self.address.as_deref().and_then(endpoint).unwrap_or(listen))
+    }
+
+    /// The form that has everything in it; else the key, its value and the rule.
+    fn whole(&mut self) -> Result<(), (&'static str, String, &'static str)> {
+        for (key, text) in [("migration.listen", &mut self.listen), ("migration.address", &mut self.address)]
+        {
+            if let Some(text) = text {
+                let rule = "an address as 10.0.0.1, 10.0.0.1:6642 or [2001:db8::1]:6642";
+                *text = endpoint(text).ok_or_else(|| (key, text.clone(), rule))?.to_string();
+            }
+        }
+        let refuse = |key, text: &str, rule| Err((key, text.to_owned(), rule));
+        let is_nowhere =
+            |text: &str| endpoint(text).is_none_or(|it| it.ip().is_unspecified() || it.port() == 0);
+        match (self.listen.as_deref(), self.address.as_deref()) {
+            (None, Some(address)) => {
+                refuse("migration.address", address, "it is told to others only with migration.listen")
+            }
+            (Some(listen), _) if endpoint(listen).is_some_and(|it| it.port() == 0) => {
+                refuse("migration.listen", listen, "the port is 1 to 65535")
+            }
+            (Some(listen), None) if is_nowhere(listen) => refuse(
+                "migration.listen",
+                listen,
+                "nobody can connect to that: migration.address says where others reach this node",
+            ),
+            (Some(_), Some(address)) if is_nowhere(address) => {
+                refuse("migration.address", address, "nobody can connect to that")
+            }
+            (Some(_) | None, _) => Ok(()),
+        }
+    }
+}
+
+fn endpoint(text: &str) -> Option<SocketAddr> {
+    let address = || Some(SocketAddr::new(text.parse::<IpAddr>().ok()?, Migration::PORT));
+    text.parse().ok().or_else(address)
 }
 
 /// How uplinks are shared: section `[bandwidth]`.
@@ -251,7 +324,7 @@ impl Config {
     /// # Errors
     /// See [`Config::load`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let config: Self =
+        let mut config: Self =
             toml::from_str(text).map_err(|source| ConfigError::Syntax { path: path.into(), source })?;
         let refuse = |key, value: &str, rule: String| ConfigError::Value {
             path: path.into(),
@@ -290,6 +363,9 @@ impl Config {
         }
         if !(1..=60).contains(&samples) {
             return Err(refuse("bandwidth.samples", &samples.to_string(), "1 to 60".into()));
+        }
+        if let Err((key, value, rule)) = config.migration.whole() {
+            return Err(refuse(key, &value, rule.to_owned()));
         }
         if let Err(error) = config.log.parse::<tracing_subscriber::filter::Targets>() {
             return Err(refuse("log", &config.log, error.to_string()));
@@ -367,5 +443,42 @@ mod tests {
         let driver = parse(&format!("{GOOD}[bandwidth]\ndriver = \"htb\"\n")).unwrap_err();
         assert!(driver.contains("unknown variant `htb`, expected one of `auto`"), "{driver}");
         assert!(parse(&format!("{GOOD}max_change_rate = 0\nhold_time_s = 60\n")).is_ok());
+    }
+
+    #[test]
+    fn moves_come_in_at_an_address_that_others_can_reach() {
+        let migration = |section: &str| {
+            let config = parse(&format!("{GOOD}[migration]\n{section}"))?;
+            // What is printed says the same.
+            let printed = toml::to_string(&config).unwrap();
+            assert_eq!(parse(&printed).as_ref(), Ok(&config), "{printed}");
+            Ok::<_, String>([config.migration.listen(), config.migration.address()])
+        };
+        let at = |text: &str| Some(text.parse().unwrap());
+        assert_eq!(parse(GOOD).unwrap().migration.address(), None);
+        assert_eq!(migration(""), Ok([None, None]));
+        let whole = Ok([at("10.0.0.1:6642"), at("10.0.0.1:6642")]);
+        assert_eq!(migration("listen = \"10.0.0.1\""), whole);
+        assert_eq!(migration("listen = \"10.0.0.1:6642\""), whole);
+        assert_eq!(
+            migration("listen = \"[::]:7000\"\naddress = \"2001:db8::1\""),
+            Ok([at("[::]:7000"), at("[2001:db8::1]:6642")])
+        );
+        let refused = |section: &str, key: &str, value: &str, rule: &str| {
+            let said = migration(section).unwrap_err();
+            assert_eq!(said, format!("x.toml: migration.{key} = \"{value}\": {rule}"));
+        };
+        let form = "an address as 10.0.0.1, 10.0.0.1:6642 or [2001:db8::1]:6642";
+        refused("listen = \"host-a:6642\"", "listen", "host-a:6642", form);
+        refused("listen = \"10.0.0.1\"\naddress = \"10.0.0.1:66420\"", "address", "10.0.0.1:66420", form);
+        refused("listen = \"10.0.0.1:0\"", "listen", "10.0.0.1:0", "the port is 1 to 65535");
+        let everywhere = "nobody can connect to that: migration.address says where others reach this node";
+        refused("listen = \"0.0.0.0\"", "listen", "0.0.0.0:6642", everywhere);
+        let nowhere = "nobody can connect to that";
+        refused("listen = \"0.0.0.0\"\naddress = \"::\"", "address", "[::]:6642", nowhere);
+        let alone = "it is told to others only with migration.listen";
+        refused("address = \"10.0.0.1\"", "address", "10.0.0.1:6642", alone);
+        let unknown = migration("port = 1").unwrap_err();
+        assert!(unknown.contains("unknown field `port`, expected `listen` or `address`"), "{unknown}");
     }
 }

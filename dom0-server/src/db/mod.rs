@@ -44,7 +44,7 @@ pub use status::{Counts, SessionState, Status};
 pub const DATABASE: &str = "XenFlow";
 
 /// Version of the schema: databases of the same first two numbers fit.
-pub const VERSION: &str = "0.5.0";
+pub const VERSION: &str = "0.6.0";
 
 /// Names of the tables.
 pub mod table {

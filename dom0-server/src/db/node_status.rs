@@ -8,7 +8,7 @@ use xenflow_proto::Name;
 use super::capacity::{self, Capacities};
 use super::{RowError, table};
 
-/// Longest version or kind of a datapath, in characters; the schema's limit.
+/// Longest version, kind of a datapath or address, in characters; the schema's limit.
 const WORD_MAX: usize = 63;
 
 /// One node.
@@ -37,11 +37,13 @@ pub struct NodeStatus {
     pub uplink_capacity: Capacities,
     /// By what its uplinks are shaped, and behind `: ` why not as they should be.
     pub shaping: BTreeMap<String, String>,
+    /// Where nodes that a router leaves connect to; empty: it takes no planned moves.
+    pub address: String,
 }
 
 impl NodeStatus {
     /// The columns of a row, `node` first.
-    pub const COLUMNS: [&'static str; 11] = [
+    pub const COLUMNS: [&'static str; 12] = [
         "node",
         "version",
         "ovs_version",
@@ -53,6 +55,7 @@ impl NodeStatus {
         "uplink_mtus",
         capacity::COLUMN,
         "shaping",
+        "address",
     ];
     /// The columns that a waiting command reads.
     pub const WAITED_FOR: [&'static str; 3] = ["node", "cfg", "seen_ms"];
@@ -83,6 +86,7 @@ impl NodeStatus {
                 .into_iter()
                 .map(|(port, words)| (port.to_owned(), words.to_owned()))
                 .collect(),
+            address: row.str("address")?.to_owned(),
         })
     }
 
@@ -112,6 +116,7 @@ impl NodeStatus {
             .set("datapath", word(&self.datapath))
             .set("started_ms", number(self.started_ms))
             .set("seen_ms", number(self.seen_ms))
+            .set("address", word(&self.address))
             .set("problems", Datum::set(&self.problems))
             .set(
                 "uplink_mtus",

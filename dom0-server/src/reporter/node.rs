@@ -4,6 +4,7 @@
 //! One task writes, always what is newest, so that no write overtakes a later one.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ovsdb::{SessionHandle, TransactError};
@@ -26,17 +27,18 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct NodeReporter {
     node: Name,
+    address: Option<SocketAddr>,
     started_ms: u64,
     newest: watch::Sender<Option<NodeStatus>>,
 }
 
 impl NodeReporter {
-    /// One of a daemon that begins now. It ends when this is dropped.
+    /// One of a daemon that begins now, and takes planned moves at this address. It ends when this is dropped.
     #[must_use]
-    pub fn start(node: Name, database: SessionHandle) -> Self {
+    pub fn start(node: Name, address: Option<SocketAddr>, database: SessionHandle) -> Self {
         let (newest, told) = watch::channel(None);
         tokio::spawn(write(database, told));
-        Self { node, started_ms: now_ms(), newest }
+        Self { node, address, started_ms: now_ms(), newest }
     }
 
     /// How the node is now, its uplinks as they were shaped last. Before both databases have spoken nothing is reported.
@@ -58,6 +60,7 @@ impl NodeReporter {
             uplink_mtus: core.uplink_mtus(),
             uplink_capacity: capacities(shaped),
             shaping: shaped.links.iter().map(|link| (link.port.clone(), driver(link))).collect(),
+            address: self.address.map(|address| address.to_string()).unwrap_or_default(),
         };
         self.newest.send_if_modified(|newest| {
             let is_other = newest.as_ref() != Some(&status);

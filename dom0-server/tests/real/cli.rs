@@ -16,8 +16,8 @@ fn init_does_only_what_is_not_done() {
     server.refused("network list", 1, &format!("{db} serves no database XenFlow: run 'xenflow init' first"));
     let said = server.ok(&server.init());
     let file = file.display();
-    assert_eq!(said, format!("created {file}\nadded XenFlow to the server behind {db}\nschema 0.5.0\n"));
-    assert_eq!(server.ok(&server.init()), format!("{db} serves XenFlow already\nschema 0.5.0\n"));
+    assert_eq!(said, format!("created {file}\nadded XenFlow to the server behind {db}\nschema 0.6.0\n"));
+    assert_eq!(server.ok(&server.init()), format!("{db} serves XenFlow already\nschema 0.6.0\n"));
     server.ok("network add red");
 
     // A restarted ovsdb-server knows only the files that it was started with; the contents are still there.
@@ -27,7 +27,7 @@ fn init_does_only_what_is_not_done() {
     let said = server.ok(&format!("{} --ctl {}", server.init(), server.ctl().display()));
     assert_eq!(
         said,
-        format!("{file} is there already\nadded XenFlow to the server behind {db}\nschema 0.5.0\n")
+        format!("{file} is there already\nadded XenFlow to the server behind {db}\nschema 0.6.0\n")
     );
     assert_eq!(server.ok("network list"), "NAME  MIN_BPS  MAX_BPS\nred   -        -\n");
     let rows = server
@@ -43,7 +43,7 @@ fn init_refuses_another_schema_and_a_missing_server() {
     let file = server.dir.0.join("xenflow.db");
     let mut create = Command::new("ovsdb-tool");
     assert!(create.arg("create").args([&file, &other]).status().unwrap().success());
-    let message = "database XenFlow has the schema \"9.8.7\", this xenflow is for 0.5.0";
+    let message = "database XenFlow has the schema \"9.8.7\", this xenflow is for 0.6.0";
     server.refused(&server.init(), 1, message);
     server.refused("show", 1, message);
 

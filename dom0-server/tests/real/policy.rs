@@ -131,6 +131,19 @@ fn init_converts_a_database_of_the_fourth_schema() {
     converts("0.4.0");
 }
 
+#[test]
+fn init_converts_a_database_of_the_fifth_schema() {
+    let server = converts("0.5.0");
+    server.write(&json!([{"op": "insert", "table": "Node_Status", "row": {"node": "a"}}]));
+    assert_eq!(server.json("show node a")[0]["status"]["address"], "");
+    let row = json!({"address": "10.0.0.1:6642"});
+    server.write(
+        &json!([{"op": "update", "table": "Node_Status", "where": [["node", "==", "a"]], "row": row}]),
+    );
+    assert_eq!(server.json("show node a")[0]["status"]["address"], "10.0.0.1:6642");
+    assert!(server.ok("show node a").contains("\n  takes planned moves at 10.0.0.1:6642\n"));
+}
+
 /// A database of an earlier schema, with contents, becomes one of this: nothing of it is lost.
 fn converts(version: &str) -> Server {
     let server = Server::start();
@@ -148,13 +161,13 @@ fn converts(version: &str) -> Server {
     ]));
     let db = server.db();
     let message = format!(
-        "database XenFlow has the schema {version}, this xenflow is for 0.5.0: run 'xenflow init' to convert it"
+        "database XenFlow has the schema {version}, this xenflow is for 0.6.0: run 'xenflow init' to convert it"
     );
     server.refused("show", 1, &message);
 
     let said = server.ok(&server.init());
-    assert_eq!(said, format!("{db} serves XenFlow already\nconverted the schema from {version} to 0.5.0\n"));
-    assert_eq!(server.ok(&server.init()), format!("{db} serves XenFlow already\nschema 0.5.0\n"));
+    assert_eq!(said, format!("{db} serves XenFlow already\nconverted the schema from {version} to 0.6.0\n"));
+    assert_eq!(server.ok(&server.init()), format!("{db} serves XenFlow already\nschema 0.6.0\n"));
     let row = r1(&server);
     assert_eq!(
         (&row["id"], &row["fastpath"], &row["max_routes"]),
@@ -164,7 +177,7 @@ fn converts(version: &str) -> Server {
     server.ok("router set r1 --fastpath never");
 
     // The file itself is converted: a server that starts with it serves the new schema.
-    assert_eq!(server.tool("ovsdb-tool", &["db-version", &file]), "0.5.0");
+    assert_eq!(server.tool("ovsdb-tool", &["db-version", &file]), "0.6.0");
     server
 }
 

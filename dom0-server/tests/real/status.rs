@@ -48,7 +48,7 @@ impl Daemon {
         let mut core = Core::new("a".parse().unwrap(), 1000);
         core.handle(tokio::time::timeout(LIMIT, events.recv()).await.unwrap().unwrap());
         let reporter = Reporter::new("a".parse().unwrap(), database.clone());
-        let about_node = NodeReporter::start("a".parse().unwrap(), database);
+        let about_node = NodeReporter::start("a".parse().unwrap(), "10.0.0.1:6642".parse().ok(), database);
         Self { core, reporter, about_node, events, shaped: Report::default() }
     }
 
@@ -380,6 +380,7 @@ async fn what_uplinks_carry_and_who_shapes_them_is_reported() {
     let trunk0 = shown("trunk0", json!(10_000_000_000_i64), json!("node"), "tc");
     let why = "none: it has no speed";
     assert_eq!(uplinks(), json!([trunk0, shown("trunk1", Value::Null, Value::Null, why)]));
+    assert_eq!(server.json("show node a")[0]["status"]["address"], "10.0.0.1:6642");
     // What somebody says counts.
     server.ok("uplink set a trunk0 --capacity 1gbit");
     let page = server.ok("show node a");

@@ -195,10 +195,12 @@ fn node_json(now: &Now, node: &Node) -> Value {
             uplink_mtus: _,
             uplink_capacity: _,
             shaping: _,
+            address,
         } = status;
         json!({
             "version": version, "ovs_version": ovs_version, "datapath": datapath, "started_ms": started_ms,
             "seen_ms": seen_ms, "cfg": cfg, "is_behind": *cfg < Some(asked), "problems": problems,
+            "address": address,
         })
     });
     json!({
@@ -234,6 +236,9 @@ fn node_lines(page: &mut String, status: &NodeStatus, asked: i64) {
     match cfg.unwrap_or_default() {
         cfg if cfg < asked => line(page, 1, format_args!("behind: its switch has {cfg} of {asked}")),
         cfg => line(page, 1, format_args!("not behind: its switch has {cfg}")),
+    }
+    if !status.address.is_empty() {
+        line(page, 1, format_args!("takes planned moves at {}", printable(&status.address)));
     }
     for problem in &status.problems {
         line(page, 1, format_args!("problem: {}", printable(problem)));

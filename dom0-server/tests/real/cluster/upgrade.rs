@@ -95,7 +95,7 @@ fn older_cluster() -> Hosts {
     // Joining converts nothing: an earlier program may still be at work.
     hosts.made(1, "join", &["--peer", &peer]);
     for host in 0..2 {
-        let message = "database XenFlow has the schema 0.2.0, this xenflow is for 0.5.0: run 'xenflow init' to convert it";
+        let message = "database XenFlow has the schema 0.2.0, this xenflow is for 0.6.0: run 'xenflow init' to convert it";
         support::refused("show", &hosts.run(&["--db", &hosts.local(host), "show"]), 1, message);
     }
     hosts
@@ -118,7 +118,7 @@ fn cluster_init_converts_a_running_cluster() {
     let mut hosts = older_cluster();
     let file = hosts.path("0/cluster.db");
     let (converted, roles) =
-        ("converted the schema from 0.2.0 to 0.5.0", "clients have the role xenflow-node from now on");
+        ("converted the schema from 0.2.0 to 0.6.0", "clients have the role xenflow-node from now on");
     let said = hosts.init(&[]);
     assert!(said.starts_with(&format!("{file} is there already\n{converted}\n{roles}\n")), "{said}");
     for host in 0..2 {
@@ -137,10 +137,10 @@ fn init_converts_a_running_cluster_by_a_member_that_follows() {
     let mut hosts = older_cluster();
     let local = hosts.local(hosts.having("follower", &[1, 0]));
     let said = hosts.ok(&["--db", &local, "init"]);
-    assert_eq!(said, format!("{local} serves XenFlow already\nconverted the schema from 0.2.0 to 0.5.0\n"));
+    assert_eq!(said, format!("{local} serves XenFlow already\nconverted the schema from 0.2.0 to 0.6.0\n"));
     assert_eq!(
         hosts.ok(&["--db", &local, "init"]),
-        format!("{local} serves XenFlow already\nschema 0.5.0\n")
+        format!("{local} serves XenFlow already\nschema 0.6.0\n")
     );
     for host in 0..2 {
         is_kept(&hosts, host);
@@ -180,5 +180,5 @@ fn init_renews_the_role_of_an_earlier_program() {
     assert!(said.ends_with("\nclients have the role xenflow-node from now on\n"), "{said}");
     assert_eq!(hosts.write("a", &shaped), None);
     let again = hosts.ok(&["--db", &local, "init"]);
-    assert!(again.ends_with("\nschema 0.5.0\n"), "{again}");
+    assert!(again.ends_with("\nschema 0.6.0\n"), "{again}");
 }

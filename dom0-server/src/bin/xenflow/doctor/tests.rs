@@ -371,6 +371,7 @@ fn node(name: &str, seen_ms: u64) -> NodeStatus {
         uplink_mtus: [].into(),
         uplink_capacity: [].into(),
         shaping: [].into(),
+        address: String::new(),
     }
 }
 

@@ -114,6 +114,7 @@ fn nodes_addresses_migrations_and_the_desired_state_are_told() {
             ("uplink_mtus", Datum::map::<&str, i64>([])),
             ("uplink_capacity", Datum::map::<&str, i64>([])),
             ("shaping", Datum::map::<&str, &str>([])),
+            ("address", "".into()),
         ];
         change(table::NODE_STATUS, 2, Some(&columns))
     };

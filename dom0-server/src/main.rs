@@ -9,6 +9,7 @@ use dom0_server::config::Config;
 use dom0_server::daemon;
 use dom0_server::events::Events;
 use dom0_server::journal::Journal;
+use dom0_server::migration::toolstack::supervise;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
@@ -36,7 +37,19 @@ enum Command {
         #[arg(long, default_value = "/etc/xenflow/dom0.toml")]
         config: PathBuf,
     },
+    /// Look after the move of a guest, in a folder of the daemon's. The daemon runs this by itself.
+    #[command(hide = true)]
+    Move {
+        /// Become the command that moves it.
+        #[arg(long)]
+        command: bool,
+        /// The folder.
+        folder: PathBuf,
+    },
 }
+
+/// Of a command that cannot be run, as shells have it.
+const NOT_RUN: u8 = 127;
 
 fn main() -> ExitCode {
     match Args::parse().command {
@@ -50,6 +63,14 @@ fn main() -> ExitCode {
         Command::Run { config } => match Config::load(&config) {
             Ok(config) => run(config),
             Err(error) => fail(&error, 2),
+        },
+        Command::Move { command: false, folder } => match supervise::supervise(&folder) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error, 1),
+        },
+        Command::Move { command: true, folder } => match supervise::command(&folder) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error, NOT_RUN),
         },
     }
 }

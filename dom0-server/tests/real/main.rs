@@ -33,5 +33,6 @@ mod status;
 mod support;
 mod switch;
 mod tls;
+mod toolstack;
 mod top;
 mod wait;

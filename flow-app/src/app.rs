@@ -26,6 +26,8 @@ use crate::router::{Router, Step, diff};
 use crate::table;
 use crate::topology::{RouterId, Topology};
 
+mod follow;
+
 /// A part of the switch's flows that is compared and kept on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Scope {

@@ -64,7 +64,13 @@ pub struct Stage {
 pub const STAGES: [Stage; 13] = [
     Stage { table: ADMISSION, name: "admission", next: &[ROUTER], outputs: true, miss: "counted, dropped" },
     Stage { table: ROUTER, name: "router", next: &[LOCAL, L2], outputs: false, miss: "to l2" },
-    Stage { table: LOCAL, name: "local", next: &[ROUTE, L2, SOURCE], outputs: false, miss: "to route" },
+    Stage {
+        table: LOCAL,
+        name: "local",
+        next: &[LOCAL, ROUTE, L2, SOURCE],
+        outputs: false,
+        miss: "to route",
+    },
     Stage { table: ROUTE, name: "route", next: &[NEXT_HOP, L2], outputs: false, miss: "punt" },
     Stage { table: NEXT_HOP, name: "next hop", next: &[L2], outputs: false, miss: "punt (glean)" },
     Stage {
@@ -83,7 +89,7 @@ pub const STAGES: [Stage; 13] = [
     Stage { table: LIMIT, name: "limit", next: &[LIMIT], outputs: false, miss: "no maximum" },
 ];
 
-/// Register 0: [`ROUTED`], [`FROM_UPLINK`], [`TOO_BIG`], [`PUNT_CLASS`].
+/// Register 0: [`ROUTED`], [`FROM_UPLINK`], [`TOO_BIG`], [`PUNT_CLASS`], [`LATE`].
 pub const FLAGS: u8 = 0;
 /// Register 1: the port the packet came in by; 0 after it entered another router.
 pub const IN_PORT: u8 = 1;
@@ -119,6 +125,10 @@ pub const TOO_BIG_BIT: u16 = 2;
 pub const PUNT_CLASS: u32 = 7 << PUNT_CLASS_BIT;
 /// Where [`PUNT_CLASS`] begins.
 pub const PUNT_CLASS_BIT: u16 = 3;
+/// In [`FLAGS`]: the packet came by an uplink for a router that is elsewhere, and was counted.
+pub const LATE: u32 = 1 << LATE_BIT;
+/// Where [`LATE`] is.
+pub const LATE_BIT: u16 = 6;
 /// In [`PUNT_CLASS`]: none; the guest gets the packet as it would from any switch.
 pub const UNPOLICED: u32 = 7 << PUNT_CLASS_BIT;
 /// Bytes before the IP packet in a frame without tag; the switch's lengths count them, and no tag.
@@ -150,8 +160,18 @@ pub fn virtual_port(vif: VifId) -> PortNo {
     u32::from(vif.router.0) << 16 | u32::from(vif.number)
 }
 
+/// The router of which this flow counts what its gate lets in late.
+#[must_use]
+pub fn counted_late(flow: &Flow) -> Option<RouterId> {
+    let is_counter = flow.table == LOCAL && flow.priority == priority::LATE;
+    let owner = flow.matching.field(Field::Reg(ROUTER_ID)).filter(|_| is_counter)?;
+    u16::try_from(owner.value).ok().map(RouterId)
+}
+
 /// Priorities: the higher wins.
 pub mod priority {
+    /// What a gate lets in late is counted before all else.
+    pub const LATE: u16 = 460;
     /// How a router stands, before all that its tables say.
     pub const GATE: u16 = 450;
     /// What is never let through.
@@ -284,7 +304,8 @@ pub(crate) fn count_lookup() -> [Action; 2] {
 }
 
 /// Sets a register.
-pub(crate) fn set_reg(register: u8, value: u32) -> Action {
+#[must_use]
+pub fn set_reg(register: u8, value: u32) -> Action {
     Action::set_field(Field::Reg(register), value.into())
 }
 

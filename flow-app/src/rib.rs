@@ -16,6 +16,7 @@ use xenflow_proto::table::{
 };
 use xenflow_proto::{Change, Key, MacAddr, Object};
 
+mod follow;
 mod gateways;
 mod size;
 
@@ -50,6 +51,7 @@ pub struct Rib {
     epoch: u32,
     in_snapshot: bool,
     tally: Option<Tally>,
+    follow: Option<follow::Follow>,
 }
 
 /// The digest of the objects that one boot of the guest has said. What an earlier boot said stays until the end of
@@ -174,6 +176,12 @@ impl Rib {
         (tally.digest.objects == objects as u64).then_some(tally.digest)
     }
 
+    /// The boot of the guest that is telling the tables, or has told them.
+    #[must_use]
+    pub fn boot(&self) -> Option<[u8; 16]> {
+        self.tally.as_ref().map(|tally| tally.boot_id)
+    }
+
     /// End-of-RIB: the way to the keys that the snapshot did not confirm, for [`Rib::unconfirmed`]. None without a
     /// beginning: an end alone must not sweep everything.
     pub fn snapshot_end(&mut self) -> Option<Sweep> {
@@ -263,7 +271,12 @@ impl Rib {
             return Err(TooMuch::Bytes { bytes, limit: quota.bytes });
         }
         self.bytes = bytes;
-        Ok(self.apply_within_limit(change))
+        let key = change.key();
+        let is_another = self.apply_within_limit(change);
+        if is_another {
+            self.note(key);
+        }
+        Ok(is_another)
     }
 
     /// What the object of a key costs, if there is one.
@@ -305,6 +318,7 @@ impl Rib {
             epoch: _,
             in_snapshot: _,
             tally: _,
+            follow: _,
         } = self;
         links.len() + addresses.len() + routes.len() + next_hops.len() + neighbors.len() + obstacles.len()
     }

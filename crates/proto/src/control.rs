@@ -4,8 +4,12 @@
 //! the old one was. A guest's own control address follows from the MAC of its control vif; the host's switch
 //! lets no other source through, which ties a session's peer address to one port.
 
+use std::hash::Hasher as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use siphasher::sip::SipHasher24;
+
+use crate::identity::Name;
 use crate::types::MacAddr;
 
 /// TCP port of the host daemon on the control network.
@@ -53,9 +57,27 @@ pub fn guest_ipv4(mac: MacAddr) -> Ipv4Addr {
     Ipv4Addr::new(169, 254, high, low)
 }
 
+/// The address that a node itself sends from on segments: made of its name (locally administered, of one interface), so that it is
+/// the same in every life and on every uplink, and no two nodes have one.
+#[must_use]
+pub fn node_mac(node: &Name) -> MacAddr {
+    let mut hasher = SipHasher24::new_with_key(b"xenflow node mac");
+    hasher.write(node.as_str().as_bytes());
+    let [_, _, _, b, c, d, e, f] = hasher.finish().to_be_bytes();
+    MacAddr([0x0a, b, c, d, e, f])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_have_addresses_of_their_own() {
+        let mac = |name: &str| node_mac(&name.parse().unwrap());
+        assert_eq!(mac("a"), mac("a"));
+        assert_ne!(mac("a"), mac("b"));
+        assert!(mac("a").is_unicast() && mac("a") != HOST_MAC);
+    }
 
     #[test]
     fn guest_addresses_follow_the_mac() {

@@ -177,6 +177,53 @@ proptest! {
 }
 
 proptest! {
+    /// Whoever follows has the same tables, whenever it is told and in whatever parts, once it was told all.
+    #[test]
+    fn who_follows_has_the_same_tables(
+        steps in vec((step(), 0..4_usize), 0..120),
+        from in 0..120_usize,
+        most in 1..9_usize,
+    ) {
+        let (mut rib, mut other) = (Rib::default(), Rib::default());
+        let tell = |rib: &mut Rib, other: &mut Rib, times| {
+            for _ in 0..times {
+                let told = rib.followed(most);
+                prop_assert!(told.is_empty() <= rib.is_followed_up());
+                for change in told {
+                    other.apply(change, Quota::NONE).unwrap();
+                }
+            }
+            Ok(())
+        };
+        for (at, (step, times)) in steps.into_iter().enumerate() {
+            if at == from {
+                rib.follow(true);
+                other = Rib::default();
+            }
+            match step {
+                Step::Upsert(object) => _ = rib.apply(Change::Upsert(object), Quota::NONE).unwrap(),
+                Step::Remove(object) => _ = rib.apply(Change::Remove(object.key()), Quota::NONE).unwrap(),
+                Step::Begin(which) => rib.snapshot_begin(BOOTS[which]),
+                Step::End => {
+                    for key in unconfirmed(&mut rib, most) {
+                        rib.apply(Change::Remove(key), Quota::NONE).unwrap();
+                    }
+                }
+                Step::Resume => rib.resume(),
+            }
+            tell(&mut rib, &mut other, times)?;
+        }
+        if rib.follow.is_none() {
+            prop_assert_eq!(rib.followed(most), []);
+            return Ok(());
+        }
+        tell(&mut rib, &mut other, 200)?;
+        prop_assert!(rib.is_followed_up());
+        prop_assert_eq!(other.objects(), rib.objects());
+    }
+}
+
+proptest! {
     #[test]
     fn what_objects_cost_is_the_sum_of_each_whatever_came_went_and_was_refused(
         steps in vec(step(), 0..120),

@@ -9,11 +9,11 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use openflow::{Action, Flow, Match, MatchBuilder};
+use openflow::{Action, Field, Flow, Match, MatchBuilder};
 
 use super::{Side, address};
 use crate::pipeline::{
-    ETH_IP, FLAGS, FROM_UPLINK, L2, LOCAL, ROUTE, ROUTER_ID, SOURCE, TABLE_ID, cookie, priority, punt,
+    ETH_IP, FLAGS, FROM_UPLINK, L2, LATE, LOCAL, ROUTE, ROUTER_ID, SOURCE, TABLE_ID, cookie, priority, punt,
     set_reg,
 };
 use crate::punt::PuntClass;
@@ -50,6 +50,12 @@ pub(crate) fn is_martian(prefix: IpNet) -> bool {
 pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
     for (id, stance) in &topology.stances {
         let packets = Match::builder().reg(ROUTER_ID, id.0.into());
+        if stance.gate == Gate::Late {
+            let late = packets.clone().reg_masked(FLAGS, FROM_UPLINK, FROM_UPLINK | LATE);
+            let count = Flow::new(LOCAL, priority::LATE, cookie::TOPOLOGY, late.build());
+            let once = Action::set_masked(Field::Reg(FLAGS), LATE.into(), LATE.into());
+            flows.push(count.apply([once, Action::resubmit(LOCAL)]));
+        }
         let packets = match stance.gate {
             Gate::Closed => packets,
             Gate::Late => packets.reg_masked(FLAGS, 0, FROM_UPLINK),

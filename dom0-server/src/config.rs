@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use xenflow_proto::Name;
 
+use crate::migration::toolstack;
+
 /// Settings of `xenflow-dom0`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -70,30 +72,31 @@ pub struct Config {
     /// How uplinks are shared.
     #[serde(default)]
     pub bandwidth: Bandwidth,
-    /// Where other nodes reach this one while a router moves here; without it, none is planned to.
-    #[serde(default, skip_serializing_if = "Migration::is_off")]
+    /// How routers come and go.
+    #[serde(default)]
     pub migration: Migration,
 }
 
-/// How routers come: section `[migration]`.
+/// How routers come and go: section `[migration]`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Migration {
-    /// Where the daemon listens for nodes that a router leaves: `ADDRESS:PORT`, or `ADDRESS` with port 6642.
+    /// Where the daemon listens for nodes that a router leaves: `ADDRESS:PORT`, or `ADDRESS` with port 6642. Without it no move
+    /// here can be planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listen: Option<String>,
     /// Where these nodes reach it, if that is not where it listens: because something is between, or it listens at every
     /// address. In the same form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// What moves guests from here.
+    #[serde(default)]
+    pub toolstack: toolstack::Config,
 }
 
 impl Migration {
     /// The port by default.
     pub const PORT: u16 = 6642;
-
-    fn is_off(&self) -> bool {
-        self.listen.is_none()
-    }
 
     /// Where the daemon listens, if it takes planned moves.
     #[must_use]
@@ -367,6 +370,9 @@ impl Config {
         if let Err((key, value, rule)) = config.migration.whole() {
             return Err(refuse(key, &value, rule.to_owned()));
         }
+        if let Err(refused) = config.migration.toolstack.check() {
+            return Err(refuse(refused.key, &refused.value, refused.rule.to_owned()));
+        }
         if let Err(error) = config.log.parse::<tracing_subscriber::filter::Targets>() {
             return Err(refuse("log", &config.log, error.to_string()));
         }
@@ -479,6 +485,30 @@ mod tests {
         let alone = "it is told to others only with migration.listen";
         refused("address = \"10.0.0.1\"", "address", "10.0.0.1:6642", alone);
         let unknown = migration("port = 1").unwrap_err();
-        assert!(unknown.contains("unknown field `port`, expected `listen` or `address`"), "{unknown}");
+        let known = "unknown field `port`, expected one of `listen`, `address`, `toolstack`";
+        assert!(unknown.contains(known), "{unknown}");
+    }
+
+    #[test]
+    fn what_moves_guests_is_set_and_checked() {
+        let text = format!(
+            "{GOOD}[migration.toolstack]\nhosts = {{ b = \"10.0.0.2\" }}\n[migration.toolstack.xl]\ntransport = \"ssh -q\"\n"
+        );
+        let config = parse(&text).unwrap();
+        let toolstack = &config.migration.toolstack;
+        assert_eq!(toolstack.host(&"b".parse().unwrap()).as_str(), "10.0.0.2");
+        assert_eq!(
+            (toolstack.xl.command.as_str(), toolstack.xl.transport.as_deref()),
+            ("xl", Some("ssh -q"))
+        );
+        // Moves go from here, though none comes.
+        assert_eq!(config.migration.listen(), None);
+        let printed = toml::to_string(&config).unwrap();
+        assert_eq!(parse(&printed), Ok(config), "{printed}");
+        let refused = parse(&text.replace("ssh -q", "-q")).unwrap_err();
+        assert!(
+            refused.starts_with("x.toml: migration.toolstack.xl.transport = \"-q\": a command"),
+            "{refused}"
+        );
     }
 }

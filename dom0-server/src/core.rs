@@ -5,8 +5,12 @@
 //! never takes an empty configuration for the wanted one; and for a moment until it is known what other nodes have.
 
 mod acks;
+pub mod arrival;
+mod fed;
+mod feeds;
 mod lone;
 mod meters;
+mod moves;
 mod plan;
 mod progress;
 mod refused;
@@ -23,10 +27,13 @@ use std::time::Duration;
 use openflow::{ErrorCode, Flow, Group, Meter};
 use xenflow_flow_app::{Answer, App, Attachment, Dump, FlowChange, MeterChange, PortNo, RouterId};
 use xenflow_proto::message::{GuestMessage, Hello, HostMessage, RefusalReason};
+use xenflow_proto::node::{Held, SourceMessage};
 use xenflow_proto::table::{NeighborKey, RouteKey};
-use xenflow_proto::{Change, Identity, Name, Seq};
+use xenflow_proto::{Change, Digest, Identity, Name, Seq};
 
+pub use crate::core::feeds::Fed;
 use crate::core::meters::Lacking;
+pub use crate::core::moves::{Due, Errand, Stream};
 use crate::core::progress::{Goal, Progress};
 use crate::core::refused::Retry;
 pub use crate::core::report::{Report, Standing, kept_words};
@@ -34,6 +41,10 @@ use crate::counters::{Counters, Names, Poll, Scope, Totals};
 use crate::db::Desired;
 use crate::db::location::Place;
 use crate::guest::limits::Hits;
+use crate::locations::Whereabouts;
+use crate::migration::carrier::Carried;
+use crate::migration::peer::outgoing::Said;
+use crate::migration::sequencer::Run;
 use crate::ports::{self, Bound, PortProblem, SwitchBuild, SwitchPorts, bind, elsewhere, here};
 
 /// How long a start waits for what other nodes have: it comes by a connection of its own, just after what is wanted.
@@ -54,9 +65,9 @@ pub enum Event {
     Desired(Desired),
     /// The XenFlow database has said nothing since the daemon began.
     Kept(Kept),
-    /// Other nodes have these addresses now.
-    Elsewhere(BTreeSet<Place>),
-    /// [`Event::Elsewhere`] has said all that was written before [`Desired::cfg`] became this, and other nodes can know
+    /// Addresses and routers on their way are here and there now.
+    Whereabouts(Whereabouts),
+    /// [`Event::Whereabouts`] has said all that was written before [`Desired::cfg`] became this, and other nodes can know
     /// that these addresses are here.
     Located(i64, Option<Arc<BTreeSet<Place>>>),
     /// The integration bridge has these ports now.
@@ -99,6 +110,8 @@ pub enum Event {
     Confirmed(BatchId, Duration),
     /// What [`Effect::Rest`] asked for is over.
     Rested,
+    /// What [`Effect::Prove`] asked for: it is so, or nobody knows.
+    Proven(u64, bool),
     /// The switch refused a batch, because of these changes (by index, with its reason).
     Refused(BatchId, Vec<(usize, ErrorCode)>),
     /// A guest with a valid certificate has said hello.
@@ -109,8 +122,18 @@ pub enum Event {
     Told(SessionId),
     /// A guest has said nothing for a while.
     Silent(SessionId),
-    /// A guest's connection is gone.
+    /// A guest's connection is gone, or a node's.
     Closed(SessionId),
+    /// The node that a router leaves is connected, and may speak for it: the router, and the number of the migration.
+    SourceOpened(SessionId, Name, u64),
+    /// It says something of the router's tables. Its next message of them comes after [`Effect::Taken`].
+    SourceSaid(SessionId, SourceMessage),
+    /// A stream of this number to a destination.
+    Feed(u64, Fed),
+    /// The toolstack's run for the migration of this number; and what keeps it from running, if something does.
+    Ran(u64, Run, Option<String>),
+    /// What has become of a router's frames.
+    Carried(RouterId, Carried),
 }
 
 /// What the XenFlow database said to a former life of the daemon.
@@ -144,14 +167,29 @@ pub enum Effect {
     Wait(Duration),
     /// Come back with [`Event::Rested`] after so long; not asked for again before that.
     Rest(Duration),
+    /// Wait until the datapath has nothing left of what was so before, and come back with [`Event::Proven`].
+    Prove(u64),
     /// Tell a guest.
     Tell(SessionId, HostMessage),
     /// Tell a guest why and close its connection; the reason is for the log too.
     Refuse(SessionId, RefusalReason, String),
     /// A session's last message has been taken in: it may send the next.
     Taken(SessionId),
+    /// Say something to another node.
+    Peer(ToPeer),
     /// Nudge the guest of a router at these addresses until it has a session: its control vif has come up.
     Nudge(RouterId, Vec<IpAddr>),
+}
+
+/// Something to say to the other node of a move.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ToPeer {
+    /// To a source: it may speak for a router, of which this is held.
+    Welcome(SessionId, Option<Held>),
+    /// To a source: the tables up to there are in the switch, and the same as its own.
+    Staged(SessionId, Seq, Digest),
+    /// To the destination of the migration of this number; the next comes after [`Fed::Room`].
+    Feed(u64, Said),
 }
 
 /// Sequenced messages that a guest may leave unacknowledged.
@@ -189,6 +227,8 @@ struct Session {
     is_ending_snapshot: bool,
     /// It last said something of its tables; as precise as [`Event::Tick`].
     spoke: Duration,
+    /// Another node speaks in it, which the router is leaving.
+    source: Option<fed::Source>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -255,10 +295,12 @@ pub struct Core {
     /// None: not known yet.
     bound: Option<Bound>,
     /// None: nobody has said.
-    elsewhere: Option<BTreeSet<Place>>,
+    whereabouts: Option<Whereabouts>,
     /// Until then nothing goes to the switch while nobody has said it; none: that is not waited for.
     patience: Option<Duration>,
     here: Option<Arc<BTreeSet<Place>>>,
+    moves: moves::Moves,
+    feeds: feeds::Feeds,
     located: Located,
     switch_up: bool,
     dumping: bool,
@@ -315,9 +357,11 @@ impl Core {
             problems: BTreeSet::new(),
             queues: plan::Queues::default(),
             bound: None,
-            elsewhere: None,
+            whereabouts: None,
             patience: None,
             here: None,
+            moves: moves::Moves::default(),
+            feeds: feeds::Feeds::default(),
             located: Located::Ignored,
             switch_up: false,
             dumping: false,
@@ -376,7 +420,8 @@ impl Core {
             }
             Event::Kept(kept) if self.desired.is_none() => {
                 self.kept_ms = Some(kept.saved_ms);
-                self.elsewhere.get_or_insert(kept.elsewhere);
+                let kept_elsewhere = Whereabouts { elsewhere: kept.elsewhere, ..Whereabouts::default() };
+                self.whereabouts.get_or_insert(kept_elsewhere);
                 self.want(kept.desired);
             }
             // The database was faster.
@@ -389,8 +434,8 @@ impl Core {
                 self.build = build;
                 self.set_topology();
             }
-            Event::Elsewhere(places) => {
-                self.elsewhere = Some(places);
+            Event::Whereabouts(whereabouts) => {
+                self.whereabouts = Some(whereabouts);
                 self.set_topology();
             }
             Event::Located(cfg, here) => {
@@ -430,6 +475,7 @@ impl Core {
                     self.counters.take(&poll, &names);
                     self.tell_in_use();
                 }
+                self.count_let_in(&poll);
             }
             Event::Remembered(totals) => self.counters.remember(totals),
             Event::Waited => self.waiting = false,
@@ -437,6 +483,7 @@ impl Core {
                 self.now = now;
                 self.sweep_lone(now);
                 self.retry_refused(now);
+                self.wait_for_routers();
             }
             Event::Turn => self.turn(),
             Event::Limited(hits) => self.count(hits),
@@ -448,14 +495,23 @@ impl Core {
                 }
             }
             Event::Rested => self.app.rest(false),
+            Event::Proven(proof, true) => self.proven(proof),
+            Event::Proven(_, false) => self.unproven(),
             Event::Refused(id, culprits) => self.refused(id, &culprits),
             Event::Opened(id, identity, peer, hello) => self.open(id, identity, peer, &hello),
             Event::Said(id, message) => self.said(id, message),
             Event::Told(id) => self.told(id),
             Event::Silent(id) => self.effects.push(Effect::Tell(id, HostMessage::Ping(id.0))),
             Event::Closed(id) => self.close(id),
+            Event::SourceOpened(id, router, number) => self.open_source(id, &router, number),
+            Event::SourceSaid(id, message) => self.source_said(id, message),
+            Event::Feed(number, fed) => self.feed_said(number, fed),
+            Event::Ran(number, run, why_not) => self.ran(number, run, why_not),
+            Event::Carried(router, carried) => self.carried(router, carried),
         }
         self.pump();
+        self.feed();
+        self.prove_stances();
         std::mem::take(&mut self.effects)
     }
 
@@ -488,7 +544,8 @@ impl Core {
     /// The session of that router's guest.
     #[must_use]
     pub fn session_of(&self, router: RouterId) -> Option<SessionId> {
-        self.sessions.iter().find(|(_, session)| session.router == router).map(|(id, _)| *id)
+        let is_its = |session: &Session| session.router == router && session.source.is_none();
+        self.sessions.iter().find(|(_, session)| is_its(session)).map(|(id, _)| *id)
     }
 
     fn has_session(&self, router: RouterId) -> bool {
@@ -534,8 +591,9 @@ impl Core {
         ports::log(self.bound.as_ref(), &bound);
         self.bound = Some(bound);
         topology.elsewhere =
-            self.elsewhere.as_ref().map(|there| elsewhere(desired, there)).unwrap_or_default();
-        let here = here(desired, &topology, ports);
+            self.whereabouts.as_ref().map(|it| elsewhere(desired, &it.elsewhere)).unwrap_or_default();
+        let mut here = here(desired, &topology, ports);
+        self.step_routers(&mut topology, &mut here);
         if self.here.as_deref() != Some(&here) {
             self.here = Some(Arc::new(here));
         }
@@ -549,12 +607,15 @@ impl Core {
         let Some(desired) = &self.desired else { return };
         let routers: BTreeSet<RouterId> =
             desired.routers.values().map(|router| RouterId(router.id.get())).collect();
-        // A router without any vif is forgotten with its tables; its guest must begin anew when it has one again.
+        // A router without any vif is forgotten with its tables; its guest must begin anew when it has one again. One whose control vif
+        // was unplugged is elsewhere, or about to be: nobody speaks in its session any more.
         let orphan = |session: &Session| {
             if !routers.contains(&session.router) {
                 Some("the router was removed")
             } else if self.app.router(session.router).is_none() {
                 Some("the router has no vif any more")
+            } else if session.source.is_none() && !self.plugged.contains_key(&session.router) {
+                Some("its control vif was unplugged")
             } else {
                 None
             }
@@ -573,8 +634,8 @@ impl Core {
 
     /// A session is over, and no other takes its place.
     fn close(&mut self, id: SessionId) {
-        let router = self.sessions.get(&id).map(|session| session.router);
-        if let Some(router) = router
+        let guests = self.sessions.get(&id).filter(|session| session.source.is_none());
+        if let Some(router) = guests.map(|session| session.router)
             && self.app.router(router).is_some()
         {
             let router = self.router_name(router);

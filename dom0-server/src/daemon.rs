@@ -1,6 +1,6 @@
 //! The daemon's one loop: events of all sources to the core, the core's effects to where they belong.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,10 +18,12 @@ use crate::guest::{self, Sessions, Tell};
 use crate::inspect::explain::trace::Bridge;
 use crate::inspect::socket::Control;
 use crate::inspect::{self, Ask};
+use crate::migration::links;
+use crate::migration::shell::{self, Moves};
 use crate::notify::Notifier;
 use crate::nudge::{self, Nudges};
 use crate::ovs::restore::{READY_AT_LAST, READY_WITHOUT_GUESTS, Stage};
-use crate::ovs::{database, switch};
+use crate::ovs::{appctl, database, switch};
 use crate::ports::{ControlPort, PortProblem};
 use crate::reporter::Reporter;
 use crate::reporter::node::NodeReporter;
@@ -88,11 +90,11 @@ pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()
     let (events, mut inbox) = mpsc::channel(EVENTS);
     let (orders, inbox_of_switch) = mpsc::channel(ORDERS);
     let socket = config.ovs_rundir.join(format!("{}.mgmt", config.bridge));
-    tokio::spawn(switch::run(socket, inbox_of_switch, events.clone()));
     let (stage, watched) = watch::channel(Stage::Filling);
     let remotes = parse_remotes(&config.ovs_db)?;
     let bridge = config.bridge.clone();
-    let keeper = database::ports(remotes, bridge, config.flow_restore_wait, watched, events.clone());
+    let (home, marked) = watch::channel(Arc::default());
+    let keeper = database::ports(remotes, bridge, config.flow_restore_wait, watched, marked, events.clone());
     let keeper = tokio::spawn(keeper);
     let remotes = parse_remotes(config.xenflow_db())?;
     let is_tls = remotes.iter().any(|remote| matches!(remote, ovsdb::Remote::Ssl(_)));
@@ -103,7 +105,10 @@ pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()
         database::desired(remotes.clone(), tls.clone(), node.clone(), kept.clone(), events.clone());
 
     let (here, watched) = watch::channel(None);
-    tokio::spawn(locations::watch::run(remotes, tls, node.clone(), kept.clone(), watched, events.clone()));
+    let (moves, due) = watch::channel(locations::watch::Moves::default());
+    let watcher =
+        locations::watch::run(remotes, tls, node.clone(), kept.clone(), watched, due, events.clone());
+    tokio::spawn(watcher);
 
     let plan = watch::Sender::new(None);
     let (teller, shaped) = shaper::handle::channel();
@@ -117,8 +122,11 @@ pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()
 
     let credentials = tls::follow(credentials, server, config.issuer_dir.clone());
     let access = tls::Access::new(credentials, config.issuer_dir.clone());
+    let (mut moving, frames) = Moves::start(&config, &node, access.clone(), &events);
+    tokio::spawn(switch::run(socket, inbox_of_switch, frames, events.clone()));
     let sessions = Sessions::new(config.max_change_rate);
     let (ready, mut listening) = watch::channel(None);
+    let own = events.clone();
     let mut listener = Listener { server: access, sessions: sessions.clone(), events, ready, current: None };
     let mut core = Core::new(node.clone(), config.max_objects_per_router)
         .with_max_bytes(config.max_bytes_per_router)
@@ -155,6 +163,9 @@ pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()
                 reporter.report(&core).await;
                 about_node.report(&core, &shaped.report());
                 notifier.turn(begin.elapsed(), &core.standing(asked.connection().is_ok()));
+                if core.wants_counts() && core.is_connected() {
+                    let _ = orders.try_send(switch::Order { connection, command: switch::Command::Poll });
+                }
                 Some(Event::Tick(begin.elapsed()))
             }
             Ok(()) = listening.changed() => continue,
@@ -225,9 +236,18 @@ pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()
                 }
                 Effect::Wait(pause) => wait = Some(Instant::now() + pause),
                 Effect::Rest(pause) => rest = Some(Instant::now() + pause),
+                Effect::Tell(id, message) if links::is_source(id) => moving.tell(id, message),
                 Effect::Tell(id, message) => sessions.tell(id, Tell::Message(message)),
+                Effect::Refuse(id, reason, detail) if links::is_source(id) => {
+                    moving.refuse(id, reason, detail);
+                }
                 Effect::Refuse(id, reason, detail) => sessions.tell(id, Tell::Refuse(reason, detail)),
+                Effect::Taken(id) if links::is_source(id) => moving.taken(id),
                 Effect::Taken(id) => sessions.taken(id),
+                Effect::Peer(said) => moving.say(said),
+                Effect::Prove(proof) => {
+                    prove(config.ovs_rundir.clone(), proof, connection, orders.clone(), own.clone());
+                }
                 Effect::Nudge(router, guest) => {
                     nudges.ask(router, guest, core.session_of(router), Instant::now());
                 }
@@ -246,6 +266,9 @@ pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()
             }
             is_new
         });
+        shell::follow(&moves, core.due());
+        shell::follow(&home, core.home());
+        moving.follow(&core);
         plan.send_if_modified(|known: &mut Option<Arc<Plan>>| {
             let is_new = core.plan().map(Arc::as_ptr) != known.as_ref().map(Arc::as_ptr);
             if is_new {
@@ -299,6 +322,31 @@ async fn control(path: &Path, happened: &Events, shaped: &Handle) -> (Option<Con
             (None, mpsc::channel(1).1)
         }
     }
+}
+
+/// Has the datapath forget what was so before, off the main loop.
+fn prove(
+    rundir: PathBuf,
+    proof: u64,
+    connection: u64,
+    orders: mpsc::Sender<switch::Order>,
+    events: mpsc::Sender<Event>,
+) {
+    tokio::spawn(async move {
+        let begun = Instant::now();
+        let said = appctl::revalidated(&rundir, || {
+            // A switch that is as busy as that looks by itself.
+            let _ = orders.try_send(switch::Order { connection, command: switch::Command::Poke });
+        });
+        let said = said.await;
+        match &said {
+            Ok(()) => tracing::debug!(proof, took = ?begun.elapsed(), "the datapath has nothing of before"),
+            Err(error) => {
+                tracing::warn!(error = %crate::chain::Chain(error), "nobody knows what the datapath does");
+            }
+        }
+        let _ = events.send(Event::Proven(proof, said.is_ok())).await;
+    });
 }
 
 /// Sends a nudge by the control port of that number, off the main loop.

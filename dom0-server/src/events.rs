@@ -32,7 +32,7 @@ const MAX_SUBJECT: usize = 128;
 pub const MAX_WAITING: usize = 8;
 
 /// What events there are, in the order of their names.
-pub const KINDS: [&str; 35] = [
+pub const KINDS: [&str; 38] = [
     "bridge-repaired",
     "certificate-renewed",
     "certificates-read",
@@ -49,6 +49,8 @@ pub const KINDS: [&str; 35] = [
     "limit-reached",
     "location-given-up",
     "location-taken",
+    "move-overdue",
+    "move-step",
     "nudge",
     "port-bound",
     "port-dark",
@@ -58,6 +60,7 @@ pub const KINDS: [&str; 35] = [
     "restore-armed",
     "restore-disarmed",
     "router-stale",
+    "router-stance",
     "router-withdrawn",
     "session-lost",
     "session-resumed",

@@ -16,6 +16,7 @@ pub mod sla;
 pub mod socket;
 pub mod status;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -23,9 +24,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use xenflow_flow_app::{Fate, FlowCursor, FlowPage, RouteView, RouterId, Which};
-use xenflow_proto::Name;
 use xenflow_proto::identity::NameError;
 use xenflow_proto::table::{RouteKey, RouteKind};
+use xenflow_proto::types::MacParseError;
+use xenflow_proto::{MacAddr, Name};
 
 use crate::core::Core;
 
@@ -93,6 +95,13 @@ pub enum Request {
         /// The packet.
         packet: Box<explain::Asked>,
     },
+    /// What stands in the way of a guest that comes to this node.
+    Arrival {
+        /// Addresses of its interfaces.
+        macs: Vec<String>,
+        /// The toolstack has plugged them in.
+        is_plugged: bool,
+    },
 }
 
 /// A request that was understood.
@@ -114,6 +123,8 @@ pub enum Question {
     Explain(Box<explain::Wanted>),
     /// It goes on, with the switch's word.
     Traced(Box<explain::Traced>),
+    /// [`Request::Arrival`].
+    Arrival(BTreeSet<MacAddr>, bool),
 }
 
 /// A request that cannot be answered.
@@ -137,6 +148,9 @@ pub enum RequestError {
     /// A packet that cannot be.
     #[error(transparent)]
     Packet(#[from] explain::PacketError),
+    /// No address of an interface.
+    #[error(transparent)]
+    Mac(#[from] MacParseError),
 }
 
 impl Question {
@@ -162,6 +176,10 @@ impl Question {
                 Self::SlaHistory(sla::HistoryQuery::parse(&network, after)?)
             }
             Request::Explain { packet } => Self::Explain(Box::new(packet.parse()?)),
+            Request::Arrival { macs, is_plugged } => {
+                let macs = macs.iter().map(|mac| mac.parse()).collect::<Result<_, _>>()?;
+                Self::Arrival(macs, is_plugged)
+            }
         })
     }
 }
@@ -242,6 +260,12 @@ pub fn answer(core: &Core, has_database: bool, question: &Question) -> Answer {
             Err(why) => Answer::Refused(why),
         },
         Question::Traced(traced) => Answer::Value(explain::answer(core, traced)),
+        Question::Arrival(macs, is_plugged) => {
+            let obstacle = core.arrival(macs, *is_plugged).err();
+            let is_for_now = obstacle.as_ref().is_some_and(|obstacle| obstacle.is_for_now());
+            let words = obstacle.map(|obstacle| obstacle.to_string());
+            Answer::Value(json!({ "obstacle": words, "is_for_now": is_for_now }))
+        }
     }
 }
 
@@ -377,6 +401,7 @@ mod tests {
             (b"{\"request\":\"slahistory\",\"network\":\"..\"}", "\"..\" is not a name"),
             (b"{\"request\":\"slahistory\"}", "missing field `network`"),
             (b"{\"request\":\"slahistory\",\"network\":\"red\",\"after\":\"\"}", "is no \"next\""),
+            (b"{\"request\":\"arrival\",\"macs\":[\"52:54\"],\"is_plugged\":true}", "52:54"),
             (b"{\"request\":\"flows\",\"router\":\"r1\",\"after\":\"route 1 2 3\"}", "is no \"next\""),
             (b"{\"request\":\"flows\",\"router\":\"r1\",\"after\":\"group 99999999999\"}", "is no \"next\""),
         ] {

@@ -9,11 +9,54 @@
 pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use ovsdb::Operation;
 use xenflow_proto::Name;
 
 use crate::db::location::{self, GENERATION_MAX, Located, Place};
+use crate::db::migration::Migration;
+use crate::db::{Rows, table};
+use crate::migration::toolstack::GUEST_KEY;
+
+/// What the rows say at one instant.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// Addresses that other nodes have.
+    pub elsewhere: BTreeSet<Place>,
+    /// Addresses that this node has.
+    pub own: BTreeSet<Place>,
+    /// Open moves of routers from this node or to it, by router.
+    pub moves: BTreeMap<Name, Migration>,
+    /// Where their destinations take moves, as far as they say so.
+    pub addresses: BTreeMap<Name, SocketAddr>,
+    /// What their guests are called, where that is not the router's name.
+    pub guests: BTreeMap<Name, String>,
+}
+
+impl Whereabouts {
+    /// As a node reads them.
+    #[must_use]
+    pub fn read(rows: &Rows, located: &Located, node: &Name) -> Self {
+        let open = Migration::read(rows).into_iter().filter(|row| !row.phase.is_over());
+        let ours = open.filter(|row| row.from == *node || row.to == *node);
+        let moves: BTreeMap<Name, Migration> = ours.map(|row| (row.router.clone(), row)).collect();
+        let addresses = rows.of(table::NODE_STATUS).filter_map(|(_, row)| {
+            Some((row.str("node").ok()?.parse::<Name>().ok()?, row.str("address").ok()?.parse().ok()?))
+        });
+        let guests = rows.of(table::ROUTER).filter_map(|(_, row)| {
+            let guest = row.map_get("external_ids", GUEST_KEY).ok()??.to_owned();
+            Some((row.str("name").ok()?.parse::<Name>().ok()?, guest))
+        });
+        Self {
+            elsewhere: located.elsewhere(node),
+            own: located.of(node),
+            addresses: addresses.filter(|(node, _)| moves.values().any(|row| row.to == *node)).collect(),
+            guests: guests.filter(|(router, _)| moves.contains_key(router)).collect(),
+            moves,
+        }
+    }
+}
 
 /// How it stands with something that is here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,13 +105,15 @@ pub struct Claims {
     here: Option<BTreeMap<Place, Standing>>,
     /// The greatest generation tried of each place.
     tried: BTreeMap<Place, u64>,
+    /// What a router's move has brought here, or is about to, and nobody has said yet that it is: its rows are no leftovers.
+    announced: BTreeSet<Place>,
 }
 
 impl Claims {
     /// Those of a node whose daemon has just begun.
     #[must_use]
     pub fn new(node: Name) -> Self {
-        Self { node, here: None, tried: BTreeMap::new() }
+        Self { node, here: None, tried: BTreeMap::new(), announced: BTreeSet::new() }
     }
 
     /// These places have a port here that has a link.
@@ -78,10 +123,16 @@ impl Claims {
             return;
         };
         here.retain(|place, _| places.contains(place));
+        self.announced.retain(|place| !places.contains(place));
         for place in places {
             let above = self.tried.get(place).copied().unwrap_or(0);
             here.entry(place.clone()).or_insert(Standing::Came { above, first: None });
         }
+    }
+
+    /// These are to be announced with a router's move.
+    pub fn announce(&mut self, places: &BTreeSet<Place>) {
+        self.announced.extend(places.iter().cloned());
     }
 
     /// What is here and had its row, but another node has by now: fenced until it comes anew.
@@ -122,6 +173,10 @@ impl Claims {
                 (Standing::Came { first: Some(first), .. }, Some(own)) if own >= *first => {
                     *standing = Standing::Held(own);
                 }
+                // Announced with the router's move.
+                (Standing::Came { above, first: None }, Some(own)) if own == greatest && own > *above => {
+                    *standing = Standing::Held(own);
+                }
                 (Standing::Came { above, first }, _) => {
                     let generation = greatest.max(*above).saturating_add(1);
                     if generation <= GENERATION_MAX {
@@ -138,7 +193,7 @@ impl Claims {
             }
         }
         for (place, generation) in located.claimed_by(&self.node) {
-            if !here.contains_key(place) {
+            if !here.contains_key(place) && !self.announced.contains(place) {
                 writes.push(Write::Withdraw(place.clone(), generation));
             }
         }

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ovsdb::Uuid;
 use xenflow_flow_app::{self as flow_app, PortNo, Topology};
-use xenflow_proto::{MacAddr, Name, VlanId};
+use xenflow_proto::{MacAddr, Name, VlanId, control};
 
 use crate::db::location::Place;
 use crate::db::row::Router;
@@ -11,9 +12,15 @@ use crate::db::{Attachment, Desired};
 use crate::queues::Numbers;
 use crate::shaper::plan::QueueOf;
 
+/// In the `external_ids` of an interface that was here when this node had its router's addresses: it has stayed, if these are
+/// elsewhere now.
+pub const HOME_ID: (&str, &str) = ("xenflow-home", "true");
+
 /// An interface on the integration bridge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SwitchPort {
+    /// The interface's row: another one when it comes anew.
+    pub row: Uuid,
     /// Name of the interface.
     pub name: String,
     /// Its OpenFlow number.
@@ -24,6 +31,8 @@ pub struct SwitchPort {
     pub attached_mac: Option<MacAddr>,
     /// It has a link.
     pub is_up: bool,
+    /// Its row says that it was here when this node had its router's addresses ([`HOME_ID`]).
+    pub was_home: bool,
     /// Bytes of the largest IP packet that comes in by it; 0 where Open vSwitch does not say.
     pub mtu: u32,
 }
@@ -139,6 +148,7 @@ pub fn bind(
     let uplinks = desired.uplinks_of(node);
     let mut topology = Topology {
         control_port: ports.control.map(|control| control.number),
+        node_mac: Some(control::node_mac(node)),
         segments: desired.segments.values().map(|segment| segment.vlan).collect(),
         policies: desired.routers.values().map(policy).collect(),
         max_mtu: ports.ports.iter().map(|port| port.mtu).max().unwrap_or(0),

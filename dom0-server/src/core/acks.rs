@@ -6,7 +6,7 @@ use xenflow_flow_app::{Answer, RouterId};
 use xenflow_proto::message::{HostMessage, MAX_REJECTED};
 use xenflow_proto::{Key, Seq};
 
-use super::{Core, Effect, SessionId, Stage};
+use super::{Core, Effect, SessionId};
 
 impl Core {
     /// The switch has confirmed what stands before these marks.
@@ -47,6 +47,10 @@ impl Core {
     /// number comes with the last of them: what it stands for and is not rejected by then is forwarded.
     fn tell_acks(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(&id).filter(|session| !session.is_telling) else { return };
+        if session.source.is_some() {
+            // Nobody asks on behalf of the guest, who is told in its own session.
+            session.answers.clear();
+        }
         let (mut rejected, mut accepted) = (Vec::new(), Vec::new());
         while rejected.len() + accepted.len() < MAX_REJECTED
             && let Some((key, answer)) = session.answers.pop_first()
@@ -61,12 +65,13 @@ impl Core {
         if seq > session.acked || session.is_telling {
             session.acked = seq;
             self.effects.push(Effect::Tell(id, HostMessage::Ack { seq, rejected, accepted }));
+            self.look_at_source(id);
         }
     }
 
     /// Sets marks for answers that no message of a guest has caused.
     pub(super) fn mark_answers(&mut self) {
-        let live = self.sessions.iter().filter(|(_, session)| session.stage == Stage::Live);
+        let live = self.sessions.iter().filter(|(_, session)| session.is_live_guest());
         let wanting: Vec<(SessionId, RouterId)> = live
             .map(|(id, session)| (*id, session.router))
             .filter(|(_, router)| self.app.wants_mark(*router))

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use xenflow_flow_app::{RouterId, Topology, Vif, VifId};
 use xenflow_proto::Seq;
 
-use super::{Core, Located, SessionId, Stage};
+use super::{Core, Located, SessionId};
 
 /// A number to report, and what stands before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -113,7 +113,7 @@ impl Core {
     pub(super) fn mark_changed(&mut self, changed: BTreeSet<RouterId>) {
         let app = &self.app;
         self.progress.marks.retain(|_, router| app.is_synced(*router));
-        let live = self.sessions.iter().filter(|(_, session)| session.stage == Stage::Live);
+        let live = self.sessions.iter().filter(|(_, session)| session.is_live_guest());
         let live: BTreeMap<RouterId, SessionId> = live.map(|(id, session)| (session.router, *id)).collect();
         for router in changed.into_iter().filter(|router| self.app.is_synced(*router)).collect::<Vec<_>>() {
             self.progress.marks.insert(self.next_mark, router);

@@ -99,7 +99,7 @@ impl Core {
         Standing {
             missing: sources.into_iter().filter(|(is_there, _)| !is_there).map(|(_, what)| what).collect(),
             routers: self.desired.as_ref().map_or(0, |desired| desired.routers.len()),
-            sessions: self.sessions.len(),
+            sessions: self.sessions(),
             is_in_step: self.is_in_step(),
             dark: self.problems.len(),
             is_away: !has_database,
@@ -156,6 +156,7 @@ impl Core {
         let sessions: BTreeMap<RouterId, _> = self
             .sessions
             .values()
+            .filter(|session| session.source.is_none())
             .map(|session| (session.router, (session.acked, session.stage == Stage::Live)))
             .collect();
         let routers = self.desired.iter().flat_map(|desired| desired.routers.values());

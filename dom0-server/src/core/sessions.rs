@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use xenflow_flow_app::{Attachment, RouterId};
 use xenflow_proto::frame::MAX_FRAME;
@@ -24,7 +25,7 @@ impl Core {
         let older: Vec<SessionId> = self
             .sessions
             .iter()
-            .filter(|(_, session)| session.router == router)
+            .filter(|(_, session)| session.router == router && session.source.is_none())
             .map(|(older, _)| *older)
             .collect();
         for older in older {
@@ -34,21 +35,7 @@ impl Core {
         }
         let held = self.app.held(router, &hello.boot_id);
         let stage = Stage::Welcomed { may_resume: held.is_some() };
-        let session = Session {
-            router,
-            boot_id: hello.boot_id,
-            last: Seq(0),
-            confirmed: Seq(0),
-            acked: Seq(0),
-            answers: BTreeMap::new(),
-            is_telling: false,
-            in_use: Vec::new(),
-            stage,
-            rest: Vec::new().into_iter(),
-            is_sweeping: false,
-            is_ending_snapshot: false,
-            spoke: self.now,
-        };
+        let session = Session::new(router, hello.boot_id, stage, self.now);
         self.sessions.insert(id, session);
         self.lone.remove(&router);
         let welcome = Welcome {
@@ -60,6 +47,8 @@ impl Core {
             held,
         };
         self.effects.push(Effect::Tell(id, HostMessage::Welcome(welcome)));
+        self.void_sources(router);
+        self.has_spoken(router);
     }
 
     /// Whether a guest may speak for a router: by its certificate, and by the port it speaks from.
@@ -116,7 +105,8 @@ impl Core {
     /// Tells guests which neighbors the host sends to, where these are others than before.
     pub(super) fn tell_in_use(&mut self) {
         let mut in_use = self.counters.in_use(|flow| self.app.neighbor_of(flow));
-        for (id, session) in self.sessions.iter_mut().filter(|(_, session)| session.stage == Stage::Live) {
+        let live = self.sessions.iter_mut().filter(|(_, session)| session.is_live_guest());
+        for (id, session) in live {
             let now = in_use.remove(&session.router).unwrap_or_default();
             if now != session.in_use {
                 session.in_use.clone_from(&now);
@@ -160,6 +150,7 @@ impl Core {
             let routes = self.app.router(router).map_or(0, |status| status.rib.routes);
             let router = self.router_name(router);
             tracing::info!(name: "snapshot-complete", session = id.0, router, routes, "the guest has told its tables");
+            self.source_ended(id);
         }
         if matches!(stage, Stage::Snapshot | Stage::Resumed { is_synced: false }) {
             // There is nothing yet for the switch to confirm but that it was taken.
@@ -259,6 +250,33 @@ impl Core {
             GuestMessage::Hello(_) | GuestMessage::Renew | GuestMessage::Ping(_) | GuestMessage::Pong(_) => {}
         }
         Ok(true)
+    }
+}
+
+impl Session {
+    /// One that begins now.
+    pub(super) fn new(router: RouterId, boot_id: [u8; 16], stage: Stage, now: Duration) -> Self {
+        Self {
+            router,
+            boot_id,
+            last: Seq(0),
+            confirmed: Seq(0),
+            acked: Seq(0),
+            answers: BTreeMap::new(),
+            is_telling: false,
+            in_use: Vec::new(),
+            stage,
+            rest: Vec::new().into_iter(),
+            is_sweeping: false,
+            is_ending_snapshot: false,
+            spoke: now,
+            source: None,
+        }
+    }
+
+    /// A guest speaks in it, and has told its tables.
+    pub(super) fn is_live_guest(&self) -> bool {
+        self.stage == Stage::Live && self.source.is_none()
     }
 }
 

@@ -63,7 +63,7 @@ impl Core {
     /// Keeps the switch busy with what is due.
     pub(super) fn pump(&mut self) {
         self.is_searching = false;
-        let is_early = self.elsewhere.is_none() && self.patience.is_some_and(|until| self.now < until);
+        let is_early = self.whereabouts.is_none() && self.patience.is_some_and(|until| self.now < until);
         if !self.switch_up || self.waiting || self.desired.is_none() || self.ports.is_none() || is_early {
             self.release();
             return;

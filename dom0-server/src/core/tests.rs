@@ -5,6 +5,7 @@ mod in_use;
 mod kept;
 mod lone;
 mod model;
+mod moves;
 mod progress;
 mod queues;
 mod resume;
@@ -69,11 +70,13 @@ fn desired(routers: &[u8]) -> Desired {
 /// All of their vifs plugged in, and the control port.
 fn ports(routers: &[u8]) -> SwitchPorts {
     let port = |router: u8, vif: u8| SwitchPort {
+        row: ovsdb::Uuid(u128::from(router) << 8 | u128::from(vif)),
         name: format!("v{router}-{vif}"),
         number: NonZeroU32::from(std::num::NonZeroU8::new(router).unwrap()).get() * 10 + u32::from(vif),
         iface_id: None,
         attached_mac: Some(mac(router, vif)),
         is_up: vif == 1,
+        was_home: false,
         mtu: 1500,
     };
     SwitchPorts {
@@ -114,7 +117,8 @@ fn confirm_all(core: &mut Core, effects: Vec<Effect>) -> Vec<(SessionId, HostMes
             Effect::Tell(id, message) => told.push((id, message)),
             Effect::Wait(_) => queue.extend(core.handle(Event::Waited)),
             Effect::Rest(_) => queue.extend(core.handle(Event::Rested)),
-            Effect::Taken(_) | Effect::Nudge(..) => {}
+            Effect::Prove(proof) => queue.extend(core.handle(Event::Proven(proof, true))),
+            Effect::Taken(_) | Effect::Nudge(..) | Effect::Peer(_) => {}
             Effect::Refuse(..) => panic!("{effect:?}"),
         }
     }
@@ -391,8 +395,8 @@ fn a_refused_flow_is_replaced_and_the_others_are_sent_again() {
                 queue.extend(core.handle(Event::DumpEnd));
             }
             Effect::Tell(id, message) => told.push((id, message)),
-            Effect::Taken(_) | Effect::Nudge(..) => {}
-            Effect::Refuse(..) | Effect::Wait(_) | Effect::Rest(_) => panic!("{effect:?}"),
+            Effect::Taken(_) | Effect::Nudge(..) | Effect::Peer(_) => {}
+            Effect::Refuse(..) | Effect::Wait(_) | Effect::Rest(_) | Effect::Prove(_) => panic!("{effect:?}"),
         }
     }
     assert!(again.contains(&sent[0]) && again.contains(&sent[2]), "{again:?}");
@@ -573,7 +577,12 @@ fn meters_sent(
                 queue.extend(core.handle(Event::Waited));
             }
             Effect::Rest(_) => queue.extend(core.handle(Event::Rested)),
-            Effect::Tell(..) | Effect::Refuse(..) | Effect::Taken(_) | Effect::Nudge(..) => {}
+            Effect::Prove(proof) => queue.extend(core.handle(Event::Proven(proof, true))),
+            Effect::Tell(..)
+            | Effect::Refuse(..)
+            | Effect::Taken(_)
+            | Effect::Nudge(..)
+            | Effect::Peer(_) => {}
         }
     }
     (all, pauses)

@@ -47,6 +47,6 @@ impl Core {
     /// Guests that have a session.
     #[must_use]
     pub fn sessions(&self) -> usize {
-        self.sessions.len()
+        self.sessions.values().filter(|session| session.source.is_none()).count()
     }
 }

@@ -47,11 +47,13 @@ fn names() -> (Names, Vec<Flow>) {
     desired.access.insert(name("h1"), access);
     desired.uplinks.insert(name("a"), ["t0".to_owned()].into());
     let port = |name: &str, number, iface_id: Option<&str>| SwitchPort {
+        row: ovsdb::Uuid(u128::from(number)),
         name: name.to_owned(),
         number,
         iface_id: iface_id.map(str::to_owned),
         attached_mac: None,
         is_up: true,
+        was_home: false,
         mtu: 1500,
     };
     let ports = vec![

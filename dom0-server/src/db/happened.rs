@@ -143,7 +143,9 @@ impl Known {
                     happened.push(migration(row, phase(row)));
                 }
             }
-            for (_, row) in self.migrations.iter().filter(|(key, _)| !now.contains_key(*key)) {
+            // Old ones that have ended are removed for good.
+            let is_gone = |(key, row): &(&u64, &Migration)| !row.phase.is_over() && !now.contains_key(*key);
+            for (_, row) in self.migrations.iter().filter(is_gone) {
                 happened.push(migration(row, "its row is gone".to_owned()));
             }
             self.migrations = now;

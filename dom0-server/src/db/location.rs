@@ -9,6 +9,7 @@ use std::time::Duration;
 use ovsdb::{Condition, Datum, Function, Operation, Row, Until};
 use xenflow_proto::{MacAddr, Name};
 
+use super::migration::Migration;
 use super::{DATABASE, RowError, Rows, table};
 
 /// Greatest generation that the database takes.
@@ -81,8 +82,18 @@ impl Located {
     /// What other nodes than this one have.
     #[must_use]
     pub fn elsewhere(&self, node: &Name) -> BTreeSet<Place> {
-        let is_there = |claims| winner(claims).is_some_and(|winner| winner != node);
-        self.0.iter().filter(|(_, claims)| is_there(claims)).map(|(place, _)| place.clone()).collect()
+        self.won_by(|winner| winner != node)
+    }
+
+    /// What this node has.
+    #[must_use]
+    pub fn of(&self, node: &Name) -> BTreeSet<Place> {
+        self.won_by(|winner| winner == node)
+    }
+
+    fn won_by(&self, is: impl Fn(&Name) -> bool) -> BTreeSet<Place> {
+        let places = self.0.iter().filter(|(_, claims)| winner(claims).is_some_and(&is));
+        places.map(|(place, _)| place.clone()).collect()
     }
 }
 
@@ -102,11 +113,14 @@ fn parse(row: &Row) -> Result<(Place, Name, u64), RowError> {
     Ok((place, row.str("node")?.parse()?, row.int("generation")?.unsigned_abs()))
 }
 
-/// What is watched: all of the table, and up to which number of the desired state it has been read.
+/// What is watched, as of one instant: all of the table, the moves of routers and whom they concern, and up to which number of the desired state it has been read.
 #[must_use]
 pub fn monitor() -> ovsdb::Monitor {
     let rows = ovsdb::Monitor::new(DATABASE).table(table::LOCATION, &COLUMNS);
-    rows.table(table::XENFLOW, &["next_cfg"])
+    rows.table(table::MIGRATION, &Migration::COLUMNS)
+        .table(table::NODE_STATUS, &["node", "address"])
+        .table(table::ROUTER, &["name", "external_ids"])
+        .table(table::XENFLOW, &["next_cfg"])
 }
 
 /// `XenFlow.next_cfg` of what [`monitor`] has read.

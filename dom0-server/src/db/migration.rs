@@ -8,13 +8,16 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use ovsdb::{Condition, Datum, Mutator, Operation, Row, Until};
+use ovsdb::{Condition, Datum, Function, Mutator, Operation, Row, Until};
 use serde::{Serialize, Serializer};
 use xenflow_proto::Name;
 
 use super::location::{self, Place};
 use super::status::MESSAGE_MAX;
 use super::{RowError, Rows, table};
+
+/// So many rows that have ended are kept, the newest, for who asks what became of them.
+pub const KEPT: usize = 100;
 
 /// How far a migration is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -316,22 +319,15 @@ impl Wanted {
         held: &[(Place, u64)],
         at_ms: u64,
     ) -> Result<Vec<Operation>, CreateError> {
-        if self.from == self.to {
-            return Err(CreateError::Same { router: self.router.clone(), node: self.to.clone() });
-        }
-        if let Some(open) = all.iter().find(|row| row.router == self.router && !row.phase.is_over()) {
-            let Migration { number, router, from, to, phase, .. } = open.clone();
-            return Err(CreateError::Open { number, router, from, to, phase });
-        }
+        self.is_possible(all)?;
         let none = Operation::wait(table::MIGRATION, &["phase"], Until::Equal, [], Duration::ZERO);
         let none = none.filter(Condition::eq("router", self.router.as_str()));
         let over = |phase: Phase| Condition::ne("phase", phase.as_str());
         let mut operations = vec![none.filter(over(Phase::Done)).filter(over(Phase::Aborted))];
         operations.extend(held.iter().flat_map(|(place, from)| location::is_held(place, &self.from, *from)));
-        let last = all.iter().map(|row| row.number).max().unwrap_or(0);
         operations.push(
             Operation::insert(table::MIGRATION)
-                .set("number", number(last.saturating_add(1)))
+                .set("number", number(next_number(all)))
                 .set("router", self.router.as_str())
                 .set("from", self.from.as_str())
                 .set("to", self.to.as_str())
@@ -340,7 +336,56 @@ impl Wanted {
                 .set("phase", self.phase.as_str())
                 .set("reached", Datum::map([(self.phase.as_str(), number(at_ms))])),
         );
+        // Then the writer is the node that the router has come to. An operator may remove more: see `forget`.
+        if self.phase == Phase::Arrived {
+            operations.extend(forget(all, Some(&self.to)));
+        }
         Ok(operations)
+    }
+
+    /// Whether there may be such a row beside those of `all`.
+    ///
+    /// # Errors
+    /// [`CreateError`] names what is in the way.
+    pub fn is_possible(&self, all: &[Migration]) -> Result<(), CreateError> {
+        if self.from == self.to {
+            return Err(CreateError::Same { router: self.router.clone(), node: self.to.clone() });
+        }
+        match all.iter().find(|row| row.router == self.router && !row.phase.is_over()).cloned() {
+            None => Ok(()),
+            Some(Migration { number, router, from, to, phase, .. }) => {
+                Err(CreateError::Open { number, router, from, to, phase })
+            }
+        }
+    }
+}
+
+/// The number of a row that is made beside these.
+#[must_use]
+pub fn next_number(all: &[Migration]) -> u64 {
+    all.iter().map(|row| row.number).max().unwrap_or(0).saturating_add(1)
+}
+
+/// Removes the rows that have ended but the newest [`KEPT`] of them; with `by` only those of that node, which a server may let it
+/// remove. Whoever makes a row does this, so there are never many more.
+#[must_use]
+pub fn forget(all: &[Migration], by: Option<&Name>) -> Vec<Operation> {
+    let mut ended: Vec<_> = all.iter().filter(|row| row.phase.is_over()).map(|row| row.number).collect();
+    ended.sort_unstable();
+    let surplus = ended.len().saturating_sub(KEPT);
+    let Some(oldest) = ended.get(surplus).copied().filter(|_| surplus > 0) else { return Vec::new() };
+    let delete = |phase: Phase| {
+        Operation::delete(table::MIGRATION)
+            .filter(Condition::eq("phase", phase.as_str()))
+            .filter(Condition::new("number", Function::Less, number(oldest)))
+    };
+    let both = [Phase::Done, Phase::Aborted].map(delete);
+    match by {
+        None => both.to_vec(),
+        Some(node) => ["from", "to"]
+            .iter()
+            .flat_map(|side| both.clone().map(|delete| delete.filter(Condition::eq(*side, node.as_str()))))
+            .collect(),
     }
 }
 

@@ -225,7 +225,7 @@ impl Plan {
     pub async fn trace(self) -> Traced {
         let trace = match &self.bridge {
             Some(bridge) => bridge.trace(self.in_port, self.frame.packet()).await,
-            None => Err(TraceError::Refused("nobody says where it is".to_owned())),
+            None => Err(TraceError::Nowhere),
         };
         Traced { plan: self, trace: trace.map_err(|error| error.to_string()) }
     }

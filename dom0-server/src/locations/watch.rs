@@ -1,25 +1,28 @@
 //! The connection: watches the rows, tells the core what other nodes have, and writes what this node claims.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ovsdb::{Event as Said, Remote, RowChange, Session, SessionConfig, SessionHandle, Tls};
+use ovsdb::{Event as Said, Operation, Remote, RowChange, Session, SessionConfig, SessionHandle, Tls};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use xenflow_proto::Name;
 
-use super::{Claims, Write};
-use crate::clock::until;
-use crate::core::Event;
+use super::{Claims, Whereabouts, Write};
+use crate::clock::{now_ms, until};
+use crate::core::{Due, Event};
 use crate::db::edit::is_lost_race;
 use crate::db::location::{self, Located, Place};
 use crate::db::{self, Rows};
 use crate::kept::keeper::{Keeper, Source};
+use crate::migration::{journal, sequencer};
 
-/// What is bound here and has a link; none: not known yet.
+/// What this node may claim; none: not known yet.
 pub type Here = Option<Arc<BTreeSet<Place>>>;
+/// Transactions that routers on their way wait for.
+pub type Moves = Arc<BTreeMap<Name, Due>>;
 
 /// Writes in one transaction.
 const TOGETHER: usize = 64;
@@ -38,6 +41,7 @@ pub async fn run(
     node: Name,
     kept: Option<Keeper>,
     mut here: watch::Receiver<Here>,
+    mut moves: watch::Receiver<Moves>,
     events: mpsc::Sender<Event>,
 ) {
     let mut config = SessionConfig::new(remotes).monitor(location::monitor());
@@ -51,12 +55,15 @@ pub async fn run(
     let mut told = None;
     let mut writing: Option<JoinHandle<Wrote>> = None;
     let mut again: Option<Instant> = None;
+    let mut journal =
+        Journal { node: node.clone(), handle: handle.clone(), under_way: None, tried: BTreeMap::new() };
     // What the core knows to be settled, and what was taken from `here` last.
     let mut settled: Option<(i64, Here)> = None;
     let mut places: Here = None;
     let mut was_refused = false;
     loop {
         let mut may_write = true;
+        let retry = journal.again();
         tokio::select! {
             said = session.next() => match said {
                 None => return,
@@ -68,12 +75,12 @@ pub async fn run(
                         kept.apply(Source::Locations, &locations);
                     }
                     let now = Located::read(&rows);
-                    let elsewhere = now.elsewhere(&node);
+                    let whereabouts = Whereabouts::read(&rows, &now, &node);
                     located = Some(now);
                     // The first one takes the place of what was kept, also if it says nothing.
-                    if told.as_ref() != Some(&elsewhere) {
-                        told = Some(elsewhere.clone());
-                        if events.send(Event::Elsewhere(elsewhere)).await.is_err() {
+                    if told.as_ref() != Some(&whereabouts) {
+                        told = Some(whereabouts.clone());
+                        if events.send(Event::Whereabouts(whereabouts)).await.is_err() {
                             return;
                         }
                     }
@@ -95,6 +102,13 @@ pub async fn run(
                 }
                 was_refused = false;
             }
+            changed = moves.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            () = journal.done() => {}
+            () = until(retry) => journal.tried.clear(),
             wrote = done(&mut writing) => {
                 writing = None;
                 again = Some(Instant::now() + if wrote == Wrote::Done { SETTLE } else { RETRY });
@@ -104,6 +118,8 @@ pub async fn run(
             () = until(again) => again = None,
         }
         let Some(located) = &located else { continue };
+        let announced = journal.turn(&moves.borrow_and_update().clone(), (&rows, located));
+        claims.announce(&announced);
         let mut is_idle = false;
         if writing.is_none() && may_write {
             let due = claims.due(located);
@@ -120,6 +136,69 @@ pub async fn run(
                 return;
             }
         }
+    }
+}
+
+/// Writes what routers on their way wait for, one transaction after the other.
+struct Journal {
+    node: Name,
+    handle: SessionHandle,
+    under_way: Option<JoinHandle<()>>,
+    /// What was tried on the rows as they are, and when.
+    tried: BTreeMap<Name, (Due, Instant)>,
+}
+
+impl Journal {
+    async fn done(&mut self) {
+        match &mut self.under_way {
+            Some(job) => {
+                let _ = job.await;
+                self.under_way = None;
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// When what was tried and is still due is tried again.
+    fn again(&self) -> Option<Instant> {
+        self.tried.values().map(|(_, at)| *at + RETRY).max().filter(|_| self.under_way.is_none())
+    }
+
+    /// What is announced with it comes back.
+    fn turn(&mut self, moves: &BTreeMap<Name, Due>, rows: (&Rows, &Located)) -> BTreeSet<Place> {
+        self.tried.retain(|router, (due, _)| moves.get(router) == Some(due));
+        if self.under_way.is_some() {
+            return BTreeSet::new();
+        }
+        for (router, due) in moves {
+            if self.tried.contains_key(router) {
+                continue;
+            }
+            self.tried.insert(router.clone(), (due.clone(), Instant::now()));
+            match journal::operations(router, due, rows, &self.node, now_ms()) {
+                Ok(Some(operations)) => {
+                    let (handle, router, write) = (self.handle.clone(), router.clone(), due.write);
+                    self.under_way = Some(tokio::spawn(enter(handle, router, write, operations)));
+                    let is_announced = write == sequencer::Write::Announce;
+                    return if is_announced { due.places.clone() } else { BTreeSet::new() };
+                }
+                Ok(None) => {}
+                Err(error) => tracing::debug!(%router, %error, "the move is not written down"),
+            }
+        }
+        BTreeSet::new()
+    }
+}
+
+/// What it changed comes by the rows; so does that another was faster.
+async fn enter(handle: SessionHandle, router: Name, write: sequencer::Write, operations: Vec<Operation>) {
+    match tokio::time::timeout(SILENCE, handle.transact(db::DATABASE, &operations)).await {
+        Ok(Ok(_)) => tracing::info!(name: "move-step", %router, step = ?write, "the router's move goes on"),
+        Ok(Err(error)) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::debug!(%router, step = ?write, error, "a step of the router's move is not written");
+        }
+        Err(_) => tracing::debug!(%router, step = ?write, "the database does not answer"),
     }
 }
 

@@ -24,6 +24,7 @@ use std::net::IpAddr;
 use xenflow_proto::{MacAddr, VlanId};
 
 pub use answer::answer;
+pub(crate) use schedule::ANNOUNCEMENT;
 pub use schedule::{PER_SECOND, Schedule, Telling};
 
 /// A vif of the router, as others on its segment see it.
@@ -46,6 +47,12 @@ impl Vif {
                 && !matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
         });
         Self { vlan, mac, addresses: addresses.collect() }
+    }
+
+    /// Its segment.
+    #[must_use]
+    pub const fn vlan(&self) -> VlanId {
+        self.vlan
     }
 
     fn owns(&self, address: impl Into<IpAddr>) -> bool {

@@ -22,7 +22,7 @@ use crate::db::location::Located;
 use crate::db::{self, Desired};
 use crate::kept::keeper::{Keeper, Source};
 use crate::ovs::restore::{self, Restore, Stage, Step, View};
-use crate::ports::{ControlPort, SwitchBuild, SwitchPort, SwitchPorts};
+use crate::ports::{ControlPort, HOME_ID, SwitchBuild, SwitchPort, SwitchPorts};
 use crate::shaper::plan::QueueOf;
 use crate::shaper::rows::{CLASS_ID, NETWORK_ID};
 
@@ -142,6 +142,7 @@ pub async fn ports(
     bridge: String,
     restore: bool,
     mut stage: watch::Receiver<Stage>,
+    mut home: watch::Receiver<Arc<BTreeSet<Uuid>>>,
     events: mpsc::Sender<Event>,
 ) {
     let monitor = Monitor::new(OPEN_VSWITCH)
@@ -170,6 +171,11 @@ pub async fn ports(
                 if changed.is_err() || stage == Stage::Stopping {
                     return;
                 }
+                continue;
+            }
+            Ok(()) = home.changed() => {
+                let home = home.borrow_and_update().clone();
+                mark_home(&handle, &rows, &home).await;
                 continue;
             }
         };
@@ -210,6 +216,29 @@ pub async fn ports(
                 return;
             }
         }
+    }
+}
+
+/// Says in the rows of these interfaces that they have been here with their router's addresses.
+async fn mark_home(handle: &SessionHandle, rows: &Tables, home: &BTreeSet<Uuid>) {
+    let is_marked = |uuid: &Uuid| {
+        let row = rows.0.get("Interface").and_then(|rows| rows.get(uuid));
+        row.is_none_or(|row| row.map_get("external_ids", HOME_ID.0) == Ok(Some(HOME_ID.1)))
+    };
+    let mark = |uuid: &Uuid| {
+        let row = Operation::mutate("Interface").filter(Condition::uuid(*uuid));
+        row.mutation("external_ids", Mutator::Insert, Datum::map([HOME_ID]))
+    };
+    let operations: Vec<_> = home.iter().filter(|uuid| !is_marked(uuid)).map(mark).collect();
+    if operations.is_empty() {
+        return;
+    }
+    if let Err(error) = handle.transact(OPEN_VSWITCH, &operations).await {
+        // A daemon that starts takes them for ports that have come.
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "ports are not marked as those of routers here"
+        );
     }
 }
 
@@ -402,7 +431,9 @@ impl Tables {
         let ports = || ports.iter().filter_map(|uuid| self.0.get("Port")?.get(uuid));
         let interfaces = ports().filter_map(|port| port.set_uuid("interfaces").ok()).flatten();
         let mut all = SwitchPorts { queues: self.queues(ports()), ..SwitchPorts::default() };
-        for interface in interfaces.filter_map(|uuid| self.0.get("Interface")?.get(&uuid)) {
+        for (row, interface) in
+            interfaces.filter_map(|uuid| Some((uuid, self.0.get("Interface")?.get(&uuid)?)))
+        {
             let Ok(name) = interface.str("name") else { continue };
             // Numbers from 0xff00 on are reserved; -1 says that the port could not be made.
             let number = interface.opt_int("ofport").ok().flatten();
@@ -418,11 +449,13 @@ impl Tables {
             }
             let id = |key| interface.map_get("external_ids", key).ok().flatten();
             all.ports.push(SwitchPort {
+                row,
                 name: name.to_owned(),
                 number,
                 iface_id: id("iface-id").map(str::to_owned),
                 attached_mac: id("attached-mac").and_then(|mac| mac.to_ascii_lowercase().parse().ok()),
                 is_up: interface.opt_str("link_state") == Ok(Some("up")),
+                was_home: id(HOME_ID.0) == Some(HOME_ID.1),
                 mtu: interface.opt_int("mtu").ok().flatten().and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
             });
         }

@@ -10,18 +10,19 @@ use openflow::action::port;
 use openflow::group::ALL_GROUPS;
 use openflow::meter::ALL_METERS;
 use openflow::{
-    BundleId, Config, ErrorCode, Event as Said, FlowFilter, Message, MultipartReply, MultipartRequest,
-    Session,
+    BundleId, Config, ErrorCode, Event as Said, Flow, FlowFilter, FlowMod, Match, Message, MultipartReply,
+    MultipartRequest, Session,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use xenflow_flow_app::pipeline::{self, cookie};
-use xenflow_flow_app::{Dump, FlowChange, MeterChange};
+use xenflow_flow_app::{Dump, FlowChange, Heard, MeterChange};
 
 use crate::clock::until;
 use crate::core::{BatchId, Event, MeterError};
 use crate::counters::Poll;
+use crate::migration::shell::Frames;
 
 /// What the core wants of the switch, and which connection it means: the first is 1. What it asked of an earlier
 /// one is void; it asks again.
@@ -42,6 +43,8 @@ pub enum Command {
     Dump(Dump),
     /// What the switch has counted, unless the last answer has not come yet.
     Poll,
+    /// A change that changes nothing: the switch looks at all that its datapath holds.
+    Poke,
 }
 
 /// Flows whose counters are looked at: those of tables that ports, vifs and neighbors bound, never the routes.
@@ -52,10 +55,23 @@ fn counted() -> impl Iterator<Item = FlowFilter> {
         cookie_mask: cookie::CATEGORY_MASK,
         ..FlowFilter::default()
     };
-    let topology = [pipeline::ADMISSION, pipeline::EGRESS].map(|table| of(table, cookie::TOPOLOGY));
+    let topology =
+        [pipeline::ADMISSION, pipeline::LOCAL, pipeline::EGRESS].map(|table| of(table, cookie::TOPOLOGY));
     let routers = [pipeline::ROUTER, pipeline::NEXT_HOP].map(|table| of(table, cookie::ROUTERS));
     topology.into_iter().chain(routers)
 }
+
+/// Bytes for the switch, beyond which frames wait.
+const MOST_OUTPUT: usize = 1 << 20;
+
+/// A flow in a table that no packet comes to, gone by itself after a second.
+fn poke() -> FlowMod {
+    let flow = Flow::new(IDLE_TABLE, 0, 0, Match::any());
+    FlowMod::add(Flow { hard_timeout: 1, ..flow })
+}
+
+/// No packet comes to this table, and nothing in it is ours ([`cookie::MAGIC`]).
+const IDLE_TABLE: u8 = 250;
 
 /// A switch that is busy with a bundle of the largest size answers no echo meanwhile.
 const PROBE: Duration = Duration::from_secs(30);
@@ -84,12 +100,17 @@ enum Down {
 }
 
 /// Runs until the core is gone.
-pub async fn run(socket: PathBuf, mut orders: mpsc::Receiver<Order>, events: mpsc::Sender<Event>) {
+pub async fn run(
+    socket: PathBuf,
+    mut orders: mpsc::Receiver<Order>,
+    mut frames: Frames,
+    events: mpsc::Sender<Event>,
+) {
     let mut pause = BACKOFF_MIN;
     let mut connection = 0;
     loop {
         let before = connection;
-        let Err(reason) = converse(&socket, &mut orders, &events, &mut connection).await;
+        let Err(reason) = converse(&socket, &mut orders, &mut frames, &events, &mut connection).await;
         if matches!(reason, Down::Stopped) {
             return;
         }
@@ -157,6 +178,7 @@ impl Pending {
 async fn converse(
     path: &Path,
     orders: &mut mpsc::Receiver<Order>,
+    frames: &mut Frames,
     events: &mpsc::Sender<Event>,
     connection: &mut u64,
 ) -> Result<std::convert::Infallible, Down> {
@@ -173,6 +195,13 @@ async fn converse(
             if matches!(said, Said::Up(_)) {
                 let request = MultipartRequest::MeterFeatures;
                 pending.features = Some(session.send(&Message::MultipartRequest(request))?);
+            }
+            if let Said::PacketIn(packet) = said {
+                // What nobody can take in at once is lost, as in any queue.
+                if let Some(heard) = Heard::decode(&packet.userdata) {
+                    let _ = frames.heard.try_send((heard, packet.data));
+                }
+                continue;
             }
             for event in translate(said, &mut pending) {
                 *connection += u64::from(matches!(event, Event::SwitchUp { .. }));
@@ -193,6 +222,9 @@ async fn converse(
                 input.clear();
             }
             written = writer.write_buf(&mut output), if !output.is_empty() => { written?; }
+            Some(packet) = frames.sends.recv(), if pending.is_up && session.pending_output() < MOST_OUTPUT => {
+                session.send(&Message::PacketOut(packet))?;
+            }
             order = orders.recv(), if pending.is_up => {
                 let order = order.ok_or(Down::Stopped)?;
                 if order.connection != *connection {
@@ -208,6 +240,7 @@ async fn converse(
                         let bundle = session.send_bundle(&messages)?;
                         pending.bundles.insert(bundle, (batch, begun));
                     }
+                    Command::Poke => _ = session.send(&Message::FlowMod(poke()))?,
                     Command::Poll if !pending.poll.is_empty() => {}
                     Command::Poll => {
                         let flows = counted().map(MultipartRequest::Flows);

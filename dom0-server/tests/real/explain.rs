@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::support::{Server, link, refused};
+use crate::support::{self, Server, link, refused};
 use dom0_server::core::{Core, Effect, Event, SessionId};
 use dom0_server::events::Events;
 use dom0_server::inspect::explain::trace::Bridge;
 use dom0_server::inspect::{self, Answer, socket};
 use dom0_server::locations::watch as located;
-use dom0_server::ovs::{database, switch as conversation};
+use dom0_server::ovs::{appctl, database, switch as conversation};
 use dom0_server::ports::{ControlPort, SwitchPort, SwitchPorts};
 use dom0_server::shaper::handle::Handle;
 use serde_json::Value;
@@ -54,11 +54,13 @@ struct Node {
 
 fn port(name: &str, number: u32, iface_id: Option<&str>, mac: Option<[u8; 6]>) -> SwitchPort {
     SwitchPort {
+        row: ovsdb::Uuid(number.into()),
         name: name.to_owned(),
         number,
         iface_id: iface_id.map(str::to_owned),
         attached_mac: mac.map(MacAddr),
         is_up: true,
+        was_home: false,
         mtu: 1500,
     }
 }
@@ -84,11 +86,13 @@ impl Node {
         }
         let (events, mut inbox) = mpsc::channel(256);
         let (orders, taken) = mpsc::channel(16);
-        tokio::spawn(conversation::run(dir.join("br0.mgmt"), taken, events.clone()));
+        tokio::spawn(conversation::run(dir.join("br0.mgmt"), taken, support::no_frames(), events.clone()));
         let remotes = ovsdb::Remote::parse_list(&server.db()).unwrap();
         let database = database::desired(remotes.clone(), None, name.parse().unwrap(), None, events.clone());
         let (here, watched) = watch::channel(None);
-        tokio::spawn(located::run(remotes, None, name.parse().unwrap(), None, watched, events.clone()));
+        let (moves, moving) = watch::channel(located::Moves::default());
+        let node_name = name.parse().unwrap();
+        tokio::spawn(located::run(remotes, None, node_name, None, watched, moving, events.clone()));
         let socket = dir.join("control.sock");
         let (guard, mut asks) = socket::open(&socket, &Events::default(), &Handle::default()).await.unwrap();
         let mut core = Core::new(name.parse().unwrap(), 10_000);
@@ -97,7 +101,7 @@ impl Node {
         let control = Some(ControlPort { number: 9, ifindex: 3 });
         events.send(Event::Ports(SwitchPorts { ports, control, ..SwitchPorts::default() })).await.unwrap();
         tokio::spawn(async move {
-            let _kept = (guard, database);
+            let _kept = (guard, database, moves);
             let mut connection = 0;
             loop {
                 let event = tokio::select! {
@@ -139,6 +143,14 @@ impl Node {
                             continue;
                         }
                         Effect::Refuse(_, reason, detail) => panic!("{reason:?}: {detail}"),
+                        Effect::Prove(proof) => {
+                            let (events, bridge) = (events.clone(), bridge.clone());
+                            tokio::spawn(async move {
+                                let said = appctl::call(&bridge.rundir, "revalidator/wait", &[]).await;
+                                let _ = events.send(Event::Proven(proof, said.is_ok())).await;
+                            });
+                            continue;
+                        }
                         Effect::Tell(..) | Effect::Taken(_) | Effect::Nudge(..) => continue,
                     };
                     orders.send(conversation::Order { connection, command }).await.unwrap();

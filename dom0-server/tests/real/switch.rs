@@ -1,7 +1,7 @@
 //! The daemon's conversations with a real Open vSwitch on its dummy datapath.
 
 use crate::common;
-use crate::support::link;
+use crate::support::{self, link};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -52,7 +52,8 @@ impl Keeper {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (sender, events) = mpsc::channel(64);
         let (stage, watched) = watch::channel(Stage::Filling);
-        let task = runtime.spawn(database::ports(remotes, bridge.to_owned(), true, watched, sender));
+        let (_, home) = watch::channel(std::sync::Arc::default());
+        let task = runtime.spawn(database::ports(remotes, bridge.to_owned(), true, watched, home, sender));
         Self { runtime, task, stage, events }
     }
 
@@ -289,7 +290,7 @@ fn a_switch_is_asked_for_meters_and_counters_and_names_what_it_refuses() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (orders, inbox) = mpsc::channel(16);
     let (sender, mut events) = mpsc::channel(64);
-    runtime.spawn(conversation::run(socket, inbox, sender));
+    runtime.spawn(conversation::run(socket, inbox, support::no_frames(), sender));
     let mut next = move || {
         let event = runtime.block_on(async { tokio::time::timeout(LIMIT, events.recv()).await });
         event.expect("no answer").unwrap()
@@ -354,7 +355,12 @@ fn a_full_table_leaves_the_rest_to_the_guest() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (orders, inbox) = mpsc::channel(16);
     let (sender, mut events) = mpsc::channel(64);
-    runtime.spawn(conversation::run(std::path::Path::new(dir.trim()).join("br0.mgmt"), inbox, sender));
+    runtime.spawn(conversation::run(
+        std::path::Path::new(dir.trim()).join("br0.mgmt"),
+        inbox,
+        support::no_frames(),
+        sender,
+    ));
     let mut next = || {
         let event = runtime.block_on(async { tokio::time::timeout(LIMIT, events.recv()).await });
         event.expect("no answer").unwrap()

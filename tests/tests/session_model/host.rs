@@ -271,6 +271,7 @@ impl Host {
                 Effect::Tell(id, message) => out.push(Output::Tell(id, message)),
                 Effect::Taken(id) => out.push(Output::Taken(id)),
                 Effect::Nudge(..) => out.push(Output::Nudge),
+                Effect::Prove(_) | Effect::Peer(_) => panic!("nobody moves: {effect:?}"),
                 Effect::Refuse(id, reason, detail) => {
                     self.no_more(id);
                     out.push(Output::Tell(id, HostMessage::Refusal { reason, detail }));
@@ -544,6 +545,8 @@ fn desired(max_routes: Option<u32>) -> Desired {
 
 fn ports(is_plugged: bool) -> SwitchPorts {
     let port = |index: u32| SwitchPort {
+        row: ovsdb::Uuid(index.into()),
+        was_home: false,
         name: format!("v1-{index}"),
         number: 10 + index,
         iface_id: None,

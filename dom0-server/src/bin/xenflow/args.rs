@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::moves::MoveCommand;
 use crate::node::NodeCommand;
 use crate::nouns::{
     AccessCommand, ClassCommand, NetworkCommand, RouterCommand, SegmentCommand, UplinkCommand, VifCommand,
@@ -120,10 +121,21 @@ pub(crate) enum Command {
         socket: SocketArg,
     },
     #[command(flatten)]
+    Move(MoveCommand),
+    #[command(flatten)]
     Host(HostCommand),
     /// The private certificate authority
     #[command(subcommand)]
     Pki(PkiCommand),
+    /// Receive a guest of 'xl migrate', and have it wait until this node is ready; xl-migrate-transport runs this
+    #[command(hide = true)]
+    XlReceive {
+        #[command(flatten)]
+        socket: SocketArg,
+        /// What receives it, as xl says
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
     /// Print the completions of a shell
     Completions {
         /// Which shell
@@ -175,6 +187,21 @@ pub(crate) enum HostCommand {
     /// printed ("next" in --json). --timeout is for each question: each node's daemon, and the XenFlow database, which is asked
     /// for the next node.
     Explain(Box<ExplainArgs>),
+    /// Whether a guest may come to this node, or run on here; the hooks of toolstacks ask
+    ///
+    /// It waits for at most --timeout while a planned migration of its router makes this node ready. Exit code 1: it is not, and why. A
+    /// move that is not planned has nothing to wait for, and without a daemon everything passes.
+    #[command(hide = true)]
+    Arrival {
+        /// Address of an interface of the guest; several by saying it again
+        #[arg(long = "mac", value_name = "MAC", required = true)]
+        macs: Vec<String>,
+        /// The interfaces are plugged in
+        #[arg(long)]
+        plugged: bool,
+        #[command(flatten)]
+        socket: SocketArg,
+    },
 }
 
 /// A packet, or something else.

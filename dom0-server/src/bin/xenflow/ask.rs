@@ -10,7 +10,7 @@ use dom0_server::inspect::Request;
 use serde_json::Value;
 
 use crate::args::{HostCommand, Target};
-use crate::{Failure, events, explain, flows, output, routes, status};
+use crate::{Failure, arrival, events, explain, flows, output, routes, status};
 
 /// A page of routes, each with many next hops, is far less.
 const MAX_ANSWER: u64 = 256 << 20;
@@ -24,6 +24,9 @@ pub(crate) fn run(command: HostCommand, db: &Target, seconds: u32, json: bool) -
         HostCommand::Events(args) => events::run(args, db, seconds, json),
         HostCommand::Flows { router, socket } => flows::run(&socket.socket, seconds, &router, json),
         HostCommand::Explain(args) => explain::run(db, seconds, *args, json),
+        HostCommand::Arrival { macs, plugged, socket } => {
+            arrival::run(&socket.socket, seconds, &macs, plugged)
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use anyhow::{Context, anyhow};
 use dom0_server::db::edit::{Snapshot, is_lost_race};
 use dom0_server::db::location::{self, Located};
 use dom0_server::db::{DATABASE, Statistics, VERSION, retire, select_all, statistics, table};
+use dom0_server::migration::plan::Now;
 use dom0_server::tls;
 use ovsdb::{Condition, Connection, Operation, Options, Remote, RequestError, Tls, TransactError};
 
@@ -17,7 +18,7 @@ use crate::args::Target;
 use crate::wait::Waiter;
 
 /// How often an edit is built anew when somebody else was faster.
-const ATTEMPTS: u32 = 20;
+pub(crate) const ATTEMPTS: u32 = 20;
 
 /// Runs a command, within its time.
 pub(crate) fn block_on(seconds: u32, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
@@ -167,6 +168,16 @@ pub(crate) async fn located(db: &Target, seconds: u32) -> Result<Located, Failur
         open(db, seconds, async |connection| connection.transact(DATABASE, &[location::select()]).await)
             .await?;
     Ok(Located::of_rows(results.first().map(|result| result.rows()).unwrap_or_default()))
+}
+
+/// Everything, with where it is and what moves; and the connection for what follows from that.
+pub(crate) async fn moves(db: &Target, seconds: u32) -> Result<(Connection, Now), Failure> {
+    open(db, seconds, now).await
+}
+
+/// The same, once more.
+pub(crate) async fn now(connection: &Connection) -> Result<Now, TransactError> {
+    Ok(Now::from_select(&connection.transact(DATABASE, &Now::select()).await?))
 }
 
 /// A connection to a server that serves the XenFlow database.

@@ -67,16 +67,16 @@ pub(crate) fn run(args: EventsArgs, db: &Target, seconds: u32, json: bool) -> Re
 }
 
 /// What ends a command that goes on.
-struct Signals(Signal, Signal);
+pub(crate) struct Signals(Signal, Signal);
 
-fn signals() -> anyhow::Result<Signals> {
+pub(crate) fn signals() -> anyhow::Result<Signals> {
     let [interrupt, terminate] =
         [SignalKind::interrupt(), SignalKind::terminate()].map(|kind| signal(kind).context("no signals"));
     Ok(Signals(interrupt?, terminate?))
 }
 
 impl Signals {
-    async fn any(&mut self) {
+    pub(crate) async fn any(&mut self) {
         tokio::select! {
             _ = self.0.recv() => {}
             _ = self.1.recv() => {}

@@ -131,7 +131,7 @@ fn locate(db: &Target, seconds: u32, segment: &Value, mac: &Value) -> Result<Nam
     });
     match asked {
         Ok(()) => found,
-        Err(Failure::Failed(error) | Failure::Input(error)) => {
+        Err(Failure::Failed(error) | Failure::Input(error) | Failure::Ended(_, error)) => {
             Err(format!("another node's; which one: {error:#}"))
         }
     }

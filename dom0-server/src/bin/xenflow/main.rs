@@ -2,10 +2,12 @@
 //! reports back, and runs the private authority.
 //!
 //! Owns the words of the command line and what is printed. The rules of the database are in `dom0_server::db`,
-//! those of the authority in `dom0_server::pki`. Exit codes: 0 done, 1 failed, 2 refused as wrong input.
+//! those of the authority in `dom0_server::pki`. Exit codes: 0 done, 1 failed, 2 refused as wrong input; others are in
+//! the help of the command that has them.
 
 mod apply;
 mod args;
+mod arrival;
 mod ask;
 mod client;
 mod cluster;
@@ -16,11 +18,13 @@ mod explain;
 mod flows;
 mod init;
 mod man;
+mod moves;
 mod node;
 mod nouns;
 mod output;
 mod persist;
 mod pki;
+mod receive;
 mod routes;
 mod show;
 mod sla;
@@ -50,6 +54,8 @@ enum Failure {
     Input(anyhow::Error),
     /// It could be, but was not done: 1.
     Failed(anyhow::Error),
+    /// It has ended in a way that has a code of its own.
+    Ended(u8, anyhow::Error),
 }
 
 impl From<anyhow::Error> for Failure {
@@ -95,13 +101,14 @@ fn main() -> ExitCode {
     };
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Failed(error)) => {
+        Err(failure) => {
+            let (code, error) = match failure {
+                Failure::Failed(error) => (1, error),
+                Failure::Input(error) => (2, error),
+                Failure::Ended(code, error) => (code, error),
+            };
             output::error(&format!("{error:#}"));
-            ExitCode::FAILURE
-        }
-        Err(Failure::Input(error)) => {
-            output::error(&format!("{error:#}"));
-            ExitCode::from(2)
+            ExitCode::from(code)
         }
     }
 }
@@ -131,8 +138,10 @@ fn run(args: Args) -> Result<(), Failure> {
             Ok(())
         }
         Command::Man { dir } => output::report(&man::run(&dir)?, json),
+        Command::Move(command) => client::run(moves::run(command, &db, timeout, json)),
         Command::Host(command) => ask::run(command, &db, timeout, json),
         Command::Pki(command) => pki::run(command, json),
+        Command::XlReceive { socket, command } => receive::run(socket.socket, timeout, &command),
         Command::Doctor { host_only, config } => doctor::run(&db, timeout, host_only, &config, json),
         Command::Top { interval, once, socket } => {
             let socket = socket.socket;

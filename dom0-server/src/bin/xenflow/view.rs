@@ -151,6 +151,12 @@ fn heads(first: &Map<String, Value>) -> Vec<&str> {
         "problems",
         "uplinks",
         "uplink_capacity",
+        "from",
+        "to",
+        "via",
+        "phase",
+        "since",
+        "error",
     ];
     heads.sort_by_key(|head| order.iter().position(|known| known == head).unwrap_or(order.len()));
     heads

@@ -177,7 +177,9 @@ fn fill(
                 queue.extend(core.handle(Event::Told(id)));
             }
             Effect::Rest(_) => queue.extend(core.handle(Event::Rested)),
-            Effect::Refuse(..) | Effect::Wait(_) | Effect::Taken(_) | Effect::Nudge(..) => {}
+            Effect::Prove(proof) => queue.extend(core.handle(Event::Proven(proof, true))),
+            Effect::Refuse(..) | Effect::Wait(_) | Effect::Taken(_) | Effect::Nudge(..) | Effect::Peer(_) => {
+            }
         }
     }
     (told, refusals)

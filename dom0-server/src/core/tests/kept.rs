@@ -40,9 +40,16 @@ fn what_the_database_then_says_changes_only_what_differs() {
     assert_eq!(core.handle(Event::Desired(desired(&[1, 2]))), [], "the same");
     assert_eq!(core.kept_ms(), None);
     assert!(core.is_in_step());
-    assert_eq!(core.handle(Event::Elsewhere([there()].into())), [], "the same");
+    assert_eq!(
+        core.handle(Event::Whereabouts(Whereabouts {
+            elsewhere: [there()].into(),
+            ..Whereabouts::default()
+        })),
+        [],
+        "the same"
+    );
     assert_eq!(core.app.topology().elsewhere.len(), 1);
-    core.handle(Event::Elsewhere(BTreeSet::new()));
+    core.handle(Event::Whereabouts(Whereabouts::default()));
     assert!(core.app.topology().elsewhere.is_empty(), "nobody has it any more");
 }
 
@@ -54,7 +61,7 @@ fn what_was_kept_never_takes_the_place_of_what_the_database_says() {
     assert_eq!(core.desired().unwrap().routers.len(), 2);
     // The locations had come before.
     let mut core = super::core(1000);
-    core.handle(Event::Elsewhere(BTreeSet::new()));
+    core.handle(Event::Whereabouts(Whereabouts::default()));
     core.handle(Event::Ports(ports(&[1])));
     core.handle(kept(&[1, 2], 7));
     assert_eq!(core.kept_ms(), Some(7));
@@ -76,7 +83,12 @@ fn a_start_waits_a_moment_for_what_others_have() {
         core
     };
     let mut core = start();
-    assert!(compares(&core.handle(Event::Elsewhere([there()].into()))));
+    assert!(compares(
+        &core.handle(Event::Whereabouts(Whereabouts {
+            elsewhere: [there()].into(),
+            ..Whereabouts::default()
+        }))
+    ));
     // Nobody says it.
     let mut core = start();
     assert!(!compares(&core.handle(Event::Tick(Duration::from_secs(62)))));

@@ -192,7 +192,8 @@ impl World {
                     assert!(guest.waits && !guest.ended, "taken without a message: {guest:?}");
                     guest.waits = false;
                 }
-                Effect::Tell(..) | Effect::Nudge(..) => {}
+                Effect::Prove(proof) => self.answers.push_back(Event::Proven(proof, true)),
+                Effect::Tell(..) | Effect::Nudge(..) | Effect::Peer(_) => {}
             }
         }
     }
@@ -409,6 +410,8 @@ impl World {
                 | Effect::Wait(_)
                 | Effect::Rest(_)
                 | Effect::Taken(_)
+                | Effect::Prove(_)
+                | Effect::Peer(_)
                 | Effect::Nudge(..),
             )
             | None => {}

@@ -136,7 +136,7 @@ fn a_routers_own_flows_are_waited_for() {
 #[test]
 fn locations_are_waited_for() {
     let mut core = plugged().with_locations();
-    core.handle(Event::Elsewhere(BTreeSet::new()));
+    core.handle(Event::Whereabouts(Whereabouts::default()));
     let id = sent(&core.handle(asking(1, &[1, 2, 3])));
     core.handle(Event::Confirmed(id, TOOK));
     assert_eq!(core.confirmed_cfg(), Some(0), "nobody has read what others have since then");
@@ -144,7 +144,9 @@ fn locations_are_waited_for() {
     let other = here.as_ref().unwrap().first().unwrap().clone();
     core.handle(Event::Located(1, None));
     assert_eq!(core.confirmed_cfg(), Some(0), "others do not know what is here");
-    let id = sent(&core.handle(Event::Elsewhere([other].into())));
+    let id = sent(
+        &core.handle(Event::Whereabouts(Whereabouts { elsewhere: [other].into(), ..Whereabouts::default() })),
+    );
     let here = core.here().cloned().or(here);
     core.handle(Event::Located(1, here.clone()));
     assert_eq!(core.confirmed_cfg(), Some(0), "it is under way");

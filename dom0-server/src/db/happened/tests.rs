@@ -193,6 +193,8 @@ fn nodes_addresses_migrations_and_the_desired_state_are_told() {
         told(&known.take(&[migration("aborted", "no memory")])),
         ["- b migration router r1 migration 7 | from a to b: aborted: no memory"]
     );
+    assert_eq!(told(&known.take(&[change(table::MIGRATION, 1, None)])), Vec::<String>::new(), "it was over");
+    known.take(&[migration("moving", "")]);
     assert_eq!(
         told(&known.take(&[change(table::MIGRATION, 1, None)])),
         ["- b migration router r1 migration 7 | its row is gone"]

@@ -6,22 +6,16 @@
 #![allow(clippy::wildcard_enum_match_arm, reason = "what is not asked for does not matter")]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use openflow::{Action, Field, Flow, Match};
-use ovsdb::{Connection, Options, Remote};
 use xenflow_flow_app::pipeline::{ETH_LLC, LEARNED, OUT_PORT};
 use xenflow_flow_app::sim::{Packet, Pick};
 use xenflow_flow_app::{Hints, PortNo};
 use xenflow_proto::MacAddr;
 
 use crate::inspect::ofctl;
-
-/// The switch answers within this.
-const LIMIT: Duration = Duration::from_secs(5);
-/// Bytes of a trace that are read: those of a flood to many ports are long.
-const MAX_TRACE: usize = 16 << 20;
+use crate::ovs::appctl::{self, AppctlError};
 
 /// Where the switch is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,20 +29,12 @@ pub struct Bridge {
 /// Why there is no trace.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
-    /// No ovs-vswitchd has its control socket there.
-    #[error("no ovs-vswitchd has a control socket in {0}")]
-    NoSwitch(PathBuf),
-    /// It does not talk.
-    #[error("ovs-vswitchd does not answer at {path}: {why}")]
-    Silent {
-        /// Its control socket.
-        path: PathBuf,
-        /// What happened.
-        why: String,
-    },
-    /// It refuses to trace.
-    #[error("ovs-vswitchd does not trace: {0}")]
-    Refused(String),
+    /// Nobody has said where the switch is.
+    #[error("nobody says where the switch is")]
+    Nowhere,
+    /// The switch does not answer.
+    #[error(transparent)]
+    Switch(#[from] AppctlError),
     /// What it says is not understood.
     #[error("ovs-vswitchd's trace is not understood: {0}")]
     Syntax(String),
@@ -82,40 +68,9 @@ impl Bridge {
     /// # Errors
     /// [`TraceError`].
     pub async fn trace(&self, in_port: PortNo, packet: &Packet) -> Result<Trace, TraceError> {
-        let path = self.control_socket()?;
-        let silent = |why: String| TraceError::Silent { path: path.clone(), why };
-        let exchange = async {
-            let remote = Remote::Unix(path.clone());
-            let options = Options { probe_interval: None, ..Options::default() };
-            let (connection, _) = Connection::open(&remote, &options)
-                .await
-                .map_err(|error| silent(crate::chain::Chain(&error).to_string()))?;
-            let flow = flow(in_port, packet);
-            connection
-                .request("ofproto/trace", &[self.name.as_str(), &flow])
-                .await
-                .map_err(|error| TraceError::Refused(crate::chain::Chain(&error).to_string()))
-        };
-        let said = tokio::time::timeout(LIMIT, exchange).await;
-        let said = said.map_err(|_| silent(format!("nothing within {} s", LIMIT.as_secs())))??;
-        let text = said.filter(|text| text.get().len() <= MAX_TRACE);
-        let text = text.and_then(|text| serde_json::from_str::<String>(text.get()).ok());
-        parse(&text.ok_or_else(|| TraceError::Syntax("no text".to_owned()))?)
+        let flow = flow(in_port, packet);
+        parse(&appctl::call(&self.rundir, "ofproto/trace", &[&self.name, &flow]).await?)
     }
-
-    /// `ovs-vswitchd.PID.ctl` with the PID of `ovs-vswitchd.pid`, or `ovs-vswitchd.ctl`.
-    fn control_socket(&self) -> Result<PathBuf, TraceError> {
-        let pid = std::fs::read_to_string(self.rundir.join("ovs-vswitchd.pid")).unwrap_or_default();
-        let by_pid = pid.trim().parse::<u32>().map(|pid| format!("ovs-vswitchd.{pid}.ctl")).ok();
-        let names = by_pid.into_iter().chain(["ovs-vswitchd.ctl".to_owned()]);
-        let mut paths = names.map(|name| self.rundir.join(name));
-        paths.find(|path| is_socket(path)).ok_or_else(|| TraceError::NoSwitch(self.rundir.clone()))
-    }
-}
-
-fn is_socket(path: &Path) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_socket())
 }
 
 /// Fields in an order in which each comes behind those that it depends on.

@@ -22,7 +22,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// for switches.
 pub(super) const MAX_ADDRESSES: usize = 4096;
 /// Where the special ARP reply goes; no port of a XenFlow switch lets it in (`flow-app`, `table/admission.rs`).
-pub(super) const ANNOUNCEMENT: MacAddr = MacAddr([0xaa; 6]);
+pub(crate) const ANNOUNCEMENT: MacAddr = MacAddr([0xaa; 6]);
 
 /// A frame to be sent once.
 #[derive(Debug, Clone, PartialEq, Eq)]

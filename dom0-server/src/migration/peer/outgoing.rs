@@ -53,7 +53,7 @@ pub struct Dial {
 }
 
 /// Something of the router's tables to say, with a mark that comes back once the destination has confirmed it.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Said {
     /// The caller's; greater ones for what is said later.
     pub mark: u64,
@@ -62,7 +62,7 @@ pub struct Said {
 }
 
 /// See [`SourceMessage`].
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Tables {
     /// The tables of this boot of the guest follow, whole.
     Snapshot([u8; 16]),

@@ -65,6 +65,12 @@ impl Keeper {
         self.is_whole = true;
     }
 
+    /// What is kept belongs to another move now: its source begins at 1, and its end mark is waited for. What there is comes first.
+    pub fn begin_again(&mut self) {
+        (self.stream, self.next, self.is_whole) = (None, 1, false);
+        self.relayed.frames.iter_mut().for_each(|kept| kept.number = None);
+    }
+
     /// The end mark is waited for no more. What the source relays nevertheless is given when it comes.
     pub const fn go_without_end_mark(&mut self) {
         self.is_whole = true;

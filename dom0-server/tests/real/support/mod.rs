@@ -163,3 +163,9 @@ pub fn link(ifindex: u32, name: &str, mac: MacAddr, mtu: u32) -> Object {
         ipv6_mtu: None,
     })
 }
+
+/// A switch's ends of frames that nobody carries.
+pub fn no_frames() -> dom0_server::migration::shell::Frames {
+    let ((heard, _), (_, sends)) = (tokio::sync::mpsc::channel(1), tokio::sync::mpsc::channel(1));
+    dom0_server::migration::shell::Frames { heard, sends }
+}

@@ -1,0 +1,439 @@
+//! Routers that move: what this node finds of each, and what follows from the sequencer's word.
+//!
+//! Looked at anew whenever anything of it may have changed; what comes of it are stances of the topology, addresses that may be
+//! claimed here, transactions that are due, and what others are to do: carry frames, stream tables, run toolstacks. Nothing is
+//! asked of a router of which the rows are not known yet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ovsdb::Uuid;
+use xenflow_flow_app::{PortNo, RouterId, Stance, Topology, pipeline};
+use xenflow_proto::{Name, VlanId};
+
+use super::{Core, Effect, Session, SessionId};
+use crate::counters::Poll;
+use crate::db::Desired;
+use crate::db::location::Place;
+use crate::db::migration::{Migration, Via};
+use crate::locations::Whereabouts;
+use crate::migration::announce;
+use crate::migration::carrier::{Carried, Post, Posts};
+use crate::migration::memory::{Look, Memory};
+use crate::migration::sequencer::{self, Drive, Facts, Guest, Limits, Open, Owner, Role, Run, Step};
+use crate::ports::{SwitchPort, SwitchPorts};
+
+/// A transaction that a router waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Due {
+    /// The open row as it was read; none: there was none.
+    pub row: Option<Migration>,
+    /// What is to be written.
+    pub write: sequencer::Write,
+    /// The router's addresses on segments.
+    pub places: BTreeSet<Place>,
+    /// More words for why it is aborted.
+    pub why: Option<String>,
+}
+
+/// A connection that there is to be to a destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stream {
+    /// Of the migration.
+    pub number: u64,
+    /// Whose.
+    pub router: Name,
+    /// The destination.
+    pub to: Name,
+    /// Where that listens.
+    pub address: SocketAddr,
+}
+
+/// What a toolstack has to do for a migration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Errand {
+    /// The row.
+    pub row: Migration,
+    /// What the router's row says that its guest is called.
+    pub guest: Option<String>,
+    /// What is to be done.
+    pub drive: Drive,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Moves {
+    limits: Limits,
+    memory: Memory,
+    /// The last word on each router.
+    pub(super) steps: BTreeMap<RouterId, Step>,
+    /// When frames were last counted, and how many each router's gates had let in; of others none.
+    let_in: Option<(Duration, BTreeMap<RouterId, u64>)>,
+    /// A proof that was asked for and has not come.
+    proving: Option<u64>,
+    /// Transactions that are due, by router.
+    due: Arc<BTreeMap<Name, Due>>,
+    /// See [`Core::home`].
+    home: Arc<BTreeSet<Uuid>>,
+    /// Migrations whose tables are here, by their routers.
+    pub(super) staged: BTreeMap<RouterId, u64>,
+    /// How the toolstack is, by migration, and what keeps it from running.
+    runs: BTreeMap<u64, (Run, Option<String>)>,
+    carried: BTreeMap<RouterId, Carried>,
+    streams: Arc<BTreeMap<RouterId, Stream>>,
+    errands: Arc<BTreeMap<u64, Errand>>,
+    posts: Arc<Posts>,
+}
+
+/// What is the same for all routers.
+struct Sight<'a> {
+    segments: BTreeMap<VlanId, &'a Name>,
+    /// Ports that have a link.
+    up: BTreeMap<PortNo, &'a SwitchPort>,
+    /// Routers whose guests have a session.
+    guests: BTreeSet<RouterId>,
+}
+
+impl<'a> Sight<'a> {
+    fn of(
+        desired: &'a Desired,
+        ports: Option<&'a SwitchPorts>,
+        sessions: &BTreeMap<SessionId, Session>,
+    ) -> Self {
+        let ports = ports.into_iter().flat_map(|ports| &ports.ports).filter(|port| port.is_up);
+        let guests = sessions.values().filter(|session| session.source.is_none());
+        Self {
+            segments: desired.segments.values().map(|segment| (segment.vlan, &segment.name)).collect(),
+            up: ports.map(|port| (port.number, port)).collect(),
+            guests: guests.map(|session| session.router).collect(),
+        }
+    }
+
+    fn seen(&self, router: RouterId, topology: &Topology) -> Seen {
+        let mut seen =
+            Seen { ports: BTreeSet::new(), was_home: false, is_plugged: false, places: BTreeSet::new() };
+        for (_, vif) in topology.vifs_of(router) {
+            if let Some(port) = vif.port.and_then(|number| self.up.get(&number)) {
+                seen.ports.insert(port.row);
+                seen.was_home |= port.was_home;
+            }
+            let Some(vlan) = vif.vlan() else { continue };
+            seen.is_plugged |= vif.port.is_some();
+            let place =
+                self.segments.get(&vlan).map(|segment| Place { segment: (*segment).clone(), mac: vif.mac });
+            seen.places.extend(place);
+        }
+        seen
+    }
+}
+
+/// What the rows and the ports say of one router.
+struct Seen {
+    ports: BTreeSet<Uuid>,
+    was_home: bool,
+    /// Its ports on segments are bound here.
+    is_plugged: bool,
+    places: BTreeSet<Place>,
+}
+
+impl Core {
+    /// Takes a step for each router: how it stands in `topology`, and what of `here` may be claimed.
+    pub(super) fn step_routers(&mut self, topology: &mut Topology, here: &mut BTreeSet<Place>) {
+        let (Some(desired), Some(whereabouts)) = (&self.desired, &self.whereabouts) else { return };
+        let sight = Sight::of(desired, self.ports.as_ref(), &self.sessions);
+        let let_in = self.moves.let_in.take();
+        let mut due = BTreeMap::new();
+        let mut steps = BTreeMap::new();
+        let mut streams = BTreeMap::new();
+        let mut errands = BTreeMap::new();
+        let mut feeds = BTreeMap::new();
+        let mut posts = Posts { uplinks: topology.uplinks.clone(), ..Posts::default() };
+        posts.node_mac = topology.node_mac;
+        for (name, router) in &desired.routers {
+            let id = RouterId(router.id.get());
+            let seen = sight.seen(id, topology);
+            let row = whereabouts.moves.get(name);
+            let look = Look {
+                now: self.now,
+                session: sight.guests.contains(&id),
+                was_home: seen.was_home,
+                ports: seen.ports,
+                owner: owner(&seen.places, whereabouts),
+                open: row.map(|row| (row.number, row.phase)),
+                late: let_in.as_ref().map(|(at, all)| (all.get(&id).copied().unwrap_or(0), *at)),
+            };
+            let facts = self.moves.memory.look(id, &look, self.moves.limits.still);
+            let (facts, why) = self.moves.with_others(id, row, facts);
+            let open = row.map(|row| open(row, &self.node));
+            let step = sequencer::step(open.as_ref(), &facts, &self.moves.limits);
+            self.moves.memory.ask(id, step.stance, self.now);
+            let is_as_ever = match step.stance {
+                Stance::HOME => seen.is_plugged,
+                Stance::NONE => !seen.is_plugged,
+                _ => false,
+            };
+            if !is_as_ever {
+                topology.stances.insert(id, step.stance);
+            }
+            claim(&step, &facts, &seen.places, whereabouts, here);
+            if let Some(row) = row {
+                let address = whereabouts.addresses.get(&row.to).copied();
+                if let Some(address) = address.filter(|_| row.from == self.node) {
+                    let (router, to) = (name.clone(), row.to.clone());
+                    streams.insert(id, Stream { number: row.number, router, to, address });
+                }
+                if step.stream {
+                    feeds.insert(id, row.number);
+                }
+                if row.from == self.node && row.via != Via::Other {
+                    let guest = whereabouts.guests.get(name).cloned();
+                    errands.insert(row.number, Errand { row: row.clone(), guest, drive: step.drive });
+                }
+            }
+            if row.is_some() || !is_as_ever || facts.stance != step.stance {
+                let vifs = self.posted_vifs(id, topology, &step);
+                posts.routers.insert(
+                    id,
+                    Post {
+                        migration: row.map(|row| row.number),
+                        asked: step.stance,
+                        proven: facts.stance,
+                        is_here: facts.guest != Guest::Gone,
+                        tell: step.tell,
+                        end_mark: step.end_mark,
+                        vifs,
+                    },
+                );
+            }
+            if let Some(write) = step.write {
+                due.insert(name.clone(), Due { row: row.cloned(), write, places: seen.places, why });
+            }
+            steps.insert(id, step);
+        }
+        self.moves.memory.retain(&steps.keys().copied().collect());
+        self.moves.forget_others(&whereabouts.moves);
+        self.log_steps(&steps);
+        self.moves.steps = steps;
+        self.moves.let_in = let_in;
+        let home = self.moves.memory.home();
+        renew(&mut self.moves.due, due);
+        renew(&mut self.moves.home, home);
+        renew(&mut self.moves.streams, streams);
+        renew(&mut self.moves.errands, errands);
+        renew(&mut self.moves.posts, posts);
+        self.set_feeds(&feeds);
+    }
+
+    /// The vifs of a router on segments; with their addresses, where anything is said for it.
+    fn posted_vifs(
+        &self,
+        id: RouterId,
+        topology: &Topology,
+        step: &Step,
+    ) -> BTreeMap<u16, (Option<PortNo>, announce::Vif)> {
+        let addresses =
+            if step.stance.answers || step.tell { self.app.addresses_of(id) } else { BTreeMap::new() };
+        let vifs = topology.vifs_of(id).filter_map(|(vif, place)| {
+            let addresses = addresses.get(&vif).into_iter().flatten().copied();
+            Some((vif.number, (place.port, announce::Vif::new(place.vlan()?, place.mac, addresses))))
+        });
+        vifs.collect()
+    }
+
+    /// Connections that there are to be to destinations. Another one when they change, as the following.
+    #[must_use]
+    pub fn streams(&self) -> &Arc<BTreeMap<RouterId, Stream>> {
+        &self.moves.streams
+    }
+
+    /// Open moves from this node or to it, by router.
+    #[must_use]
+    pub fn open_moves(&self) -> Option<&BTreeMap<Name, Migration>> {
+        self.whereabouts.as_ref().map(|whereabouts| &whereabouts.moves)
+    }
+
+    /// What toolstacks have to do, by migration.
+    #[must_use]
+    pub fn errands(&self) -> &Arc<BTreeMap<u64, Errand>> {
+        &self.moves.errands
+    }
+
+    /// What is to become of frames of routers.
+    #[must_use]
+    pub fn posts(&self) -> &Arc<Posts> {
+        &self.moves.posts
+    }
+
+    /// A router has a row that says where it goes: it is nobody's lone one.
+    pub(super) fn is_on_its_way(&self, id: RouterId) -> bool {
+        self.moves.posts.routers.get(&id).is_some_and(|post| post.migration.is_some())
+    }
+
+    /// How the toolstack is.
+    pub(super) fn ran(&mut self, number: u64, run: Run, why_not: Option<String>) {
+        if self.moves.runs.insert(number, (run, why_not.clone())) != Some((run, why_not)) {
+            self.set_topology();
+        }
+    }
+
+    /// What has become of a router's frames.
+    pub(super) fn carried(&mut self, router: RouterId, carried: Carried) {
+        if self.moves.carried.insert(router, carried) != Some(carried) {
+            self.set_topology();
+        }
+    }
+
+    /// Transactions that are due, by router; another one when they change.
+    #[must_use]
+    pub fn due(&self) -> &Arc<BTreeMap<Name, Due>> {
+        &self.moves.due
+    }
+
+    /// Interfaces that were here when this node had their router's addresses: their rows are to say so. Another one when
+    /// they change.
+    #[must_use]
+    pub fn home(&self) -> &Arc<BTreeSet<Uuid>> {
+        &self.moves.home
+    }
+
+    /// Something may be due because time has passed.
+    pub(super) fn wait_for_routers(&mut self) {
+        if self.moves.steps.values().any(|step| step.wake.is_some() || step.write.is_some()) {
+            self.set_topology();
+        }
+    }
+
+    /// A router's guest has begun a session.
+    pub(super) fn has_spoken(&mut self, router: RouterId) {
+        if self.moves.steps.get(&router).is_some_and(|step| step.stance != Stance::HOME) {
+            self.set_topology();
+        }
+    }
+
+    fn log_steps(&self, steps: &BTreeMap<RouterId, Step>) {
+        for (id, step) in steps {
+            let before = self.moves.steps.get(id);
+            if before.map(|before| before.stance) != Some(step.stance) {
+                let router = self.router_name(*id);
+                tracing::debug!(name: "router-stance", router, stance = ?step.stance, "how the router is to stand");
+            }
+            if let Some(overdue) = step.overdue
+                && before.and_then(|before| before.overdue) != Some(overdue)
+            {
+                let router = self.router_name(*id);
+                tracing::warn!(name: "move-overdue", router, "{overdue}");
+            }
+        }
+    }
+
+    /// Counts what gates have let in.
+    pub(super) fn count_let_in(&mut self, poll: &Poll) {
+        let mut all: BTreeMap<RouterId, u64> = BTreeMap::new();
+        for described in &poll.flows {
+            if let Some(router) = pipeline::counted_late(&described.flow) {
+                *all.entry(router).or_default() += described.counters.packets.unwrap_or_default();
+            }
+        }
+        self.moves.let_in = Some((self.now, all));
+    }
+
+    /// Asks for the proof of what routers are to stand as, once the switch has confirmed all that it takes.
+    pub(super) fn prove_stances(&mut self) {
+        let Some(wanted) = self.moves.memory.wanted() else { return };
+        let is_there = self.switch_up && self.in_flight.is_empty() && self.app.is_topology_sent();
+        if is_there && self.moves.proving < Some(wanted) {
+            self.moves.proving = Some(wanted);
+            self.effects.push(Effect::Prove(wanted));
+        }
+    }
+
+    /// The datapath has forgotten what was so before this proof was asked for.
+    pub(super) fn proven(&mut self, proof: u64) {
+        if self.moves.memory.prove(proof) {
+            self.set_topology();
+        }
+    }
+
+    /// The proof could not be had: it is asked for again with the next look.
+    pub(super) fn unproven(&mut self) {
+        self.moves.proving = None;
+    }
+
+    /// Late frames are waited for: they are to be counted every second.
+    #[must_use]
+    pub fn wants_counts(&self) -> bool {
+        self.moves.memory.wants_counts()
+    }
+}
+
+impl Moves {
+    /// With what others than the switch and the rows say; and words for why this node cannot go on.
+    fn with_others(&self, id: RouterId, row: Option<&Migration>, facts: Facts) -> (Facts, Option<String>) {
+        let Some(row) = row else { return (facts, None) };
+        let (run, why) = self.runs.get(&row.number).cloned().unwrap_or((Run::None, None));
+        let carried = self.carried.get(&id).filter(|carried| carried.migration == Some(row.number));
+        let facts = Facts {
+            run,
+            staged: self.staged.get(&id) == Some(&row.number),
+            end_mark: carried.is_some_and(|carried| carried.end_mark),
+            told: carried.is_some_and(|carried| carried.told),
+            unable: why.is_some() && run == Run::None,
+            ..facts
+        };
+        (facts, why)
+    }
+
+    /// Only these migrations are open.
+    fn forget_others(&mut self, open: &BTreeMap<Name, Migration>) {
+        let numbers: BTreeSet<u64> = open.values().map(|row| row.number).collect();
+        self.runs.retain(|number, _| numbers.contains(number));
+        self.staged.retain(|_, number| numbers.contains(number));
+        self.carried.retain(|_, it| it.migration.is_some_and(|number| numbers.contains(&number)));
+    }
+}
+
+/// Another one, if it is not the same.
+fn renew<T: PartialEq>(known: &mut Arc<T>, now: T) {
+    if **known != now {
+        *known = Arc::new(now);
+    }
+}
+
+fn open(row: &Migration, node: &Name) -> Open {
+    Open {
+        role: if row.from == *node { Role::Source } else { Role::Destination },
+        phase: row.phase,
+        yielded: row.yielded,
+        left: row.left,
+        driven: row.via != Via::Other,
+        move_limit: Duration::from_secs(row.move_limit_s),
+    }
+}
+
+/// Who has most of a router's addresses: some may have a row of an earlier time.
+fn owner(places: &BTreeSet<Place>, whereabouts: &Whereabouts) -> Owner {
+    let count = |of: &BTreeSet<Place>| places.iter().filter(|place| of.contains(place)).count();
+    match (count(&whereabouts.own), count(&whereabouts.elsewhere)) {
+        (0, 0) => Owner::Nobody,
+        (own, other) if own >= other => Owner::Here,
+        _ => Owner::Other,
+    }
+}
+
+/// Keeps in `here` what a router's step lets this node claim: what has come by ports, and while its guest is on its way what this
+/// node has.
+fn claim(
+    step: &Step,
+    facts: &Facts,
+    places: &BTreeSet<Place>,
+    whereabouts: &Whereabouts,
+    here: &mut BTreeSet<Place>,
+) {
+    if !step.claim {
+        here.retain(|place| !places.contains(place));
+    } else if facts.guest == Guest::Gone {
+        here.extend(places.intersection(&whereabouts.own).cloned());
+    }
+}

@@ -1,0 +1,341 @@
+//! The links of all moves of this node: keeps those to destinations, lets in those of sources, and passes on what is said. Tables are
+//! the core's, frames the [`carrier`](super::carrier)'s.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use xenflow_flow_app::RouterId;
+use xenflow_proto::node::{RefusalReason, SourceMessage};
+use xenflow_proto::{Name, Seq, message};
+
+use super::carrier::task::{Given, Linked};
+use super::peer::admission::admit;
+use super::peer::incoming::{self, Answer, Answers, ConnectionId, Opened, Standing, Taken};
+use super::peer::outgoing::{Dial, Event as Said, Outgoing, Said as Tables};
+use crate::core::{Event, Fed, SessionId, Stream};
+use crate::db::migration::Migration;
+use crate::tls;
+
+/// Sessions of nodes are numbered apart from guests'.
+const SOURCES: u64 = 1 << 63;
+/// After the address could not be listened at.
+const RETRY: Duration = Duration::from_secs(1);
+/// What sources say that waits.
+const SAID: usize = 64;
+
+/// What the core says.
+#[derive(Debug)]
+pub enum Order {
+    /// To the destination of the migration of this number.
+    Feed(u64, Tables),
+    /// To a source.
+    Answer(SessionId, Answer),
+    /// A source is welcome; what is held.
+    Welcome(SessionId, Option<xenflow_proto::node::Held>),
+    /// A source's last message of tables was taken in.
+    Taken(SessionId),
+}
+
+/// The session is another node's.
+#[must_use]
+pub const fn is_source(id: SessionId) -> bool {
+    id.0 >= SOURCES
+}
+
+/// A refusal in the words of nodes.
+#[must_use]
+pub const fn reason(reason: message::RefusalReason) -> RefusalReason {
+    match reason {
+        message::RefusalReason::Version => RefusalReason::Version,
+        message::RefusalReason::Identity => RefusalReason::Identity,
+        message::RefusalReason::UnknownRouter => RefusalReason::UnknownMigration,
+        message::RefusalReason::Protocol => RefusalReason::Protocol,
+        message::RefusalReason::Limit => RefusalReason::Limit,
+        message::RefusalReason::Replaced => RefusalReason::Replaced,
+        message::RefusalReason::Shutdown => RefusalReason::Shutdown,
+        _ => RefusalReason::Other,
+    }
+}
+
+/// What the task needs.
+#[derive(Debug)]
+pub struct Setup {
+    /// This node.
+    pub node: Name,
+    /// Where it takes moves, if it does.
+    pub listen: Option<SocketAddr>,
+    /// Its certificate.
+    pub access: tls::Access,
+    /// Connections that there are to be.
+    pub streams: watch::Receiver<Arc<BTreeMap<RouterId, Stream>>>,
+    /// Open moves of this node.
+    pub rows: watch::Receiver<Arc<BTreeMap<Name, Migration>>>,
+    /// From the core.
+    pub orders: mpsc::UnboundedReceiver<Order>,
+    /// To the core.
+    pub events: mpsc::Sender<Event>,
+    /// To the carrier.
+    pub linked: mpsc::Sender<Linked>,
+    /// From the carrier.
+    pub given: mpsc::Receiver<Given>,
+}
+
+/// A source that is connected.
+struct Source {
+    migration: u64,
+    answers: Answers,
+    next_punt: u64,
+    /// Messages of tables that the core has not had, and what holds the last that it had.
+    waiting: VecDeque<(SourceMessage, Taken)>,
+    taken: Option<Taken>,
+}
+
+/// A connection to a destination.
+struct Link {
+    stream: Stream,
+    tables: mpsc::Sender<Tables>,
+    task: JoinHandle<()>,
+}
+
+struct Links {
+    setup: Setup,
+    out: BTreeMap<RouterId, Link>,
+    sources: HashMap<SessionId, Source>,
+}
+
+/// Runs until the core is gone.
+pub async fn run(setup: Setup) {
+    let (said, mut incoming) = mpsc::channel(SAID);
+    let listener = setup
+        .listen
+        .map(|address| tokio::spawn(listen(address, setup.node.clone(), setup.access.clone(), said)));
+    let mut links = Links { setup, out: BTreeMap::new(), sources: HashMap::new() };
+    loop {
+        let goes_on = tokio::select! {
+            changed = links.setup.streams.changed() => {
+                let is_there = changed.is_ok();
+                if is_there {
+                    links.keep().await;
+                }
+                is_there
+            }
+            order = links.setup.orders.recv() => match order {
+                Some(order) => links.order(order).await,
+                None => false,
+            },
+            Some((migration, number)) = links.setup.given.recv() => {
+                for source in links.sources.values_mut().filter(|source| source.migration == migration) {
+                    source.answers.say(Answer::Given(number));
+                }
+                true
+            }
+            Some(said) = incoming.recv() => links.heard(said).await,
+        };
+        if !goes_on {
+            break;
+        }
+    }
+    for task in links.out.into_values().map(|link| link.task).chain(listener) {
+        task.abort();
+    }
+}
+
+/// Listens at the address, again and again: it may not be there yet.
+async fn listen(address: SocketAddr, node: Name, access: tls::Access, said: mpsc::Sender<incoming::Event>) {
+    let mut told = false;
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                tracing::info!(%address, "other nodes' routers can come");
+                match incoming::serve(listener, node.clone(), access.clone(), said.clone()).await {}
+            }
+            Err(error) if !told => {
+                tracing::warn!(%address, %error, "nobody can listen there for other nodes; it is tried again");
+                told = true;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+impl Links {
+    /// Begins and ends connections to destinations.
+    async fn keep(&mut self) {
+        let wanted = self.setup.streams.borrow_and_update().clone();
+        let is_over = |id: &RouterId, link: &mut Link| wanted.get(id) != Some(&link.stream);
+        let over: Vec<_> = self.out.extract_if(.., is_over).collect();
+        for (id, link) in over {
+            link.task.abort();
+            let _ = self.setup.linked.send(Linked::Stream(id, None)).await;
+        }
+        for (id, stream) in wanted.iter() {
+            if self.out.contains_key(id) {
+                continue;
+            }
+            let Stream { number, router, to, address } = stream.clone();
+            let dial = Dial { own: self.setup.node.clone(), node: to, address, migration: number, router };
+            match Outgoing::start(dial, self.setup.access.clone()) {
+                Ok(outgoing) => {
+                    let punts = outgoing.punts.clone();
+                    let (tables, said) = mpsc::channel(1);
+                    let task = tokio::spawn(follow(number, outgoing, said, self.setup.events.clone()));
+                    self.out.insert(*id, Link { stream: stream.clone(), tables, task });
+                    let _ = self.setup.linked.send(Linked::Stream(*id, Some(punts))).await;
+                }
+                Err(error) => tracing::error!(%error, "no stream to the destination can begin"),
+            }
+        }
+    }
+
+    async fn order(&mut self, order: Order) -> bool {
+        match order {
+            Order::Feed(number, said) => {
+                let link = self.out.values().find(|link| link.stream.number == number);
+                // Its task has asked for it, and waits.
+                if let Some(link) = link {
+                    let _ = link.tables.send(said).await;
+                }
+            }
+            Order::Answer(id, answer) => {
+                let is_last = matches!(answer, Answer::Refuse(..));
+                if let Some(source) = self.sources.get_mut(&id) {
+                    source.answers.say(answer);
+                }
+                if is_last {
+                    self.sources.remove(&id);
+                }
+            }
+            Order::Welcome(id, held) => {
+                if let Some(source) = self.sources.get_mut(&id) {
+                    let standing = Standing { next_seq: Seq(1), next_punt: source.next_punt, held };
+                    source.answers.say(Answer::Welcome(standing));
+                }
+            }
+            Order::Taken(id) => {
+                if let Some(source) = self.sources.get_mut(&id) {
+                    source.taken = None;
+                }
+                return self.pass_on(id).await;
+            }
+        }
+        true
+    }
+
+    /// The next message of tables to the core, once it is done with the last.
+    async fn pass_on(&mut self, id: SessionId) -> bool {
+        let Some(source) = self.sources.get_mut(&id).filter(|source| source.taken.is_none()) else {
+            return true;
+        };
+        let Some((message, taken)) = source.waiting.pop_front() else { return true };
+        source.taken = Some(taken);
+        self.setup.events.send(Event::SourceSaid(id, message)).await.is_ok()
+    }
+
+    async fn heard(&mut self, said: incoming::Event) -> bool {
+        match said {
+            incoming::Event::Opened(opened) => self.opened(opened).await,
+            incoming::Event::Said(connection, message, taken) => {
+                let id = session(connection);
+                let Some(source) = self.sources.get_mut(&id) else { return true };
+                let migration = source.migration;
+                match message {
+                    SourceMessage::Punts { first, punts } => {
+                        let relayed = Linked::Relayed(migration, first, punts);
+                        self.setup.linked.send(relayed).await.is_ok()
+                    }
+                    SourceMessage::EndMark(last) => {
+                        self.setup.linked.send(Linked::EndMark(migration, last)).await.is_ok()
+                    }
+                    SourceMessage::Hello(_)
+                    | SourceMessage::SnapshotBegin { .. }
+                    | SourceMessage::Resume(_)
+                    | SourceMessage::Changes { .. }
+                    | SourceMessage::SnapshotEnd { .. }
+                    | SourceMessage::Ping(_)
+                    | SourceMessage::Pong(_) => {
+                        source.waiting.push_back((message, taken));
+                        self.pass_on(id).await
+                    }
+                }
+            }
+            incoming::Event::Closed(connection) => {
+                let id = session(connection);
+                self.sources.remove(&id).is_none() || self.setup.events.send(Event::Closed(id)).await.is_ok()
+            }
+        }
+    }
+
+    /// Whether a source may speak is what the rows say.
+    async fn opened(&mut self, opened: Opened) -> bool {
+        let Opened { id, node, hello, mut answers } = opened;
+        let rows = self.setup.rows.borrow().clone();
+        let row = match admit(rows.values(), &self.setup.node, &node, &hello) {
+            Ok(row) => row,
+            Err(unwelcome) => {
+                answers.say(Answer::Refuse(unwelcome.reason(), unwelcome.to_string()));
+                return true;
+            }
+        };
+        let (reply, answer) = oneshot::channel();
+        let connected = Linked::Connected(row.number, hello.stream, reply);
+        if self.setup.linked.send(connected).await.is_err() {
+            return false;
+        }
+        let next_punt = answer.await.unwrap_or(1);
+        let id = session(id);
+        let (waiting, taken) = (VecDeque::new(), None);
+        let (migration, router) = (row.number, row.router.clone());
+        self.sources.insert(id, Source { migration, answers, next_punt, waiting, taken });
+        self.setup.events.send(Event::SourceOpened(id, router, migration)).await.is_ok()
+    }
+}
+
+const fn session(ConnectionId(id): ConnectionId) -> SessionId {
+    SessionId(SOURCES | id)
+}
+
+/// Tells the core how a connection is, and asks it for tables while there is room for them.
+async fn follow(
+    number: u64,
+    mut outgoing: Outgoing,
+    mut said: mpsc::Receiver<Tables>,
+    events: mpsc::Sender<Event>,
+) {
+    let mut is_begun = false;
+    let mut room = None;
+    loop {
+        let tables = outgoing.tables.clone();
+        tokio::select! {
+            event = outgoing.events.recv() => match event {
+                Some(Said::Connected { held, goes_on }) => {
+                    is_begun = true;
+                    let connected = Fed::Connected { held, goes_on };
+                    if events.send(Event::Feed(number, connected)).await.is_err() {
+                        return;
+                    }
+                }
+                // The stream has told the log.
+                Some(Said::Confirmed(_) | Said::Refused { .. } | Said::Broken(_)) => {}
+                None => return,
+            },
+            permit = tables.reserve_owned(), if is_begun && room.is_none() => {
+                let Ok(permit) = permit else { return };
+                room = Some(permit);
+                if events.send(Event::Feed(number, Fed::Room)).await.is_err() {
+                    return;
+                }
+            }
+            tables = said.recv() => match (tables, room.take()) {
+                (Some(tables), Some(permit)) => _ = permit.send(tables),
+                (Some(_), None) => {}
+                (None, _) => return,
+            },
+        }
+    }
+}

@@ -368,8 +368,16 @@ fn help_version_and_completions_go_to_stdout() {
     assert!(call("--help").contains("Usage: xenflow"));
     assert!(call("--version").starts_with("xenflow 0."));
     for shell in ["bash", "zsh", "fish"] {
-        assert!(call(&format!("completions {shell}")).contains("xenflow"));
+        let script = call(&format!("completions {shell}"));
+        assert!(
+            ["xenflow", "migrate", "migrations", "abort", "virsh"].iter().all(|word| script.contains(word))
+        );
     }
+    let help = call("migrate --help");
+    assert!(
+        help.contains("Exit codes: 0") && help.contains("Examples:") && help.contains("[default: 600]"),
+        "{help}"
+    );
 }
 
 #[test]

@@ -258,6 +258,13 @@ fn migration(from: &str, to: &str) -> Value {
     )
 }
 
+/// What is counted of a move, and when it reached a phase.
+fn counts(router: &str, key: &str) -> Value {
+    let insert = |column: &str, key: &str| json!([column, "insert", ["map", [[key, 7]]]]);
+    let mutations = [insert("counters", key), insert("reached", "staged")];
+    json!({"op": "mutate", "table": "Migration", "where": [["router", "==", router]], "mutations": mutations})
+}
+
 /// What changes or deletes rows is asked for where there are some: of none the server refuses nothing.
 #[test]
 fn a_node_writes_only_what_it_reports() {
@@ -281,6 +288,8 @@ fn a_node_writes_only_what_it_reports() {
         ("b", moved("a-b", json!({"phase": "moving", "generation": 2}))),
         ("a", moved("b-a", json!({"error": "no room"}))),
         ("a", moved("a-b", json!({"yielded": true, "left": true, "digest": "3:7"}))),
+        ("a", counts("a-b", "source/packets/s")),
+        ("b", counts("a-b", "destination/packets/s")),
     ] {
         assert_eq!(hosts.write(who, &allowed), None, "{who}: {allowed}");
     }
@@ -300,6 +309,7 @@ fn a_node_writes_only_what_it_reports() {
         migration("c", "b"),
         moved("b-c", json!({"phase": "aborted"})),
         moved("b-c", json!({"generation": 9})),
+        counts("b-c", "source/packets/s"),
         moved("b-c", json!({"to": "a"})),
         moved("a-b", json!({"to": "c"})),
         moved("a-b", json!({"from": "c"})),
@@ -346,6 +356,23 @@ fn a_node_writes_only_what_it_reports() {
     // The operator's own socket has no role.
     assert_eq!(hosts.ok(&["--db", &local, "network", "list"]), "NAME  MIN_BPS  MAX_BPS\nred   -        -\n");
     hosts.ok(&["--db", &hosts.local(2), "network", "remove", "red"]);
+
+    // Nor does an operator end a move by TLS, but by that socket, and a node goes on with it.
+    let remote = format!("ssl:127.0.0.1:{}", hosts.port);
+    let ann = hosts.identity("ann");
+    let by_ann = hosts.run(&["--db", &remote, &ann[0], &ann[1], &ann[2], "abort", "b-c"]);
+    assert_eq!(by_ann.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&by_ann.stderr).contains("permission error"), "{by_ann:?}");
+    let aborts = Command::new(env!("CARGO_BIN_EXE_xenflow"))
+        .args(["--db", &local, "abort", "b-c"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let is_aborting = || hosts.rows(&["Migration"])[0][0].contains(r#""phase":"aborting""#);
+    eventually("the row says so", || is_aborting().then_some(()));
+    assert_eq!(hosts.write("b", &moved("b-c", json!({"phase": "aborted"}))), None);
+    support::ok("abort b-c", aborts.wait_with_output().unwrap());
 }
 
 #[test]

@@ -27,7 +27,9 @@ fn answering(mut asks: mpsc::Receiver<Ask>) {
                 Question::Routes(router, ..) | Question::Flows(router, ..) => {
                     Answer::Refused(format!("there is no router {router}"))
                 }
-                Question::Explain(_) | Question::Traced(_) => Answer::Refused("nobody knows".to_owned()),
+                Question::Explain(_) | Question::Traced(_) | Question::Arrival(..) => {
+                    Answer::Refused("nobody knows".to_owned())
+                }
             };
             let _ = ask.reply.send(answer);
         }

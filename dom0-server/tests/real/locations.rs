@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use dom0_server::core::Event;
 use dom0_server::db::location::Place;
-use dom0_server::locations::watch::{self, Here};
+use dom0_server::locations::watch::{self, Here, Moves};
 use ovsdb::Remote;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -26,6 +26,7 @@ fn places(last: &[u8]) -> BTreeSet<Place> {
 /// One node's part.
 struct Node {
     here: state::Sender<Here>,
+    _moves: state::Sender<Moves>,
     events: mpsc::Receiver<Event>,
     task: JoinHandle<()>,
 }
@@ -33,10 +34,11 @@ struct Node {
 impl Node {
     fn start(server: &Server, name: &str) -> Self {
         let (here, watched) = state::channel(None);
+        let (moves, due) = state::channel(Moves::default());
         let (sender, events) = mpsc::channel(16);
         let remotes = Remote::parse_list(&server.db()).unwrap();
-        let task = tokio::spawn(watch::run(remotes, None, name.parse().unwrap(), None, watched, sender));
-        Self { here, events, task }
+        let task = tokio::spawn(watch::run(remotes, None, name.parse().unwrap(), None, watched, due, sender));
+        Self { here, _moves: moves, events, task }
     }
 
     fn has(&self, last: &[u8]) {
@@ -48,7 +50,7 @@ impl Node {
         let wanted = places(last);
         loop {
             let event = tokio::time::timeout(LIMIT, self.events.recv()).await.unwrap().unwrap();
-            if matches!(event, Event::Elsewhere(places) if places == wanted) {
+            if matches!(event, Event::Whereabouts(it) if it.elsewhere == wanted) {
                 return;
             }
         }

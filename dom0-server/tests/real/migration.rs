@@ -1,30 +1,35 @@
 //! Rows of migrations in a real `ovsdb-server`: what comes late, twice, or second is refused.
 
 use dom0_server::db::location::{self, Located, Place};
-use dom0_server::db::migration::{AbortError, CreateError, Phase, Via, Wanted};
+use dom0_server::db::migration::{AbortError, CreateError, KEPT, Phase, Via, Wanted, forget};
 use dom0_server::db::{DATABASE, Migration, edit, table};
-use ovsdb::{Connection, OpResult, Operation, Remote, Row, Session, SessionConfig};
+use ovsdb::{Connection, OpResult, Operation, Options, Remote, Row};
 
 use crate::support::Server;
 
-struct Database(Connection);
+pub struct Database(Connection);
 
 impl Database {
-    async fn rows(&self, table: &str) -> Vec<Row> {
+    pub async fn of(server: &Server) -> Self {
+        let remote = server.db().parse::<Remote>().unwrap();
+        Self(Connection::open(&remote, &Options::default()).await.unwrap().0)
+    }
+
+    pub async fn rows(&self, table: &str) -> Vec<Row> {
         match self.0.transact(DATABASE, &[Operation::select(table)]).await.unwrap().swap_remove(0) {
             OpResult::Rows(rows) => rows,
             other => panic!("{other:?}"),
         }
     }
 
-    async fn all(&self) -> Vec<Migration> {
+    pub async fn all(&self) -> Vec<Migration> {
         let rows = self.rows(table::MIGRATION).await;
         let mut all: Vec<_> = rows.iter().map(|row| Migration::parse(row).unwrap()).collect();
         all.sort_by_key(|row| row.number);
         all
     }
 
-    async fn does(&self, operations: &[Operation]) -> bool {
+    pub async fn does(&self, operations: &[Operation]) -> bool {
         match self.0.transact(DATABASE, operations).await {
             Ok(_) => true,
             Err(error) => {
@@ -50,8 +55,7 @@ fn wanted(router: &str, from: &str, to: &str) -> Wanted {
 #[tokio::test]
 async fn each_transaction_is_done_once_and_in_its_phase() {
     let server = Server::ready();
-    let session = Session::start(SessionConfig::new(Remote::parse_list(&server.db()).unwrap()));
-    let database = Database(session.handle().connected().await.unwrap());
+    let database = Database::of(&server).await;
     let place = Place { segment: "lan".parse().unwrap(), mac: "02:00:00:00:00:01".parse().unwrap() };
     assert!(database.does(&location::claim(&place, &"a".parse().unwrap(), 5)).await);
 
@@ -122,4 +126,40 @@ async fn each_transaction_is_done_once_and_in_its_phase() {
     let back = wanted("r1", "b", "a").create(&database.all().await, &[(place, 6)], 21).unwrap();
     assert!(database.does(&back).await);
     assert_eq!(database.all().await.iter().map(|row| row.number).collect::<Vec<_>>(), [1, 2, 3]);
+}
+
+/// A node may remove only what it has taken part in, and whoever writes a row removes what is old: the newest are kept, and all that
+/// are open.
+#[tokio::test]
+async fn old_rows_are_removed_by_whoever_makes_one() {
+    let server = Server::ready();
+    let database = Database::of(&server).await;
+    let mut all = Vec::new();
+    let kept = u64::try_from(KEPT).unwrap();
+    for number in 1..=kept + 6 {
+        let (from, to) = [("a", "b"), ("b", "c"), ("c", "d")][usize::try_from(number % 3).unwrap()];
+        assert!(database.does(&wanted("r1", from, to).create(&all, &[], number).unwrap()).await);
+        let row = database.all().await.pop().unwrap();
+        // The oldest stays open.
+        if number == 1 {
+            let rename = Operation::update(table::MIGRATION).set("router", "r0");
+            assert!(database.does(&[rename]).await);
+        } else {
+            assert!(database.does(&row.advance(Phase::Aborted, number)).await);
+        }
+        all = database.all().await;
+    }
+    let numbers = |all: &[Migration]| all.iter().map(|row| row.number).collect::<Vec<_>>();
+    assert_eq!(all.len() as u64, kept + 6, "planned: whoever has the rights removes them apart");
+    // Ended are 2 to 106, so 2 to 6 are too many; of node a are 3 and 6.
+    let arrived = Wanted { via: Via::Other, phase: Phase::Arrived, ..wanted("r2", "b", "a") };
+    assert!(database.does(&arrived.create(&all, &[], 1).unwrap()).await);
+    all = database.all().await;
+    assert_eq!(numbers(&all)[..5], [1, 2, 4, 5, 7]);
+    assert_eq!(all.last().unwrap().number, kept + 7);
+    assert!(database.does(&forget(&all, None)).await);
+    all = database.all().await;
+    assert_eq!(numbers(&all)[..3], [1, 7, 8]);
+    assert_eq!(all.iter().filter(|row| row.phase.is_over()).count(), KEPT);
+    assert_eq!(forget(&all, None), []);
 }

@@ -55,11 +55,13 @@ impl Daemon {
     /// The switch has these vifs.
     fn plug(&mut self, vifs: &[&str]) {
         let port = |(vif, number): (&&str, PortNo)| SwitchPort {
+            row: ovsdb::Uuid(number.into()),
             name: format!("port-{vif}"),
             number,
             iface_id: Some((*vif).to_owned()),
             attached_mac: None,
             is_up: true,
+            was_home: false,
             mtu: 1500,
         };
         let ports = vifs.iter().zip(1..).map(port).collect();
@@ -312,14 +314,17 @@ async fn the_mtus_of_uplinks_and_guests_are_reported_and_compared() {
     populate(&server);
     let mut daemon = Daemon::start(&server).await;
     let trunk = |mtu| SwitchPort {
+        row: ovsdb::Uuid(7),
         name: "trunk0".to_owned(),
         number: 7,
         iface_id: None,
         attached_mac: None,
         is_up: true,
+        was_home: false,
         mtu,
     };
-    let vif = |name: &str, number| SwitchPort {
+    let vif = |name: &str, number: u32| SwitchPort {
+        row: ovsdb::Uuid(number.into()),
         name: format!("port-{name}"),
         number,
         iface_id: Some(name.to_owned()),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use dom0_server::core::Event;
 use dom0_server::db::location::{self, Place};
 use dom0_server::db::{DATABASE, rbac};
-use dom0_server::locations::watch::{self, Here};
+use dom0_server::locations::watch::{self, Here, Moves};
 use dom0_server::tls::{self, Files};
 use ovsdb::{Connection, Operation, Options, Remote};
 use serde_json::{Value, json};
@@ -191,6 +191,7 @@ fn place(last: u8) -> Place {
 /// What of a node's daemon says where addresses are.
 struct Node {
     here: state::Sender<Here>,
+    _moves: state::Sender<Moves>,
     events: mpsc::Receiver<Event>,
     task: JoinHandle<()>,
 }
@@ -198,10 +199,11 @@ struct Node {
 impl Node {
     fn start(server: &Server, name: &str, remote: &str) -> Self {
         let (here, watched) = state::channel(None);
+        let (moves, due) = state::channel(Moves::default());
         let (sender, events) = mpsc::channel(16);
         let (remotes, tls) = (Remote::parse_list(remote).unwrap(), Some(server.tls(name)));
-        let task = tokio::spawn(watch::run(remotes, tls, name.parse().unwrap(), None, watched, sender));
-        Self { here, events, task }
+        let task = tokio::spawn(watch::run(remotes, tls, name.parse().unwrap(), None, watched, due, sender));
+        Self { here, _moves: moves, events, task }
     }
 
     fn has(&self, last: &[u8]) {
@@ -213,7 +215,7 @@ impl Node {
         let wanted: BTreeSet<Place> = last.iter().copied().map(place).collect();
         loop {
             let event = tokio::time::timeout(LIMIT, self.events.recv()).await.unwrap().unwrap();
-            if matches!(event, Event::Elsewhere(places) if places == wanted) {
+            if matches!(event, Event::Whereabouts(it) if it.elsewhere == wanted) {
                 return;
             }
         }

@@ -74,6 +74,10 @@ impl Host {
         // A key is a file; a write is of pairs. Interfaces of the dummy datapath are none of the kernel's.
         dir.program("bin/xenstore-read", "cat \"$STORE/$1\" 2>/dev/null");
         dir.program(
+            "bin/xenstore-ls",
+            "for key in \"$STORE/$1\"/*; do printf '%s = \"%s\"\\n' \"${key##*/}\" \"$(cat \"$key\")\"; done",
+        );
+        dir.program(
             "bin/xenstore-write",
             "while [ $# -gt 1 ]; do mkdir -p \"$STORE/$(dirname \"$1\")\"; printf %s \"$2\" >\"$STORE/$1\"; shift 2; done",
         );
@@ -263,6 +267,89 @@ fn wrong_input_is_in_xenstore_with_its_value_and_rule_and_plugs_nothing() {
     assert!(host.says("hotplug-error").contains("no bridge named br-xf"), "{}", host.says("hotplug-error"));
 }
 
+/// What libvirt says of a guest with two interfaces, and of a third that is somebody's hostdev.
+const DOMAIN: &str = "<domain type='kvm'>\n  <name>r1</name>\n  <devices>\n    <interface type='bridge'>\n      <mac address='52:54:00:00:00:AA'/>\n\
+                      <source bridge='br-xf'/></interface><interface type='bridge'><mac address=\"52:54:00:00:00:ab\"/></interface>\n\
+                      <hostdev><address domain='0x0000' bus='0x06'/></hostdev></devices></domain>\n";
+
+impl Host {
+    /// Calls libvirt's hook as libvirt does.
+    fn hook(&self, arguments: &[&str]) -> Output {
+        let mut command = self.command(&format!("{SCRIPTS}/qemu"));
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut hook = command.spawn().unwrap();
+        write!(hook.stdin.take().unwrap(), "{DOMAIN}").unwrap();
+        hook.wait_with_output().unwrap()
+    }
+}
+
+#[test]
+fn libvirts_guest_waits_until_this_node_is_ready() {
+    let host = Host::start();
+    let log = host.dir.0.join("asked");
+    host.dir.program(
+        "bin/xenflow",
+        &format!("echo \"$*\" >>{}\necho xenflow: not ready >&2\nexit 1", log.display()),
+    );
+    for operation in ["migrate", "prepare", "start", "stopped", "release", "reconnect", "attach"] {
+        let stage = if ["stopped", "release"].contains(&operation) { "end" } else { "begin" };
+        let output = host.hook(&["r1", operation, stage, "-"]);
+        assert!(
+            output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(),
+            "{operation}: {output:?}"
+        );
+    }
+    assert!(!log.exists(), "it was asked where nothing depends on it");
+    let output = host.hook(&["r1", "started", "begin", "-"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        (output.stdout.as_slice(), output.stderr.as_slice()),
+        (&b""[..], &b"xenflow: not ready\n"[..])
+    );
+    let asked = "arrival --plugged --timeout 20 --mac 52:54:00:00:00:AA --mac 52:54:00:00:00:ab\n";
+    assert_eq!(fs::read_to_string(&log).unwrap(), asked);
+    // It is nobody's business any more.
+    host.dir.program("bin/xenflow", "exit 0");
+    assert!(host.hook(&["r1", "started", "begin", "-"]).status.success());
+}
+
+#[test]
+fn what_a_crash_has_left_of_libvirts_guest_goes_before_it_comes_again() {
+    let host = Host::start();
+    let add = |port: &str, mac: &str| {
+        let mac = format!("external_ids:attached-mac=\"{mac}\"");
+        host.vsctl(&["add-port", "br-xf", port, "--", "set", "Interface", port, &mac]);
+    };
+    add("vnet0", "52:54:00:00:00:aa");
+    // Another guest's, and one whose device is there.
+    add("vnet1", "52:54:00:00:00:ac");
+    add("lo", "52:54:00:00:00:ab");
+    for time in ["once", "twice"] {
+        assert!(host.hook(&["r1", "prepare", "begin", "-"]).status.success(), "{time}");
+        assert_eq!(host.ports(), ["lo", "vnet1"], "{time}");
+    }
+}
+
+#[test]
+fn xl_reaches_the_other_host_through_xenflow_there() {
+    let dir = Dir::new();
+    dir.program("ssh", "printf '%s|' \"$@\"; cat");
+    let call = |arguments: &[&str]| {
+        let mut command = Command::new(format!("{SCRIPTS}/xl-migrate-transport"));
+        command.args(arguments).env("XENFLOW_SSH", format!("{} -p 2222", dir.0.join("ssh").display()));
+        let mut transport =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let _ = transport.stdin.take().unwrap().write_all(b"guest");
+        transport.wait_with_output().unwrap()
+    };
+    let output = call(&["host-b", "xl", "-v", "migrate-receive"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(said, "-p|2222|host-b|xenflow|--timeout|20|xl-receive|--|xl|-v|migrate-receive|guest");
+    let output = call(&["host-b"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("needs the host and the command"));
+}
+
 /// Runs the installer into that root.
 fn install(root: &Dir, programs: &Dir, arguments: &[&str]) -> String {
     let mut command = Command::new(format!("{SCRIPTS}/install"));
@@ -308,8 +395,15 @@ fn what_is_installed_is_taken_away_again() {
     for path in wanted.iter().map(|path| root.0.join("usr").join(path)) {
         assert!(installed.contains_key(&path), "{}", path.display());
     }
-    let hotplug = root.0.join("etc/xen/scripts/vif-xenflow");
-    assert_eq!(fs::metadata(&hotplug).unwrap().permissions().mode() & 0o777, 0o755);
+    for script in
+        ["etc/xen/scripts/vif-xenflow", "etc/libvirt/hooks/qemu.d/xenflow", "usr/bin/xl-migrate-transport"]
+    {
+        assert_eq!(
+            fs::metadata(root.0.join(script)).unwrap().permissions().mode() & 0o777,
+            0o755,
+            "{script}"
+        );
+    }
 
     let again = install(&root, &programs, &[]);
     assert!(again.lines().all(|line| line.starts_with("unchanged ") || line.starts_with("keep ")), "{again}");
@@ -358,7 +452,7 @@ fn the_installer_refuses_with_the_value_and_the_rule() {
 
 #[test]
 fn the_shell_reads_every_script() {
-    for name in ["vif-xenflow", "install"] {
+    for name in ["vif-xenflow", "install", "qemu", "xl-migrate-transport"] {
         let path = Path::new(SCRIPTS).join(name);
         assert!(Command::new("sh").arg("-n").arg(&path).status().unwrap().success(), "{name}");
         assert!(fs::metadata(&path).unwrap().permissions().mode() & 0o111 == 0o111, "{name} is executable");

@@ -13,13 +13,21 @@ use crate::setup;
 mod control;
 pub mod fairness;
 mod flood;
+mod migration;
 mod qos;
 mod resume;
 mod update_loss;
 
 /// Every bench.
-pub const ALL: &[Scenario] =
-    &[update_loss::BENCH, flood::BENCH, resume::BENCH, fairness::BENCH, control::BENCH, qos::BENCH];
+pub const ALL: &[Scenario] = &[
+    update_loss::BENCH,
+    flood::BENCH,
+    resume::BENCH,
+    fairness::BENCH,
+    control::BENCH,
+    qos::BENCH,
+    migration::BENCH,
+];
 
 /// Fetches what a bench needs of this machine beyond what all need.
 ///

@@ -26,6 +26,8 @@ pub mod init;
 pub mod inject;
 pub mod iperf;
 pub mod job;
+pub mod kvm;
+pub mod moving;
 pub mod net;
 pub mod node;
 pub mod one_router;

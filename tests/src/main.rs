@@ -8,11 +8,12 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use xenflow_tests::benches::fairness::attack;
 use xenflow_tests::job::{Job, Mode};
+use xenflow_tests::moving::mover;
 use xenflow_tests::progress::{print, say};
 use xenflow_tests::scenario::Scenario;
 use xenflow_tests::uml::{Logs, Signals};
 use xenflow_tests::{
-    benches, figures, flood, fresh, init, inject, probe, routes, scenarios, setup, suite, uml,
+    benches, figures, flood, fresh, init, inject, kvm, probe, routes, scenarios, setup, suite, uml,
 };
 
 /// Runs XenFlow in a lab: a real Linux kernel with a real Open vSwitch, booted as an ordinary process.
@@ -62,6 +63,15 @@ enum Command {
         /// Arguments of the bench, after `--`
         args: Vec<String>,
     },
+    /// Moves a router's VM between two real libvirt hosts on this machine, there and back; needs root
+    Kvm {
+        /// Figures as one JSON object on the last line, with the outcome
+        #[arg(long)]
+        json: bool,
+        /// Keep the logs, also if all went well
+        #[arg(long)]
+        keep: bool,
+    },
     /// Lists the scenarios and the benches
     List {
         /// As JSON
@@ -94,11 +104,22 @@ enum Command {
     /// Does to a host what a guest at its worst does (runs inside the lab)
     #[command(hide = true)]
     Attack(attack::AttackArgs),
+    /// Moves machines: the toolstack of the lab's daemons (runs inside the lab)
+    #[command(hide = true)]
+    Mover(mover::MoverArgs),
     /// Kills a lab's process group when standard input ends
     #[command(hide = true)]
     Guard {
         /// The process group
         group: i32,
+    },
+    /// The part of `kvm` that is root
+    #[command(hide = true)]
+    KvmInside {
+        /// What it is made of, as JSON
+        parts: String,
+        #[arg(long)]
+        keep: bool,
     },
     /// Runs the job (process 1 starts this inside the lab)
     #[command(hide = true)]
@@ -170,6 +191,10 @@ fn run(command: Command, binary: &Path) -> Result<u8> {
         }
         Command::Run { options, scenario, args } => run_scenario(scenario, &options, args, binary),
         Command::Bench { options, bench, args } => run_scenario(bench, &options, args, binary),
+        Command::Kvm { json, keep } => {
+            let report = kvm::run(binary, keep)?;
+            Ok(virtual_machines("kvm", report, json))
+        }
         Command::List { json } => {
             list(json)?;
             Ok(0)
@@ -181,7 +206,9 @@ fn run(command: Command, binary: &Path) -> Result<u8> {
         Command::Fresh(args) => fresh::main(&args).map(|()| 0),
         Command::Routes => routes::main().map(|()| 0),
         Command::Attack(args) => attack::main(&args).map(|()| 0),
+        Command::Mover(args) => mover::main(&args).map(|()| 0),
         Command::Guard { group } => uml::guard(group).map(|()| 0),
+        Command::KvmInside { parts, keep } => kvm::main(&parts, binary, keep).map(|()| 0),
         Command::Inside => init::inside().map(|()| 0),
     }
 }
@@ -219,6 +246,32 @@ fn run_scenario(scenario: &Scenario, options: &RunOptions, args: Vec<String>, bi
         say(format!("lab: {} {word} in {:.1} s (seed {seed})", scenario.name, report.wall_s));
     }
     Ok(u8::from(!report.outcome.ok))
+}
+
+/// Prints what came of real virtual machines; the exit code.
+fn virtual_machines(name: &str, report: kvm::Report, json: bool) -> u8 {
+    let is_ok = report.error.is_none();
+    if json {
+        let mut object = serde_json::json!({
+            "scenario": name, "ok": is_ok, "error": report.error, "logs": report.kept,
+        });
+        if let (Some(object), Some(figures)) = (object.as_object_mut(), report.figures.as_object()) {
+            object.extend(figures.iter().map(|(name, value)| (name.clone(), value.clone())));
+        }
+        print(object.to_string());
+    } else {
+        for (name, value) in figures::flatten(&report.figures) {
+            print(format!("{name:32} {value:>12}"));
+        }
+    }
+    if let Some(kept) = report.kept {
+        say(format!("lab: the logs are in {}", kept.display()));
+    }
+    match report.error {
+        Some(error) => say(format!("lab: {name} failed: {error}")),
+        None => say(format!("lab: {name} passed")),
+    }
+    u8::from(!is_ok)
 }
 
 fn shell(scenario: &Scenario, args: Vec<String>, binary: &Path) -> Result<u8> {
@@ -260,7 +313,11 @@ fn list(json: bool) -> Result<()> {
 /// The job, with the product built if the scenario needs it.
 fn job(scenario: &Scenario, mode: Mode, seed: u64, args: Vec<String>, binary: &Path) -> Result<Job> {
     let is_bench = benches::ALL.iter().any(|bench| bench.name == scenario.name);
-    let build = if is_bench { setup::Build::Released } else { setup::Build::Checked };
+    let build = if is_bench && std::env::var_os("MB_DEV").is_none() {
+        setup::Build::Released
+    } else {
+        setup::Build::Checked
+    };
     let product = scenario.needs_product.then(|| setup::product(build)).transpose()?;
     benches::prepare(scenario)?;
     let limit_s = scenario.limit.as_secs();

@@ -48,7 +48,8 @@ impl Netns {
         &self.name
     }
 
-    fn path(&self) -> PathBuf {
+    /// Where it is mounted.
+    pub(crate) fn path(&self) -> PathBuf {
         Path::new(NAMESPACES).join(&self.name)
     }
 
@@ -80,12 +81,7 @@ impl Netns {
     /// Runs a function in a thread that has entered the namespace: no process is started, sockets it opens belong
     /// to the namespace. For `/proc/net` it must look into `/proc/thread-self/net`.
     pub fn enter<T: Send>(&self, function: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let path = self.path();
-        let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        in_thread(|| {
-            setns(&file, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter {}", self.name))?;
-            function()
-        })
+        enter(&self.path(), function)
     }
 
     /// Sets sysctls, named with dots; an interface name in them may contain none.
@@ -143,6 +139,15 @@ impl Drop for Netns {
     }
 }
 
+/// Runs a function in a thread that has entered the namespace mounted there; see [`Netns::enter`].
+pub(crate) fn enter<T: Send>(path: &Path, function: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    in_thread(|| {
+        setns(&file, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter {}", path.display()))?;
+        function()
+    })
+}
+
 /// Runs a function in a thread of its own, which ends with the namespace it has come to be in.
 fn in_thread<T: Send>(function: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| scope.spawn(function).join()).map_err(|_| anyhow!("a thread panicked"))?
@@ -155,20 +160,26 @@ fn loopback_up() -> Result<()> {
     link.header.index = 1;
     link.header.flags = LinkFlags::Up;
     link.header.change_mask = LinkFlags::Up;
+    let socket = Socket::new(NETLINK_ROUTE)?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    request(&socket, RouteNetlinkMessage::SetLink(link)).context("cannot set lo up")
+}
+
+/// Has the kernel do what a message says, by a socket that is connected to it.
+pub(crate) fn request(socket: &Socket, message: RouteNetlinkMessage) -> Result<()> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_ACK;
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(RouteNetlinkMessage::SetLink(link)));
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
-    let socket = Socket::new(NETLINK_ROUTE)?;
-    socket.connect(&SocketAddr::new(0, 0))?;
     socket.send(&bytes, 0)?;
     let (answer, _) = socket.recv_from_full()?;
     let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)?.payload;
-    let is_done = matches!(&answer, NetlinkPayload::Error(error) if error.code.is_none());
-    ensure!(is_done, "the kernel answers {answer:?} to setting lo up");
-    Ok(())
+    let NetlinkPayload::Error(error) = answer else {
+        return Err(anyhow!("the kernel answers {answer:?}"));
+    };
+    error.code.map_or(Ok(()), |code| Err(std::io::Error::from_raw_os_error(-code.get()).into()))
 }
 
 /// Joins two namespaces by a veth pair; both ends stay down. `mac` is for the end in `b`.

@@ -279,7 +279,7 @@ impl Node {
 }
 
 /// Looks for the router's report anywhere in what `xenflow show --json` prints.
-fn session_is_up(shown: &Value, router: &str) -> bool {
+pub(crate) fn session_is_up(shown: &Value, router: &str) -> bool {
     match shown {
         Value::Object(fields) => {
             let is = |key: &str, value: &str| fields.get(key).and_then(Value::as_str) == Some(value);

@@ -1,5 +1,8 @@
 //! Numbered packets over UDP: which were lost, doubled or overtaken, and how long nothing came.
 //!
+//! A packet carries when it was handed to the kernel, and its receiver's kernel says when it came: both by the clock of the
+//! lab's one kernel, so the difference is the delay of one way, without what the receiver's process waits for its turn.
+//!
 //! `lab probe send` and `lab probe recv` are the programs in the namespaces; [`Probe`] starts and reads them. They
 //! send and receive in batches, because a system call inside the lab costs about ten times its normal price.
 
@@ -15,8 +18,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use nix::sys::socket::{
-    ControlMessage, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg, setsockopt, sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg,
+    setsockopt, sockopt,
 };
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::net::Netns;
@@ -24,8 +30,8 @@ use crate::scenario::Lab;
 
 /// First bytes of every probe packet; captures can look for them.
 pub const MAGIC: [u8; 8] = *b"xf-probe";
-/// Magic, stream id and number: the least a packet holds.
-const HEADER: usize = 8 + 4 + 8;
+/// Magic, stream id, number and time: the least a packet holds.
+const HEADER: usize = 8 + 4 + 8 + 8;
 /// The sender wakes this often (the lab's kernel ticks at 100 Hz) and sends what has come due.
 const TICK: Duration = Duration::from_millis(10);
 /// Packets per system call.
@@ -99,6 +105,8 @@ struct Count {
     reordered: u64,
     foreign: u64,
     longest_gap_ms: f64,
+    gap_end_ms: f64,
+    longest_delay_ms: f64,
     longest_loss: u64,
     highest: Option<u64>,
 }
@@ -122,6 +130,10 @@ pub struct ProbeReport {
     pub send_errors: u64,
     /// Longest time between two arrivals from the second packet on, in ms, within the sender's life.
     pub longest_gap_ms: f64,
+    /// When the longest such time ended: milliseconds since the Unix epoch.
+    pub gap_end_ms: f64,
+    /// Longest time that a packet was under way, in ms; the first one, which goes alone, does not count.
+    pub longest_delay_ms: f64,
     /// Longest run of lost numbers, in packets.
     pub longest_loss: u64,
     /// How long the sender sent, in seconds.
@@ -141,12 +153,7 @@ impl Probe {
     /// `rate` packets a second follow that one. It is alone because Open vSwitch handles the first packets of a
     /// flow in a queue of its own: those that come once the flow is in the datapath overtake what still waits there.
     pub fn start(lab: &Lab, from: &Netns, to: &Netns, address: SocketAddr, rate: u32) -> Result<Self> {
-        let mut probe = Self::spawn(lab, from, to, address, &["--rate", &rate.to_string(), "--first-alone"])?;
-        let said = probe.receiver.next(FIRST).context("while waiting for the probe's first packet")?;
-        ensure!(said == Tell::First, "the probe's receiver said {said:?} before its first packet");
-        let stdin = probe.sender.stdin.as_mut().context("the probe's sender has no standard input")?;
-        stdin.write_all(b"\n").context("cannot tell the probe's sender to go on")?;
-        Ok(probe)
+        Self::spawn(lab, from, to, address, &["--rate", &rate.to_string(), "--first-alone"])?.go_on()
     }
 
     /// Starts a probe that sends at its full rate from the first packet, whether that arrives or not.
@@ -162,18 +169,40 @@ impl Probe {
 
     fn spawn(lab: &Lab, from: &Netns, to: &Netns, address: SocketAddr, options: &[&str]) -> Result<Self> {
         // Each probe its own number, so that one that strays into another is seen.
-        let stream = lab.next_id().to_string();
+        let stream = lab.next_id();
         let program = lab.binary();
-        let address = address.to_string();
-        let mut command = to.command(program);
-        command.args(["probe", "recv", "--bind", &address, "--stream", &stream]);
-        let mut receiver = End::start(command)?;
+        Self::ends(from.command(program), to.command(program), address, stream, options)
+    }
+
+    /// As [`start`](Self::start), outside of the lab: the commands run its binary where the sender and the receiver are to be.
+    pub fn between(from: Command, to: Command, address: SocketAddr, rate: u32, stream: u32) -> Result<Self> {
+        Self::ends(from, to, address, stream, &["--rate", &rate.to_string(), "--first-alone"])?.go_on()
+    }
+
+    fn ends(
+        mut from: Command,
+        mut to: Command,
+        address: SocketAddr,
+        stream: u32,
+        options: &[&str],
+    ) -> Result<Self> {
+        let (stream, address) = (stream.to_string(), address.to_string());
+        to.args(["probe", "recv", "--bind", &address, "--stream", &stream]);
+        let mut receiver = End::start(to)?;
         let began = receiver.next(Duration::from_secs(10))?;
         ensure!(began == Tell::Listening, "the probe's receiver began with {began:?}");
-        let mut command = from.command(program);
-        command.args(["probe", "send", "--to", &address, "--stream", &stream]).args(options);
-        let sender = End::start(command)?;
+        from.args(["probe", "send", "--to", &address, "--stream", &stream]).args(options);
+        let sender = End::start(from)?;
         Ok(Self { sender, receiver })
+    }
+
+    /// Lets the sender go on once its first packet has arrived.
+    fn go_on(mut self) -> Result<Self> {
+        let said = self.receiver.next(FIRST).context("while waiting for the probe's first packet")?;
+        ensure!(said == Tell::First, "the probe's receiver said {said:?} before its first packet");
+        let stdin = self.sender.stdin.as_mut().context("the probe's sender has no standard input")?;
+        stdin.write_all(b"\n").context("cannot tell the probe's sender to go on")?;
+        Ok(self)
     }
 
     /// Ends the sender, lets the receiver drain, and gives the report.
@@ -202,6 +231,8 @@ impl Probe {
             foreign: count.foreign,
             send_errors: errors,
             longest_gap_ms: count.longest_gap_ms,
+            gap_end_ms: count.gap_end_ms,
+            longest_delay_ms: count.longest_delay_ms,
             longest_loss: count.longest_loss.max(tail),
             seconds,
         })
@@ -315,7 +346,7 @@ fn send(args: &SendArgs, driver: &Driver) -> Result<()> {
     let mut number = 0_u64;
     let begin = Instant::now();
     if args.first_alone {
-        socket.send_to(&packet(args.stream, number, args.size), args.to).context("cannot send")?;
+        socket.send_to(&packet(args.stream, number, now()?, args.size), args.to).context("cannot send")?;
         number = 1;
         while driver.is_silent() {
             std::thread::sleep(TICK);
@@ -326,8 +357,9 @@ fn send(args: &SendArgs, driver: &Driver) -> Result<()> {
         let due = (start.elapsed().as_secs_f64() * f64::from(args.rate)) as u64;
         while number < due.min(MAX_PACKETS) {
             let batch = usize::try_from(due.min(MAX_PACKETS) - number)?.min(BATCH);
+            let at = now()?;
             let packets: Vec<Vec<u8>> =
-                (number..).take(batch).map(|number| packet(args.stream, number, args.size)).collect();
+                (number..).take(batch).map(|number| packet(args.stream, number, at, args.size)).collect();
             let slices: Vec<[IoSlice<'_>; 1]> = packets.iter().map(|packet| [IoSlice::new(packet)]).collect();
             let addresses = vec![Some(to); batch];
             let no_control: [ControlMessage<'_>; 0] = [];
@@ -354,19 +386,27 @@ fn send(args: &SendArgs, driver: &Driver) -> Result<()> {
     tell(&Tell::Sent { packets: number, errors, seconds: begin.elapsed().as_secs_f64() })
 }
 
-fn packet(stream: u32, number: u64, size: usize) -> Vec<u8> {
+/// The lab's clock of the day, since 1970: the one by which kernels stamp packets.
+fn now() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_REALTIME)?.into())
+}
+
+fn packet(stream: u32, number: u64, at: Duration, size: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(size);
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&stream.to_be_bytes());
     bytes.extend_from_slice(&number.to_be_bytes());
+    bytes.extend_from_slice(&u64::try_from(at.as_nanos()).unwrap_or(u64::MAX).to_be_bytes());
     bytes.resize(size, 0);
     bytes
 }
 
-fn number_of(bytes: &[u8], stream: u32) -> Option<u64> {
+/// The number of a packet of this stream, and when it was sent.
+fn header_of(bytes: &[u8], stream: u32) -> Option<(u64, Duration)> {
     let rest = bytes.strip_prefix(&MAGIC)?.strip_prefix(&stream.to_be_bytes())?;
-    let number = u64::from_be_bytes(rest.get(..8)?.try_into().ok()?);
-    (number < MAX_PACKETS).then_some(number)
+    let word = |at: usize| Some(u64::from_be_bytes(rest.get(at..at + 8)?.try_into().ok()?));
+    let (number, at) = (word(0)?, Duration::from_nanos(word(8)?));
+    (number < MAX_PACKETS).then_some((number, at))
 }
 
 fn receive(args: &RecvArgs, driver: &Driver) -> Result<()> {
@@ -374,18 +414,30 @@ fn receive(args: &RecvArgs, driver: &Driver) -> Result<()> {
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     // Root inside the lab may go past rmem_max; elsewhere the default has to do.
     let _ = setsockopt(&socket, sockopt::RcvBufForce, &(8 << 20));
+    setsockopt(&socket, sockopt::ReceiveTimestampns, &true).context("cannot have packets stamped")?;
     tell(&Tell::Listening)?;
     let mut tally = Tally::default();
     let mut last = Instant::now();
     let mut buffers = vec![[0_u8; 2048]; BATCH];
     loop {
-        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, None);
+        let space = nix::cmsg_space!(TimeSpec);
+        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, Some(space));
         let mut slices: Vec<[IoSliceMut<'_>; 1]> =
             buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
         let got =
             recvmmsg(socket.as_raw_fd(), &mut headers, slices.iter_mut(), MsgFlags::MSG_WAITFORONE, None);
-        let lengths: Vec<usize> = match got {
-            Ok(messages) => messages.map(|message| message.bytes).collect(),
+        let lengths: Vec<(usize, Option<Duration>)> = match got {
+            Ok(messages) => messages
+                .map(|message| {
+                    let stamp = message.cmsgs().ok().and_then(|mut all| {
+                        all.find_map(|one| {
+                            let ControlMessageOwned::ScmTimestampns(at) = one else { return None };
+                            Some(Duration::from(at))
+                        })
+                    });
+                    (message.bytes, stamp)
+                })
+                .collect(),
             Err(nix::Error::EAGAIN | nix::Error::EINTR) => Vec::new(),
             Err(error) => return Err(error).context("cannot receive"),
         };
@@ -400,11 +452,15 @@ fn receive(args: &RecvArgs, driver: &Driver) -> Result<()> {
             tell(&Tell::First)?;
         } else if tally.count.unique > 1 {
             // The second packet waits until the first is known to have come.
-            tally.gap(now.duration_since(last));
+            tally.gap(now.duration_since(last))?;
         }
         last = now;
-        for (buffer, len) in buffers.iter().zip(lengths) {
-            tally.take(number_of(buffer.get(..len).unwrap_or_default(), args.stream));
+        for (buffer, (len, came)) in buffers.iter().zip(lengths) {
+            let header = header_of(buffer.get(..len).unwrap_or_default(), args.stream);
+            if let (Some((1.., sent)), Some(came)) = (header, came) {
+                tally.delay(came.saturating_sub(sent));
+            }
+            tally.take(header.map(|(number, _)| number));
         }
     }
     tell(&Tell::Got(tally.finish()))
@@ -441,9 +497,19 @@ impl Tally {
         }
     }
 
-    fn gap(&mut self, gap: Duration) {
+    /// That nothing came for so long has ended now.
+    fn gap(&mut self, gap: Duration) -> Result<()> {
         let ms = (gap.as_secs_f64() * 10_000.0).round() / 10.0;
-        self.count.longest_gap_ms = self.count.longest_gap_ms.max(ms);
+        if ms > self.count.longest_gap_ms {
+            self.count.longest_gap_ms = ms;
+            self.count.gap_end_ms = (now()?.as_secs_f64() * 10_000.0).round() / 10.0;
+        }
+        Ok(())
+    }
+
+    fn delay(&mut self, delay: Duration) {
+        let ms = (delay.as_secs_f64() * 1e6).round() / 1e3;
+        self.count.longest_delay_ms = self.count.longest_delay_ms.max(ms);
     }
 
     fn finish(mut self) -> Count {
@@ -474,13 +540,14 @@ mod tests {
     }
 
     #[test]
-    fn packets_carry_stream_and_number() {
-        let bytes = packet(7, 42, 64);
-        assert_eq!(number_of(&bytes, 7), Some(42));
-        assert_eq!(number_of(&bytes, 8), None);
+    fn packets_carry_stream_number_and_time() {
+        let at = Duration::from_nanos(5);
+        let bytes = packet(7, 42, at, 64);
+        assert_eq!(header_of(&bytes, 7), Some((42, at)));
+        assert_eq!(header_of(&bytes, 8), None);
         for len in 0..HEADER {
-            assert_eq!(number_of(&bytes[..len], 7), None);
+            assert_eq!(header_of(&bytes[..len], 7), None);
         }
-        assert_eq!(number_of(&packet(7, MAX_PACKETS, 64), 7), None);
+        assert_eq!(header_of(&packet(7, MAX_PACKETS, at, 64), 7), None);
     }
 }

@@ -15,6 +15,7 @@ mod fpm;
 mod hostile;
 mod identity;
 mod kernel;
+mod migrate;
 mod moves;
 mod oracle;
 mod plain;
@@ -42,6 +43,7 @@ pub const ALL: &[Scenario] = &[
     fpm::SCENARIO,
     boot::SCENARIO,
     moves::SCENARIO,
+    migrate::SCENARIO,
     restart::SCENARIO,
     service::SCENARIO,
     topology::SCENARIO,

@@ -16,6 +16,7 @@ use crate::progress::say;
 
 mod fetch;
 pub mod frr;
+pub(crate) mod kernel;
 pub mod ovn;
 
 /// Packages, each with a file that is there if and only if it is installed.
@@ -34,6 +35,19 @@ const PACKAGES: &[(&str, &str)] = &[
     ("util-linux", "/usr/bin/setpriv"),
     ("gcc", "/usr/bin/gcc"),
     ("libc6-dev", "/usr/lib/x86_64-linux-gnu/libc.a"),
+];
+/// The same for virtual machines.
+pub const VM_PACKAGES: &[(&str, &str)] = &[
+    ("libvirt-daemon", "/usr/sbin/libvirtd"),
+    (
+        "libvirt-daemon-driver-qemu",
+        "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so",
+    ),
+    ("libvirt-clients", "/usr/bin/virsh"),
+    ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
+    ("busybox-static", "/bin/busybox"),
+    ("bird2", "/usr/sbin/bird"),
+    ("ethtool", "/usr/sbin/ethtool"),
 ];
 /// The guest client is built for this, to be static.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -71,8 +85,13 @@ pub fn cargo() -> Result<Command> {
 
 /// Installs what is missing.
 pub fn packages() -> Result<()> {
+    install(PACKAGES)
+}
+
+/// Installs what is missing of these: packages, each with a file that is there if and only if it is installed.
+pub fn install(packages: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> =
-        PACKAGES.iter().filter(|(_, file)| !Path::new(file).exists()).map(|(package, _)| *package).collect();
+        packages.iter().filter(|(_, file)| !Path::new(file).exists()).map(|(package, _)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -107,7 +126,7 @@ pub fn packages() -> Result<()> {
     };
     drop(policy);
     done.with_context(|| format!("could not install the packages; try `{by_hand}` and run this again"))?;
-    for (package, file) in PACKAGES {
+    for (package, file) in packages {
         ensure!(Path::new(file).exists(), "package {package} is installed, but {file} is not there");
     }
     Ok(())

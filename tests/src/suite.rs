@@ -17,12 +17,15 @@ use crate::progress::print;
 use crate::scenario::Scenario;
 use crate::scenarios;
 use crate::uml::{Interrupted, Logs, Signals};
-use crate::{process, setup, uml, unit};
+use crate::{kvm, process, setup, uml, unit};
 
 /// Checks by cargo: arguments.
 const FMT: &[&str] = &["fmt", "--all", "--check"];
 const CLIPPY: &[&str] =
     &["clippy", "--quiet", "--profile", "lab", "--workspace", "--all-targets", "--", "-D", "warnings"];
+
+/// Name of the check with real virtual machines.
+const KVM: &str = "kvm";
 
 /// Name of the check that the workspace's tests pass.
 const UNIT: &str = "unit";
@@ -38,7 +41,7 @@ pub fn run(filter: Option<&str>, seed: u64, lab: &Path) -> Result<bool> {
     let is_beside = |name: &str| scenarios::BESIDE.iter().any(|scenario| scenario.name == name);
     let alone = scenarios::ALL.iter().filter(|scenario| !is_beside(scenario.name));
     let alone: Vec<_> = alone.filter(is_wanted).collect();
-    let names = ["fmt", "clippy", UNIT, HARNESS];
+    let names = ["fmt", "clippy", UNIT, HARNESS, KVM];
     ensure!(
         names.into_iter().any(wanted) || !beside.is_empty() || !alone.is_empty(),
         "nothing has {filter:?} in its name"
@@ -80,6 +83,12 @@ pub fn run(filter: Option<&str>, seed: u64, lab: &Path) -> Result<bool> {
     })?;
     for scenario in alone {
         tally.take(scenario.name, || self::scenario(scenario, seed, lab, product.as_ref(), &signals))?;
+    }
+    if wanted(KVM) {
+        tally.take(KVM, || match kvm::run(lab, false)?.error {
+            Some(error) => bail!("{error}"),
+            None => Ok(()),
+        })?;
     }
     print(format!("{} passed, {} failed", tally.passed(), tally.failed()));
     Ok(tally.failed() == 0)

@@ -83,12 +83,18 @@ impl Trunk {
         Ok(())
     }
 
+    /// The ports of the bridge between the hosts, in their order.
+    pub fn ports(&self) -> Vec<String> {
+        self.hosts.iter().map(|host| fabric_port(host)).collect()
+    }
+
     /// The namespace of the bridge between the hosts, for captures there.
     pub fn fabric(&self) -> Result<&Netns> {
         self.switch.as_ref().context("a direct trunk has no bridge")
     }
 }
 
-fn fabric_port(host: &str) -> String {
+/// The bridge's port that leads to a host.
+pub fn fabric_port(host: &str) -> String {
     format!("to-{host}")
 }

@@ -15,6 +15,9 @@ use crate::process::output;
 /// Debian's keys, as the package `debian-archive-keyring` has them.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
+/// Stands before a package whose name says no version: the first that it depends on is meant.
+const DEPENDS: &str = "depends:";
+
 /// Puts packages of a release into the folder `root`, all of them or none; `check` says whether what was unpacked will do.
 pub(super) fn unpack(
     root: &Path,
@@ -35,8 +38,19 @@ pub(super) fn unpack(
     let mirror = mirror(&work, release)?;
     std::fs::write(work.join("sources.list"), format!("deb {signed}{mirror} {release} main\n"))?;
     let refused = || format!("this machine's mirror {mirror} does not give it");
-    run(apt(&work)?.arg("update")).with_context(refused)?;
-    run(apt(&work)?.current_dir(work.join("packages")).arg("download").args(packages))
+    run(apt("apt-get", &work)?.arg("update")).with_context(refused)?;
+    let mut names = Vec::new();
+    for package in packages {
+        names.push(match package.strip_prefix(DEPENDS) {
+            Some(newest) => {
+                let said = output(apt("apt-cache", &work)?.args(["depends", newest]))?;
+                let first = said.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
+                first.with_context(|| format!("package {newest} depends on nothing"))?.to_owned()
+            }
+            None => (*package).to_owned(),
+        });
+    }
+    run(apt("apt-get", &work)?.current_dir(work.join("packages")).arg("download").args(names))
         .with_context(refused)?;
     for entry in std::fs::read_dir(work.join("packages"))? {
         run(Command::new("dpkg-deb").arg("--extract").arg(entry?.path()).arg(&unpacked))?;
@@ -54,9 +68,9 @@ pub(super) fn codename() -> Result<String> {
     codename.map(str::to_owned).context("/etc/os-release has no VERSION_CODENAME: is this Debian?")
 }
 
-/// `apt-get` with nothing of this machine's but its architecture and how it reaches the network.
-fn apt(work: &Path) -> Result<Command> {
-    let mut command = Command::new("apt-get");
+/// A program of apt's with nothing of this machine's but its architecture and how it reaches the network.
+fn apt(program: &str, work: &Path) -> Result<Command> {
+    let mut command = Command::new(program);
     let work = work.canonicalize()?;
     for (name, value) in [
         ("Dir::Etc::SourceList", "sources.list"),
@@ -72,7 +86,7 @@ fn apt(work: &Path) -> Result<Command> {
         command.arg(format!("-o{name}={}", work.join(value).display()));
     }
     // All of it belongs to whoever runs this, also if that is root.
-    command.args(["-oAPT::Sandbox::User=", "-oAcquire::Languages=none", "--quiet"]);
+    command.args(["-oAPT::Sandbox::User=", "-oAcquire::Languages=none", "-oquiet=1"]);
     Ok(command)
 }
 

@@ -1,0 +1,11 @@
+//! What the lab has for guests that move: a virtual machine around a guest's namespace ([`vm`]), the toolstack that moves
+//! it ([`mover`], the program `lab mover`), a site of three nodes on a learning bridge ([`site`]) whose table is watched
+//! ([`fdb`]), and the packets that are counted meanwhile ([`measure`]).
+
+pub mod fdb;
+mod links;
+pub mod measure;
+pub mod mover;
+pub mod site;
+mod switch;
+pub mod vm;

@@ -1,0 +1,352 @@
+//! Three nodes on a learning bridge, a router that moves between them, and an end host behind each of them.
+//!
+//! Segment lanN is 10.N.0.0/24: r1 is .1, end host hN .10, on the node with that number. r1 starts on node a. Beside it is
+//! a bystander, a machine without any meaning whose moves cost what bare moves cost. With [`By::Plain`] the same hosts
+//! switch as everybody's do, and the guest forwards by itself.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use dom0_server::db::location::{self, Located, Place};
+use dom0_server::db::migration::{Migration, Phase};
+use dom0_server::db::{DATABASE, table};
+use ovsdb::{Connection, Operation, Options, Remote, Row};
+
+use super::fdb::Watch;
+use super::vm::{self, Pace, Vif, Vm};
+use crate::endhost::{EndHost, NIC};
+use crate::host::{self, Host};
+use crate::net::{self, Netns};
+use crate::node::{BRIDGE, Node, Pki};
+use crate::process::wait_for;
+use crate::routes::Writer;
+use crate::scenario::Lab;
+use crate::trunk::{Trunk, TrunkKind};
+use crate::virtual_router::{CONTROL, VirtualRouter, vif_mac};
+
+/// The nodes; the one with index N is where end host hN+1 is.
+pub const NODES: [&str; 3] = ["a", "b", "c"];
+/// For anything to come to be: 200,000 routes have taken 100 s to be flows on a busy machine.
+const LIMIT: Duration = Duration::from_secs(600);
+/// At one time so many changes of routes.
+const CHUNK: u32 = 10_000;
+
+/// What the hosts' switches do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// XenFlow.
+    XenFlow,
+    /// XenFlow, and its daemons move routers themselves.
+    Planned,
+    /// `NORMAL`, with tags; packets go through the guest.
+    Plain,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Site {
+    // Dropped from top to bottom.
+    /// Of the bridge between.
+    pub watch: Watch,
+    /// The router's machine.
+    pub vm: Vm,
+    /// The bystander's.
+    pub bystander: Vm,
+    /// h1, h2 and h3.
+    pub h: Vec<EndHost>,
+    /// The router.
+    pub r1: VirtualRouter,
+    /// The bridge between.
+    pub trunk: Trunk,
+    /// a, b and c.
+    pub nodes: Vec<Node>,
+    /// What they do.
+    pub by: By,
+    _bystander: Netns,
+    _management: Netns,
+    writer: Writer,
+    routes: u32,
+}
+
+impl Site {
+    /// Makes everything, and starts it; the router has no routes but those to its own segments.
+    pub fn build(lab: &Lab, by: By, pace: Pace) -> Result<Self> {
+        lab.step("making nodes a, b and c on a learning bridge, and r1 on a");
+        let pki = Pki::create(lab)?;
+        let a = Node::create(lab, NODES[0], &pki)?;
+        let b = Node::create_with(lab, NODES[1], &pki, &a)?;
+        let c = Node::create_with(lab, NODES[2], &pki, &a)?;
+        let mut nodes = vec![a, b, c];
+        let hosts: Vec<_> = nodes.iter().map(Node::host).collect();
+        let trunk = Trunk::connect(TrunkKind::Bridge, &hosts)?;
+        let watch = Watch::start(lab, &trunk)?;
+        let management = management(&hosts)?;
+        let r1 = VirtualRouter::described(lab, &pki, ("r1", 1))?;
+        let mut h = Vec::new();
+        for (at, node) in nodes.iter().enumerate() {
+            node.host().vsctl(&["add-br", BRIDGE])?;
+            node.host().add_port(BRIDGE, Trunk::PORT, &[])?;
+            if by == By::Planned {
+                configure(lab, node, at)?;
+            }
+            h.push(end_host(node, at, by)?);
+        }
+        let vifs = |name: &str, number: u8, segments: usize| -> Vec<Vif> {
+            let vif = |index: usize, interface: String| Vif {
+                port: format!("v{number}-{interface}"),
+                iface_id: format!("{name}-{interface}"),
+                mac: vif_mac(number, index),
+                tag: (by == By::Plain).then(|| if index == 99 { CONTROL_VLAN } else { vlan(index) }),
+                interface,
+            };
+            let lans = (0..segments).map(|index| vif(index, format!("lan{}", index + 1)));
+            lans.chain([vif(99, CONTROL.to_owned())]).collect()
+        };
+        let guest = r1.guest().netns();
+        let vm = Vm::create(lab, guest, vifs("r1", 1, NODES.len()), &hosts, pace)?;
+        let addresses = (1..=NODES.len()).map(|n| format!("address add 10.{n}.0.1/24 dev lan{n}\n"));
+        guest.ip_batch(&addresses.collect::<String>())?;
+        let writer = Writer::open(guest)?;
+        let other = Netns::create("x1")?;
+        let bystander = Vm::create(lab, &other, vifs("x1", 2, NODES.len()), &hosts, pace)?;
+        if by == By::Plain {
+            host::wait_uptime()?;
+            nodes.iter_mut().try_for_each(|node| node.host_mut().start_vswitchd())?;
+        } else {
+            nodes.iter_mut().try_for_each(Node::start)?;
+            let file = lab.work().join("site.toml");
+            std::fs::write(&file, describe())?;
+            nodes[0].xenflow(&["apply", "-f", &file.display().to_string()])?;
+        }
+        let mut site = Self {
+            watch,
+            vm,
+            bystander,
+            h,
+            r1,
+            trunk,
+            nodes,
+            by,
+            _bystander: other,
+            _management: management,
+            writer,
+            routes: 0,
+        };
+        if by != By::Plain {
+            site.r1.start_client()?;
+            site.nodes[0].wait_session("r1", LIMIT)?;
+        }
+        for (from, to) in [(0, 1), (1, 2), (2, 0)] {
+            site.h[from].wait_reachable(&address(to), LIMIT)?;
+        }
+        site.grow(lab, 1)?;
+        site.watch.changes()?;
+        Ok(site)
+    }
+
+    /// Gives the router routes until it has so many, by h3, and waits until its host has all of them.
+    pub fn grow(&mut self, lab: &Lab, routes: u32) -> Result<()> {
+        lab.step(format!("r1 gets {routes} routes"));
+        while self.routes < routes {
+            let until = routes.min(self.routes + CHUNK);
+            let lines = (self.routes..until).map(|n| format!("route add {} via {}\n", prefix(n), address(2)));
+            self.writer.write(&lines.collect::<String>())?;
+            self.routes = until;
+        }
+        self.wait_told()
+    }
+
+    /// Waits until the host has in its switch what the router's client has to tell.
+    pub fn wait_told(&self) -> Result<()> {
+        if self.by == By::Plain {
+            return Ok(());
+        }
+        wait_for("the host to have all of r1's tables", LIMIT, || {
+            let state = self.r1.client_state()?;
+            let has_all = state.routes >= u64::from(self.routes) && state.backlog == 0;
+            Ok((has_all && state.state == "up" && state.acked == state.seq).then_some(()))
+        })
+    }
+
+    /// Has the daemons move r1 to a node, and waits for the end; the row of it.
+    pub fn migrate(&self, to: &str) -> Result<Migration> {
+        self.nodes[0].xenflow(&["migrate", "r1", to, "--via", "lab"])?;
+        let row = self.migrations()?.pop().context("there is no migration")?;
+        ensure!(row.phase == Phase::Done && row.to.as_str() == to, "r1 did not move to {to}: {row:?}");
+        Ok(row)
+    }
+
+    /// Ends everything, so that there may be another site; its logs go to a folder of their own.
+    pub fn end(self, lab: &Lab, name: &str) -> Result<()> {
+        drop(self);
+        for entry in std::fs::read_dir(lab.work())? {
+            let path = entry?.path();
+            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) }
+                .with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        let logs = lab.results().join(name);
+        std::fs::create_dir(&logs)?;
+        for entry in std::fs::read_dir(lab.results())? {
+            let path = entry?.path();
+            if let Some(file) = path.file_name().filter(|_| path.extension().is_some_and(|it| it == "log")) {
+                std::fs::rename(&path, logs.join(file))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The node with this name.
+    pub fn node(&self, name: &str) -> Result<&Node> {
+        self.nodes.iter().find(|node| node.host().name() == name).with_context(|| format!("no node {name}"))
+    }
+
+    /// The one of a and b where r1 is not.
+    pub fn elsewhere(&self) -> Result<&'static str> {
+        Ok(if self.vm.node()? == NODES[0] { NODES[1] } else { NODES[0] })
+    }
+
+    /// All migrations, by number.
+    pub fn migrations(&self) -> Result<Vec<Migration>> {
+        let rows = self.select(Operation::select(table::MIGRATION).columns(&Migration::COLUMNS))?;
+        let mut all: Vec<_> = rows.iter().map(Migration::parse).collect::<Result<_, _>>()?;
+        all.sort_by_key(|row| row.number);
+        Ok(all)
+    }
+
+    /// An error unless a node has all of r1's addresses, and no other one any.
+    pub fn check_owner(&self, node: &str) -> Result<()> {
+        let rows = self.select(Operation::select(table::LOCATION).columns(&location::COLUMNS))?;
+        let located = Located::of_rows(&rows);
+        for index in 0..NODES.len() {
+            let place = Place {
+                segment: format!("lan{}", index + 1).parse()?,
+                mac: vif_mac(1, index).parse().context("no MAC address")?,
+            };
+            let claims = located.claims(&place);
+            let owners: Vec<_> =
+                claims.into_iter().flat_map(|claims| claims.keys().map(|it| it.as_str())).collect();
+            ensure!(owners == [node], "lan{} of r1 is {owners:?}'s, not {node}'s", index + 1);
+        }
+        Ok(())
+    }
+
+    fn select(&self, operation: Operation) -> Result<Vec<Row>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let remote = Remote::Unix(self.nodes[0].host().db_socket());
+            let (connection, _notifications) = Connection::open(&remote, &Options::default()).await?;
+            let results = connection.transact(DATABASE, &[operation]).await?;
+            Ok(results.first().map(|result| result.rows().to_vec()).unwrap_or_default())
+        })
+    }
+}
+
+/// Where the route with this number leads.
+fn prefix(number: u32) -> String {
+    let [_, high, middle, low] = number.to_be_bytes();
+    format!("{}.{middle}.{low}.0/24", 100 + u32::from(high))
+}
+
+/// An address of h3 that one of the router's routes leads to.
+pub const BY_ROUTE: &str = "100.0.0.1";
+
+/// The address of an end host.
+#[must_use]
+pub fn address(at: usize) -> String {
+    format!("10.{}.0.10", at + 1)
+}
+
+/// The router's address in the segment of an end host.
+#[must_use]
+pub fn gateway(at: usize) -> String {
+    format!("10.{}.0.1", at + 1)
+}
+
+const CONTROL_VLAN: u16 = 99;
+
+fn vlan(at: usize) -> u16 {
+    11 + u16::try_from(at).unwrap_or_default()
+}
+
+fn end_mac(at: usize) -> String {
+    format!("02:48:00:00:00:{at:02x}")
+}
+
+fn end_host(node: &Node, at: usize, by: By) -> Result<EndHost> {
+    let name = format!("h{}", at + 1);
+    let end = EndHost::create(&name)?;
+    let (port, mac) = (name.as_str(), end_mac(at));
+    node.plug(end.netns(), NIC, &host::Vif { port, iface_id: port, mac: &mac, vm_uuid: None })?;
+    if by == By::Plain {
+        node.host().vsctl(&["set", "Port", port, &format!("tag={}", vlan(at))])?;
+    }
+    end.configure(&format!("{}/24", address(at)), Some(&gateway(at)))?;
+    if at == 2 {
+        end.netns().ip_batch(&format!("address add {BY_ROUTE}/32 dev lo\n"))?;
+    }
+    Ok(end)
+}
+
+/// A network between the hosts that has nothing to do with their guests.
+fn management(hosts: &[&Host]) -> Result<Netns> {
+    let wires = Netns::create("management")?;
+    wires.sysctls(&[("net.ipv6.conf.default.disable_ipv6", "1")])?;
+    wires.ip_batch("link add mgmt type bridge stp_state 0\nlink set mgmt up\n")?;
+    for (at, host) in hosts.iter().enumerate() {
+        net::veth((host.netns(), "mgmt"), (&wires, host.name()), None)?;
+        wires.ip(&["link", "set", "dev", host.name(), "master", "mgmt", "up"])?;
+        host.netns().configure("mgmt", &[&format!("192.0.2.{}/24", at + 1)])?;
+    }
+    Ok(wires)
+}
+
+/// Has a node's daemon move routers, by the lab's toolstack.
+fn configure(lab: &Lab, node: &Node, at: usize) -> Result<()> {
+    let state = node.host().rundir().join("state");
+    std::fs::create_dir_all(&state)?;
+    node.configure_daemon(&format!("state_dir = \"{}\"", state.display()))?;
+    let words = serde_json::to_string(&vm::toolstack(lab, node.host().name()))?;
+    node.configure_section(&format!(
+        "[migration]\nlisten = \"192.0.2.{}\"\n[migration.toolstack.lab]\ncommand = {words}\n",
+        at + 1
+    ))
+}
+
+fn describe() -> String {
+    let mut text = "owner = \"lab\"\n".to_owned();
+    for node in NODES {
+        let _ = writeln!(text, "[nodes.{node}]\nuplinks = [\"{}\"]", Trunk::PORT);
+    }
+    text.push_str("[networks.red]\n");
+    for at in 0..NODES.len() {
+        let (n, mac) = (at + 1, end_mac(at));
+        let _ = writeln!(text, "segments.lan{n} = {{ vlan = {} }}", vlan(at));
+        let _ = writeln!(text, "access.h{n} = {{ segment = \"lan{n}\", macs = [\"{mac}\"] }}");
+    }
+    text.push_str("[networks.red.routers.r1]\n");
+    for at in 0..NODES.len() {
+        let (n, mac) = (at + 1, vif_mac(1, at));
+        let _ = writeln!(text, "vifs.r1-lan{n} = {{ segment = \"lan{n}\", mac = \"{mac}\" }}");
+    }
+    let _ = writeln!(text, "vifs.r1-{CONTROL} = {{ control = true, mac = \"{}\" }}", vif_mac(1, 99));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn routes_are_many_and_none_is_a_segment() {
+        let all: BTreeSet<String> = (0..200_000).map(prefix).collect();
+        assert_eq!(all.len(), 200_000);
+        assert!(all.iter().all(|prefix| prefix.starts_with("100.")
+            || prefix.starts_with("101.")
+            || prefix.starts_with("102.")
+            || prefix.starts_with("103.")));
+        assert_eq!(prefix(0), "100.0.0.0/24");
+    }
+}

@@ -1,0 +1,146 @@
+//! `migrate`: a router goes from node to node and back, twice, while numbered packets go through it and to it, and the
+//! table of the bridge between the nodes is watched. One move is called off.
+//!
+//! The controls: a move that nobody has prepared loses packets, and a frame with the router's address from a third node is
+//! seen in the bridge's table.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use dom0_server::db::migration::Phase;
+use serde_json::{Map, Value, json};
+
+use crate::frame;
+use crate::inject;
+use crate::moving::measure::{self, Seen};
+use crate::moving::site::{By, NODES, Site};
+use crate::moving::vm::Pace;
+use crate::process::{Process, wait_for};
+use crate::scenario::{Lab, Scenario};
+use crate::trunk::{Trunk, fabric_port};
+use crate::virtual_router::vif_mac;
+
+/// The registry's entry.
+pub(super) const SCENARIO: Scenario = Scenario {
+    name: "migrate",
+    about: "a router moves between three nodes, there and back twice, under packets; a move is called off",
+    memory_mib: 1024,
+    limit: Duration::from_secs(360),
+    needs_product: true,
+    in_suite: false,
+    targets: &[
+        ("lost", "0"),
+        ("duplicated", "0"),
+        ("reordered", "0"),
+        ("control_lost", "0"),
+        ("flaps", "0"),
+        ("control_flaps", "more than 0"),
+        ("control_unprepared_lost", "more than 0"),
+    ],
+    run,
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// Packets a second between neighbors.
+const RATE: u32 = 400;
+const ROUTES: u32 = 100;
+const SHORT: Pace = Pace { copy_ms: 100, freeze_ms: 200 };
+const LONG: Pace = Pace { copy_ms: 100, freeze_ms: 2000 };
+/// Long enough to be called off.
+const SLOW: Pace = Pace { copy_ms: 20_000, freeze_ms: 200 };
+/// There and back, twice.
+const MOVES: [(&str, &str, Pace); 4] =
+    [("a", "b", LONG), ("b", "a", SHORT), ("a", "b", SHORT), ("b", "a", SHORT)];
+
+fn run(lab: &mut Lab) -> Result<Value> {
+    let mut site = Site::build(lab, By::Planned, SHORT)?;
+    site.grow(lab, ROUTES)?;
+    lab.ready()?;
+    let mut figures = Map::new();
+    let mut all = Seen::default();
+    let mut flaps = 0;
+    for (index, (from, to, pace)) in MOVES.into_iter().enumerate() {
+        lab.step(format!("r1 moves from {from} to {to}, frozen for {} ms", pace.freeze_ms));
+        site.vm.set_pace(pace)?;
+        let (row, seen) = measure::during(lab, &site, RATE, || site.migrate(to))?;
+        site.check_owner(to)?;
+        let changes = site.watch.changes()?;
+        flaps += measure::flaps(&changes, &fabric_port(to));
+        let moved = site.vm.moved(row.number)?;
+        figures.insert(
+            format!("move{}", index + 1),
+            json!({
+                "packets": seen.figures(), "toolstack": measure::moved(&moved), "reached": row.reached,
+                "counters": row.counters, "bridge_changes": changes.len(),
+            }),
+        );
+        ensure!(moved.is_there, "the toolstack has brought r1 back: {moved:?}");
+        all.merge(&seen);
+    }
+
+    lab.step("a move to b is called off");
+    let ((), seen) = measure::during(lab, &site, RATE, || call_off(lab, &site))?;
+    site.check_owner("a")?;
+    flaps += site.watch.changes()?.len();
+    all.merge(&seen);
+
+    let control = controls(lab, &mut site)?;
+    for (key, value) in [
+        ("sent", all.sent),
+        ("lost", all.lost),
+        ("duplicated", all.duplicated),
+        ("reordered", all.reordered),
+        ("control_sent", all.control_sent),
+        ("control_lost", all.control_lost),
+        ("control_duplicated", all.control_duplicated),
+        ("flaps", u64::try_from(flaps)?),
+        ("control_flaps", u64::try_from(control.flaps)?),
+        ("control_unprepared_lost", control.lost),
+    ] {
+        figures.insert(key.into(), value.into());
+    }
+    let figures = Value::Object(figures);
+    ensure!(control.flaps > 0 && control.lost > 0, "a control finds nothing: {figures}");
+    let zeros = ["lost", "duplicated", "reordered", "control_lost", "flaps"];
+    let wrong: Vec<_> = zeros.into_iter().filter(|key| figures[key] != 0).collect();
+    ensure!(wrong.is_empty(), "{} must be 0: {figures}", wrong.join(", "));
+    Ok(figures)
+}
+
+/// Has r1 begin to move, and calls that off while its memory is copied.
+fn call_off(lab: &Lab, site: &Site) -> Result<()> {
+    site.vm.set_pace(SLOW)?;
+    let log = lab.results().join("called-off.log");
+    let mut command = site.nodes[0].xenflow_command();
+    command.args(["migrate", "r1", "b", "--via", "lab"]);
+    let mut migrate = Process::spawn("xenflow migrate", &mut command, &log)?;
+    let open = |phase: Phase| {
+        let all = site.migrations()?;
+        Ok(all.last().filter(|row| row.phase == phase).map(|row| row.number))
+    };
+    let number = wait_for("the guest to be on its way", LIMIT, || open(Phase::Moving))?;
+    site.nodes[0].xenflow(&["abort", "r1"])?;
+    wait_for("the end of the move", LIMIT, || open(Phase::Aborted))?;
+    let status = migrate.wait(LIMIT)?;
+    ensure!(!status.success(), "a move that was called off ends with {status}: {}", migrate.log());
+    ensure!(site.vm.moved(number).is_err() && site.vm.node()? == "a", "r1 has left");
+    Ok(())
+}
+
+struct Controls {
+    flaps: usize,
+    lost: u64,
+}
+
+fn controls(lab: &Lab, site: &mut Site) -> Result<Controls> {
+    lab.step("control: the router's address comes from a third node");
+    let (mac, everyone) = (frame::mac(&vif_mac(1, 0))?, [0xff; 6]);
+    let forged = frame::ethernet(everyone, mac, &[11], 0x88b5, b"forged");
+    inject::inject(lab, site.nodes[2].host().netns(), Trunk::PORT, &[forged], 1, 0)?;
+    let flaps = measure::flaps(&site.watch.changes()?, &fabric_port("a"));
+    lab.step("control: r1 moves while no daemon runs");
+    site.nodes.iter_mut().try_for_each(crate::node::Node::kill_daemon)?;
+    site.vm.set_pace(SHORT)?;
+    let (_, seen) = measure::during(lab, site, RATE, || site.vm.move_by_hand("a", NODES[1]))?;
+    Ok(Controls { flaps, lost: seen.lost + seen.control_lost })
+}

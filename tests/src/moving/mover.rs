@@ -164,7 +164,20 @@ impl<'a> Move<'a> {
         if self.stop.wait(copied)? {
             bail!("stopped: the guest has not left {}", self.from.node);
         }
+        // A server lets go of who has said nothing for so long as a copy may take.
+        for end in [&mut self.from, &mut self.to] {
+            end.switch = Switch::open(&self.machine.hosts[&end.node].db)?;
+        }
         self.step("copy");
+        let moved = self.blackout();
+        if moved.is_err() {
+            // A guest that is nowhere is worse than one that is not where it should be.
+            let _ = self.set_frozen(false);
+        }
+        moved
+    }
+
+    fn blackout(&mut self) -> Result<()> {
         let frozen_ns = now_ns(ClockId::CLOCK_MONOTONIC)?;
         let end = Instant::now() + Duration::from_millis(self.machine.pace.freeze_ms);
         self.set_frozen(true)?;

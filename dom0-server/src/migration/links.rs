@@ -82,7 +82,7 @@ pub struct Setup {
     /// To the carrier.
     pub linked: mpsc::Sender<Linked>,
     /// From the carrier.
-    pub given: mpsc::Receiver<Given>,
+    pub given: mpsc::UnboundedReceiver<Given>,
 }
 
 /// A source that is connected.
@@ -170,8 +170,8 @@ impl Links {
         let wanted = self.setup.streams.borrow_and_update().clone();
         let is_over = |id: &RouterId, link: &mut Link| wanted.get(id) != Some(&link.stream);
         let over: Vec<_> = self.out.extract_if(.., is_over).collect();
-        for (id, link) in over {
-            link.task.abort();
+        for (id, _) in over {
+            // Its task goes on until the carrier has taken back what the guest may not have.
             let _ = self.setup.linked.send(Linked::Stream(id, None)).await;
         }
         for (id, stream) in wanted.iter() {
@@ -303,16 +303,21 @@ const fn session(ConnectionId(id): ConnectionId) -> SessionId {
 /// Tells the core how a connection is, and asks it for tables while there is room for them.
 async fn follow(
     number: u64,
-    mut outgoing: Outgoing,
+    outgoing: Outgoing,
     mut said: mpsc::Receiver<Tables>,
     events: mpsc::Sender<Event>,
 ) {
-    let mut is_begun = false;
+    let Outgoing { tables: sender, punts, events: mut happens, counters: _ } = outgoing;
+    // The carrier has the other: once that is gone, so is the stream.
+    drop(punts);
+    let (mut is_begun, mut is_over) = (false, false);
     let mut room = None;
     loop {
-        let tables = outgoing.tables.clone();
+        let tables = sender.clone();
         tokio::select! {
-            event = outgoing.events.recv() => match event {
+            event = happens.recv() => match event {
+                // Nobody wants tables of it any more.
+                Some(_) if is_over => {}
                 Some(Said::Connected { held, goes_on }) => {
                     is_begun = true;
                     let connected = Fed::Connected { held, goes_on };
@@ -324,17 +329,17 @@ async fn follow(
                 Some(Said::Confirmed(_) | Said::Refused { .. } | Said::Broken(_)) => {}
                 None => return,
             },
-            permit = tables.reserve_owned(), if is_begun && room.is_none() => {
+            permit = tables.reserve_owned(), if is_begun && !is_over && room.is_none() => {
                 let Ok(permit) = permit else { return };
                 room = Some(permit);
                 if events.send(Event::Feed(number, Fed::Room)).await.is_err() {
                     return;
                 }
             }
-            tables = said.recv() => match (tables, room.take()) {
+            tables = said.recv(), if !is_over => match (tables, room.take()) {
                 (Some(tables), Some(permit)) => _ = permit.send(tables),
                 (Some(_), None) => {}
-                (None, _) => return,
+                (None, _) => is_over = true,
             },
         }
     }

@@ -57,7 +57,7 @@ impl Moves {
         let (heard, frames) = mpsc::channel(carrier::HEARD);
         let (packets, sends) = mpsc::channel(carrier::SENDS);
         let (linked, from_links) = mpsc::channel(carrier::LINKED);
-        let (given, gives) = mpsc::channel(carrier::LINKED);
+        let (given, gives) = mpsc::unbounded_channel();
         let (orders, ordered) = mpsc::unbounded_channel();
         let moves = Self {
             posts: watch::Sender::default(),

@@ -55,8 +55,9 @@ pub struct Channels {
     pub linked: mpsc::Receiver<Linked>,
     /// To itself, for answers.
     pub own: mpsc::Sender<Linked>,
-    /// To other nodes.
-    pub given: mpsc::Sender<Given>,
+    /// To other nodes. Without a bound of its own: there is one for some frames, which have one; and who reads it may be waiting
+    /// for an answer from here.
+    pub given: mpsc::UnboundedSender<Given>,
 }
 
 /// Runs until the core is gone.
@@ -66,6 +67,7 @@ pub async fn run(mut channels: Channels) {
     let mut streams: BTreeMap<RouterId, mpsc::Sender<Relayed>> = BTreeMap::new();
     loop {
         let wake = carrier.wake().map(|at| begin + at);
+        let mut gone = None;
         let out = tokio::select! {
             // What was handed over before the router stood otherwise comes first.
             biased;
@@ -80,13 +82,13 @@ pub async fn run(mut channels: Channels) {
             Some(linked) = channels.linked.recv() => {
                 let now = begin.elapsed();
                 match linked {
-                    Linked::Stream(id, sender) => {
-                        let is_streamed = sender.is_some();
-                        match sender {
-                            Some(sender) => _ = streams.insert(id, sender),
-                            None => _ = streams.remove(&id),
-                        }
-                        carrier.set_streamed(id, is_streamed, now)
+                    Linked::Stream(id, Some(sender)) => {
+                        streams.insert(id, sender);
+                        carrier.set_streamed(id, true, now)
+                    }
+                    Linked::Stream(id, None) => {
+                        gone = Some(id);
+                        carrier.set_streamed(id, false, now)
                     }
                     Linked::Connected(migration, stream, answer) => {
                         let _ = answer.send(carrier.connected(migration, stream));
@@ -100,10 +102,7 @@ pub async fn run(mut channels: Channels) {
                         carrier.end_mark(migration, last);
                         carrier.due(now)
                     }
-                    Linked::TakenBack(id, punts) => {
-                        carrier.taken_back(id, punts, now);
-                        Vec::new()
-                    }
+                    Linked::TakenBack(id, punts) => carrier.taken_back(id, punts, now),
                 }
             }
             () = until(wake) => carrier.due(begin.elapsed()),
@@ -122,18 +121,21 @@ pub async fn run(mut channels: Channels) {
                     say(&streams, id, Relayed::TakeBack(reply)).await;
                     let own = channels.own.clone();
                     tokio::spawn(async move {
-                        if let Ok(punts) = answer.await {
-                            let _ = own.send(Linked::TakenBack(id, punts)).await;
-                        }
+                        let punts = answer.await.unwrap_or_default();
+                        let _ = own.send(Linked::TakenBack(id, punts)).await;
                     });
                 }
-                Out::Given(migration, number) => _ = channels.given.send((migration, number)).await,
+                Out::Given(migration, number) => _ = channels.given.send((migration, number)),
                 Out::Carried(id, carried) => {
                     if channels.events.send(Event::Carried(id, carried)).await.is_err() {
                         return;
                     }
                 }
             }
+        }
+        // Its task ends with it, once it has given back what it has.
+        if let Some(id) = gone {
+            streams.remove(&id);
         }
     }
 }

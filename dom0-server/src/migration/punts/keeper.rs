@@ -57,6 +57,24 @@ impl Keeper {
         let _ = self.own.push(punt, now);
     }
 
+    /// Frames that this node has relayed are to come back: what comes here waits behind them, until the end mark is waited for no
+    /// more.
+    pub const fn wait_for_returned(&mut self) {
+        self.is_whole = false;
+    }
+
+    /// One of them.
+    pub fn returned(&mut self, punt: Punt, now: Duration) {
+        let _ = self.relayed.put(None, punt, now);
+    }
+
+    /// The guest is not to come: its source has what it has relayed, and gives it. They went, as far as this node counts.
+    pub fn leave_to_source(&mut self) {
+        while self.relayed.shift().is_some() {
+            self.relayed.counters.went += 1;
+        }
+    }
+
     /// The source has no more than up to this number.
     pub fn end_mark(&mut self, last: u64) {
         let next = last.saturating_add(1);
@@ -94,6 +112,12 @@ impl Keeper {
     #[must_use]
     pub fn settled(&self) -> u64 {
         self.relayed.frames.iter().find_map(|kept| kept.number).unwrap_or(self.next) - 1
+    }
+
+    /// What came here is waiting for nothing but what is kept before it.
+    #[must_use]
+    pub const fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// The source has said that no more comes, or it is not waited for, and the guest was given all of the source's.

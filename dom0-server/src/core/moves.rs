@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ovsdb::Uuid;
-use xenflow_flow_app::{PortNo, RouterId, Stance, Topology, pipeline};
+use xenflow_flow_app::{Gate, PortNo, RouterId, Stance, Topology, pipeline};
 use xenflow_proto::{Name, VlanId};
 
 use super::{Core, Effect, Session, SessionId};
@@ -71,8 +71,10 @@ pub(super) struct Moves {
     pub(super) steps: BTreeMap<RouterId, Step>,
     /// When frames were last counted, and how many each router's gates had let in; of others none.
     let_in: Option<(Duration, BTreeMap<RouterId, u64>)>,
-    /// A proof that was asked for and has not come.
+    /// The last proof that was asked for.
     proving: Option<u64>,
+    /// It could not be had.
+    is_unproven: bool,
     /// Transactions that are due, by router.
     due: Arc<BTreeMap<Name, Due>>,
     /// See [`Core::home`].
@@ -165,7 +167,12 @@ impl Core {
                 late: let_in.as_ref().map(|(at, all)| (all.get(&id).copied().unwrap_or(0), *at)),
             };
             let facts = self.moves.memory.look(id, &look, self.moves.limits.still);
-            let (facts, why) = self.moves.with_others(id, row, facts);
+            let (mut facts, why) = self.moves.with_others(id, row, facts);
+            let is_whole = self.app.is_synced(id) && self.app.backlog(id) == 0;
+            if row.is_some_and(|row| row.to == self.node) && facts.stance.gate == Gate::Open && !is_whole {
+                // To nothing yet, or not to all.
+                facts.stance.gate = Gate::Closed;
+            }
             let open = row.map(|row| open(row, &self.node));
             let step = sequencer::step(open.as_ref(), &facts, &self.moves.limits);
             self.moves.memory.ask(id, step.stance, self.now);
@@ -300,6 +307,9 @@ impl Core {
 
     /// Something may be due because time has passed.
     pub(super) fn wait_for_routers(&mut self) {
+        if std::mem::take(&mut self.moves.is_unproven) {
+            self.moves.proving = None;
+        }
         if self.moves.steps.values().any(|step| step.wake.is_some() || step.write.is_some()) {
             self.set_topology();
         }
@@ -356,9 +366,9 @@ impl Core {
         }
     }
 
-    /// The proof could not be had: it is asked for again with the next look.
+    /// The proof could not be had: it is asked for again with the next [`super::Event::Tick`].
     pub(super) fn unproven(&mut self) {
-        self.moves.proving = None;
+        self.moves.is_unproven = true;
     }
 
     /// Late frames are waited for: they are to be counted every second.

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::sequencer::{Drive, Run};
-use super::toolstack::run::State;
+use super::toolstack::run::{State, Stopped};
 use super::toolstack::{GUEST_KEY, Guest, Order, Toolstacks};
 use crate::chain::Chain;
 use crate::core::{Errand, Event};
@@ -23,7 +23,7 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 struct Known {
     told: Option<(Run, Option<String>)>,
-    is_told_to_stop: bool,
+    stopped: Option<Stopped>,
     again: Option<Instant>,
 }
 
@@ -94,12 +94,14 @@ async fn step(toolstacks: &Toolstacks, errand: &Errand, known: &mut Known) -> (R
                 Err(error) => return (Run::None, Some(Chain(&error).to_string())),
             }
         }
-        Drive::Stop if may_try && !known.is_told_to_stop => {
+        // Until it has ended: one that is about to begin cannot be told yet.
+        Drive::Stop if may_try && !matches!(state, State::Ended(_)) => {
             known.again = Some(Instant::now() + RETRY);
             match toolstacks.stop(row.via, &order).await {
                 Ok(stopped) => {
-                    known.is_told_to_stop = true;
-                    tracing::info!(migration = row.number, router = %row.router, ?stopped, "the toolstack is stopped");
+                    if known.stopped.replace(stopped) != Some(stopped) {
+                        tracing::info!(migration = row.number, router = %row.router, ?stopped, "the toolstack is told to stop");
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(migration = row.number, error = %Chain(&error), "the toolstack is not stopped");

@@ -151,7 +151,7 @@ impl Node {
                             });
                             continue;
                         }
-                        Effect::Tell(..) | Effect::Taken(_) | Effect::Nudge(..) => continue,
+                        Effect::Tell(..) | Effect::Taken(_) | Effect::Peer(_) | Effect::Nudge(..) => continue,
                     };
                     orders.send(conversation::Order { connection, command }).await.unwrap();
                 }

@@ -134,6 +134,8 @@ pub enum Event {
     Ran(u64, Run, Option<String>),
     /// What has become of a router's frames.
     Carried(RouterId, Carried),
+    /// How many of them, by what became of them; for the report of the migration of this number.
+    Tallied(RouterId, u64, BTreeMap<String, u64>),
 }
 
 /// What the XenFlow database said to a former life of the daemon.
@@ -508,6 +510,7 @@ impl Core {
             Event::Feed(number, fed) => self.feed_said(number, fed),
             Event::Ran(number, run, why_not) => self.ran(number, run, why_not),
             Event::Carried(router, carried) => self.carried(router, carried),
+            Event::Tallied(router, number, tally) => self.tallied(router, number, tally),
         }
         self.pump();
         self.feed();

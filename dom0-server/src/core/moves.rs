@@ -17,7 +17,7 @@ use super::{Core, Effect, Session, SessionId};
 use crate::counters::Poll;
 use crate::db::Desired;
 use crate::db::location::Place;
-use crate::db::migration::{Migration, Via};
+use crate::db::migration::{Migration, Phase, Via};
 use crate::locations::Whereabouts;
 use crate::migration::announce;
 use crate::migration::carrier::{Carried, Post, Posts};
@@ -36,6 +36,8 @@ pub struct Due {
     pub places: BTreeSet<Place>,
     /// More words for why it is aborted.
     pub why: Option<String>,
+    /// For the report, with what ends this node's part.
+    pub tally: BTreeMap<String, u64>,
 }
 
 /// A connection that there is to be to a destination.
@@ -84,6 +86,8 @@ pub(super) struct Moves {
     /// How the toolstack is, by migration, and what keeps it from running.
     runs: BTreeMap<u64, (Run, Option<String>)>,
     carried: BTreeMap<RouterId, Carried>,
+    /// By router, of the migration of this number.
+    tallies: BTreeMap<RouterId, (u64, BTreeMap<String, u64>)>,
     streams: Arc<BTreeMap<RouterId, Stream>>,
     errands: Arc<BTreeMap<u64, Errand>>,
     posts: Arc<Posts>,
@@ -186,6 +190,8 @@ impl Core {
             }
             claim(&step, &facts, &seen.places, whereabouts, here);
             if let Some(row) = row {
+                let role = if row.from == self.node { Role::Source } else { Role::Destination };
+                posts.roles.insert(id, (row.number, role));
                 let address = whereabouts.addresses.get(&row.to).copied();
                 if let Some(address) = address.filter(|_| row.from == self.node) {
                     let (router, to) = (name.clone(), row.to.clone());
@@ -215,7 +221,8 @@ impl Core {
                 );
             }
             if let Some(write) = step.write {
-                due.insert(name.clone(), Due { row: row.cloned(), write, places: seen.places, why });
+                let tally = self.moves.tally(id, row, write);
+                due.insert(name.clone(), Due { row: row.cloned(), write, places: seen.places, why, tally });
             }
             steps.insert(id, step);
         }
@@ -283,6 +290,11 @@ impl Core {
         if self.moves.runs.insert(number, (run, why_not.clone())) != Some((run, why_not)) {
             self.set_topology();
         }
+    }
+
+    /// For the report.
+    pub(super) fn tallied(&mut self, router: RouterId, number: u64, tally: BTreeMap<String, u64>) {
+        self.moves.tallies.insert(router, (number, tally));
     }
 
     /// What has become of a router's frames.
@@ -395,11 +407,19 @@ impl Moves {
         (facts, why)
     }
 
+    /// What is to be reported with this write: the last of the node's own.
+    fn tally(&self, id: RouterId, row: Option<&Migration>, write: sequencer::Write) -> BTreeMap<String, u64> {
+        let is_last = matches!(write, sequencer::Write::Advance(phase) if phase >= Phase::Draining);
+        let known = self.tallies.get(&id).filter(|(number, _)| row.is_some_and(|row| row.number == *number));
+        known.filter(|_| is_last).map(|(_, tally)| tally.clone()).unwrap_or_default()
+    }
+
     /// Only these migrations are open.
     fn forget_others(&mut self, open: &BTreeMap<Name, Migration>) {
         let numbers: BTreeSet<u64> = open.values().map(|row| row.number).collect();
         self.runs.retain(|number, _| numbers.contains(number));
         self.staged.retain(|_, number| numbers.contains(number));
+        self.tallies.retain(|_, (number, _)| numbers.contains(number));
         self.carried.retain(|_, it| it.migration.is_some_and(|number| numbers.contains(&number)));
     }
 }

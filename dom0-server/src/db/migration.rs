@@ -19,6 +19,10 @@ use super::{RowError, Rows, table};
 /// So many rows that have ended are kept, the newest, for who asks what became of them.
 pub const KEPT: usize = 100;
 
+/// Keys of [`Migration::counters`], and characters of one: the schema's limits.
+const COUNTERS_MAX: usize = 64;
+const COUNTER_MAX: usize = 63;
+
 /// How far a migration is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -208,6 +212,16 @@ impl Migration {
         let update = self.of(Operation::update(table::MIGRATION)).set("phase", to.as_str());
         let update = if yields { update.set("yielded", true) } else { update };
         vec![self.is_as_seen(), update, self.reach(to, at_ms)]
+    }
+
+    /// Counts for the report, beside those that are there; so many that the row takes them, each only once.
+    #[must_use]
+    pub fn tell(&self, tally: &BTreeMap<String, u64>) -> Operation {
+        let room = COUNTERS_MAX.saturating_sub(self.counters.len());
+        let new =
+            tally.iter().filter(|(key, _)| key.len() <= COUNTER_MAX && !self.counters.contains_key(*key));
+        let all = new.take(room).map(|(key, count)| (key.as_str(), number(*count)));
+        self.of(Operation::mutate(table::MIGRATION)).mutation("counters", Mutator::Insert, Datum::map(all))
     }
 
     /// The source has yielded.

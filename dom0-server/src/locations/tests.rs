@@ -289,3 +289,19 @@ fn there_is_a_greatest_generation() {
     assert_eq!(claims.due(&rows(&[(1, GENERATION_MAX)])), []);
     assert_eq!(claims.due(&rows(&[(1, GENERATION_MAX - 1)])), [Write::Claim(place(0), GENERATION_MAX)]);
 }
+
+#[test]
+fn what_a_move_brings_is_no_leftover_before_anybody_has_said_that_it_is_here() {
+    let table = Table::from([((place(0), node(0)), 1), ((place(0), node(1)), 2)]);
+    let located = located(&table);
+    let begun = || started(node(1), &BTreeSet::new());
+    let withdrawal = [Write::Withdraw(place(0), 2)];
+    assert_eq!(begun().due(&located), withdrawal, "without a move it is one");
+    let mut claims = begun();
+    claims.announce(&[place(0)].into());
+    assert_eq!(claims.due(&located), []);
+    claims.follow(&[place(0)].into());
+    assert_eq!(claims.due(&located), [], "the generation of the announcement counts");
+    claims.follow(&BTreeSet::new());
+    assert_eq!(claims.due(&located), withdrawal, "it was here, and is not any more");
+}

@@ -59,6 +59,8 @@ pub struct Posts {
     pub uplinks: BTreeSet<PortNo>,
     /// Whose frames the node's own are.
     pub node_mac: Option<MacAddr>,
+    /// Which migrations are to be reported, and what this node is in them.
+    pub roles: BTreeMap<RouterId, (u64, Role)>,
 }
 
 /// What the sequencer is to know of it.

@@ -34,7 +34,10 @@ pub fn operations(
         };
     };
     Ok(match &due.write {
-        Write::Advance(phase) => Some(row.advance(*phase, at_ms)),
+        Write::Advance(phase) => {
+            let tally = (!due.tally.is_empty()).then(|| row.tell(&due.tally));
+            Some(row.advance(*phase, at_ms).into_iter().chain(tally).collect())
+        }
         Write::Yield => Some(row.yields()),
         Write::Left => Some(row.leaves()),
         Write::Announce => {

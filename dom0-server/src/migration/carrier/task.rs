@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use openflow::PacketOut;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use xenflow_flow_app::{Heard, RouterId};
 use xenflow_proto::node::Punt;
 
@@ -19,6 +20,8 @@ use crate::migration::peer::outgoing::Relayed;
 pub const HEARD: usize = 4096;
 /// Frames that wait for the switch.
 pub const SENDS: usize = 1024;
+/// Between two reports of what has become of frames.
+const TALLY: Duration = Duration::from_secs(1);
 /// What other nodes say.
 pub const LINKED: usize = 64;
 
@@ -65,6 +68,9 @@ pub async fn run(mut channels: Channels) {
     let begin = Instant::now();
     let mut carrier = Carrier::default();
     let mut streams: BTreeMap<RouterId, mpsc::Sender<Relayed>> = BTreeMap::new();
+    let mut roles = BTreeMap::new();
+    let mut tallying = interval(TALLY);
+    tallying.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let wake = carrier.wake().map(|at| begin + at);
         let mut gone = None;
@@ -77,6 +83,7 @@ pub async fn run(mut channels: Channels) {
                     return;
                 }
                 let posts = channels.posts.borrow_and_update().clone();
+                roles.clone_from(&posts.roles);
                 carrier.set(&posts, begin.elapsed())
             }
             Some(linked) = channels.linked.recv() => {
@@ -106,6 +113,15 @@ pub async fn run(mut channels: Channels) {
                 }
             }
             () = until(wake) => carrier.due(begin.elapsed()),
+            _ = tallying.tick(), if !roles.is_empty() => {
+                for (id, (number, role)) in &roles {
+                    let tallied = Event::Tallied(*id, *number, carrier.counters(*id, *role));
+                    if channels.events.send(tallied).await.is_err() {
+                        return;
+                    }
+                }
+                continue;
+            }
         };
         for out in out {
             match out {
@@ -127,6 +143,8 @@ pub async fn run(mut channels: Channels) {
                 }
                 Out::Given(migration, number) => _ = channels.given.send((migration, number)),
                 Out::Carried(id, carried) => {
+                    // It may be what ends this node's part.
+                    tallying.reset_immediately();
                     if channels.events.send(Event::Carried(id, carried)).await.is_err() {
                         return;
                     }

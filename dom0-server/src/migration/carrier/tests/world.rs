@@ -21,7 +21,7 @@ pub(super) fn post(migration: Option<u64>, asked: Stance, is_here: bool) -> Post
 }
 
 pub(super) fn posts(post: Post) -> Posts {
-    Posts { routers: BTreeMap::from([(ID, post)]), uplinks: BTreeSet::new(), node_mac: Some(NODE) }
+    Posts { routers: BTreeMap::from([(ID, post)]), node_mac: Some(NODE), ..Posts::default() }
 }
 
 pub(super) fn frame(id: u32) -> Bytes {

@@ -11,16 +11,19 @@ mod queues;
 mod resume;
 mod turns;
 
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 
+use openflow::{ErrorCode, Flow, Group, Meter};
 use ovsdb::Uuid;
-use xenflow_flow_app::PuntClass;
-use xenflow_proto::message::VERSION;
+use xenflow_flow_app::{MeterChange, PuntClass};
+use xenflow_proto::message::{GuestMessage, Hello, VERSION};
 use xenflow_proto::table::{Route, RouteKey, RouteKind, RouteTarget, TABLE_MAIN};
-use xenflow_proto::{Change, MacAddr, Object, VlanId, control};
+use xenflow_proto::{Change, Identity, MacAddr, Object, VlanId, control};
 
 use super::meters::meter_id;
 use super::*;
+use crate::counters::Poll;
 use crate::db::{self, RouterId as Number, Segment, Vif, VifNumber, row};
 use crate::ports::{ControlPort, SwitchPort};
 

@@ -340,7 +340,8 @@ fn a_switch_is_asked_for_meters_and_counters_and_names_what_it_refuses() {
             assert!(poll.ports.len() >= 3, "{poll:?}");
             assert!(poll.meters.iter().any(|meter| meter.id == 78), "{poll:?}");
             let tables: BTreeSet<u8> = poll.flows.iter().map(|described| described.flow.table).collect();
-            let counted = [pipeline::ADMISSION, pipeline::ROUTER, pipeline::NEXT_HOP, pipeline::EGRESS];
+            use pipeline::{ADMISSION, EGRESS, LOCAL, NEXT_HOP, ROUTER};
+            let counted = [ADMISSION, ROUTER, LOCAL, NEXT_HOP, EGRESS];
             assert_eq!(tables, counted.into(), "never the routes");
         }
         other => panic!("{other:?}"),

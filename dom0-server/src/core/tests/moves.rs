@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use xenflow_flow_app::{Emission, Gate, Punts, Stance};
+use xenflow_proto::Digest;
 use xenflow_proto::node::SourceMessage;
 
 use super::*;

@@ -452,8 +452,8 @@ fn owner(places: &BTreeSet<Place>, whereabouts: &Whereabouts) -> Owner {
     }
 }
 
-/// Keeps in `here` what a router's step lets this node claim: what has come by ports, and while its guest is on its way what this
-/// node has.
+/// Keeps in `here` what a router's step lets this node claim: what has come by ports, and while its guest is gone or about to leave
+/// what this node has: ports go one by one.
 fn claim(
     step: &Step,
     facts: &Facts,
@@ -463,7 +463,7 @@ fn claim(
 ) {
     if !step.claim {
         here.retain(|place| !places.contains(place));
-    } else if facts.guest == Guest::Gone {
+    } else if facts.guest == Guest::Gone || step.stance != Stance::HOME {
         here.extend(places.intersection(&whereabouts.own).cloned());
     }
 }

@@ -51,20 +51,32 @@ impl Statistics {
         })
     }
 
-    /// Operations that put these in the place of the ones before.
+    /// Puts a row where none is; a server refuses a second one of the same thing.
     #[must_use]
-    pub fn upsert(&self) -> Vec<Operation> {
-        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        let counters = self.counters.iter().take(MAX);
+    pub fn insert(&self) -> Operation {
         let (scope, name) = &self.place;
-        let insert = Operation::insert(table::STATISTICS)
+        Operation::insert(table::STATISTICS)
             .set("node", self.node.as_str())
             .set("scope", scope.as_str())
             .set("name", name.as_str())
-            .set("counters", Datum::map(counters.map(|(name, value)| (name.as_str(), number(*value)))))
+            .set("counters", self.datum())
             .set("since_ms", number(self.since_ms))
-            .set("updated_ms", number(self.updated_ms));
-        vec![remove(&self.node, &self.place), insert]
+            .set("updated_ms", number(self.updated_ms))
+    }
+
+    /// Changes the row that is there, if it says something else: the count of the result says so. Where the same was written already
+    /// it stays as it is, its time as well.
+    #[must_use]
+    pub fn update(&self) -> Operation {
+        of(Operation::update(table::STATISTICS), &self.node, &self.place)
+            .filter(Condition::ne("counters", self.datum()))
+            .set("counters", self.datum())
+            .set("updated_ms", number(self.updated_ms))
+    }
+
+    fn datum(&self) -> Datum {
+        let counters = self.counters.iter().take(MAX);
+        Datum::map(counters.map(|(name, value)| (name.as_str(), number(*value))))
     }
 }
 
@@ -80,9 +92,17 @@ pub fn select(node: Option<&Name>) -> Operation {
 
 /// Forgets what a node counted of a thing.
 #[must_use]
-pub fn remove(node: &Name, (scope, name): &Place) -> Operation {
-    Operation::delete(table::STATISTICS)
+pub fn remove(node: &Name, place: &Place) -> Operation {
+    of(Operation::delete(table::STATISTICS), node, place)
+}
+
+fn of(operation: Operation, node: &Name, (scope, name): &Place) -> Operation {
+    operation
         .filter(Condition::eq("node", node.as_str()))
         .filter(Condition::eq("scope", scope.as_str()))
         .filter(Condition::eq("name", name.as_str()))
+}
+
+fn number(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }

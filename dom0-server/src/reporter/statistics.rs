@@ -81,13 +81,15 @@ impl Keeper {
         let now = now_ms();
         let mut operations = Vec::new();
         for (place, counters) in totals {
-            if known.get(place).is_some_and(|row| row.counters == *counters) {
+            let before = known.get(place);
+            if before.is_some_and(|row| row.counters == *counters) {
                 continue;
             }
+            let is_there = before.is_some();
             let since_ms = *self.since.entry(place.clone()).or_insert(now);
             let (node, place, counters) = (self.node.clone(), place.clone(), counters.clone());
             let row = Statistics { node, place, counters, since_ms, updated_ms: now };
-            operations.extend(row.upsert());
+            operations.push(if is_there { row.update() } else { row.insert() });
             known.insert(row.place.clone(), row);
         }
         let gone: Vec<Place> = known.keys().filter(|place| !totals.contains_key(*place)).cloned().collect();
@@ -101,7 +103,13 @@ impl Keeper {
         }
         self.job = Some(Job::Write(tokio::spawn(async move {
             let written = database.transact(db::DATABASE, &operations).await;
-            written.inspect_err(|error| tracing::debug!(%error, "statistics not written")).is_ok()
+            let written = written.inspect_err(|error| tracing::debug!(%error, "statistics not written"));
+            // What is not as it was read was written by a transaction whose answer was lost: a member of a cluster that is behind
+            // the others tells what was before.
+            written.is_ok_and(|results| {
+                let mut of = operations.iter().zip(&results);
+                of.all(|(operation, result)| operation.name() != "update" || result.count() != Some(0))
+            })
         })));
     }
 }

@@ -88,6 +88,13 @@ impl Host {
         self.at_switch(self.ns.command(program))
     }
 
+    /// One of the switch's daemons inside the host, with the priority that `ovs-ctl` gives them.
+    fn daemon(&self, program: &str) -> Command {
+        let mut command = self.command("nice");
+        command.args(["-n", "-10", program]);
+        command
+    }
+
     /// The same outside the host's namespace, which is cheaper: for tools that need the switch's sockets only.
     fn tool(&self, program: &str) -> Command {
         self.at_switch(Command::new(program))
@@ -200,7 +207,7 @@ impl Host {
     pub fn start_vswitchd(&mut self) -> Result<()> {
         wait_uptime()?;
         let control = self.run.join("ovs-vswitchd.ctl");
-        let mut command = self.command("ovs-vswitchd");
+        let mut command = self.daemon("ovs-vswitchd");
         command
             .arg(format!("unix:{}", self.db_socket().display()))
             .arg(format!("--pidfile={}", self.run.join("ovs-vswitchd.pid").display()))
@@ -232,7 +239,7 @@ impl Host {
             let schema = "/usr/share/openvswitch/vswitch.ovsschema";
             process::output(Command::new("ovsdb-tool").arg("create").arg(&db).arg(schema))?;
         }
-        let mut command = self.command("ovsdb-server");
+        let mut command = self.daemon("ovsdb-server");
         command
             .arg(&db)
             .arg(format!("--remote=punix:{}", self.db_socket().display()))

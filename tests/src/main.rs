@@ -13,7 +13,7 @@ use xenflow_tests::progress::{print, say};
 use xenflow_tests::scenario::Scenario;
 use xenflow_tests::uml::{Logs, Signals};
 use xenflow_tests::{
-    benches, figures, flood, fresh, init, inject, kvm, probe, routes, scenarios, setup, suite, uml,
+    benches, figures, flood, fresh, init, inject, kvm, probe, routes, scenarios, setup, suite, uml, vms, xen,
 };
 
 /// Runs XenFlow in a lab: a real Linux kernel with a real Open vSwitch, booted as an ordinary process.
@@ -72,6 +72,15 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Moves a router's VM between two real Xen hosts on this machine, there and back; not in the suite, needs root
+    Xen {
+        /// Figures as one JSON object on the last line, with the outcome
+        #[arg(long)]
+        json: bool,
+        /// Keep the logs, also if all went well
+        #[arg(long)]
+        keep: bool,
+    },
     /// Lists the scenarios and the benches
     List {
         /// As JSON
@@ -116,6 +125,14 @@ enum Command {
     /// The part of `kvm` that is root
     #[command(hide = true)]
     KvmInside {
+        /// What it is made of, as JSON
+        parts: String,
+        #[arg(long)]
+        keep: bool,
+    },
+    /// The part of `xen` that is root
+    #[command(hide = true)]
+    XenInside {
         /// What it is made of, as JSON
         parts: String,
         #[arg(long)]
@@ -195,6 +212,10 @@ fn run(command: Command, binary: &Path) -> Result<u8> {
             let report = kvm::run(binary, keep)?;
             Ok(virtual_machines("kvm", report, json))
         }
+        Command::Xen { json, keep } => {
+            let report = xen::run(binary, keep)?;
+            Ok(virtual_machines("xen", report, json))
+        }
         Command::List { json } => {
             list(json)?;
             Ok(0)
@@ -209,6 +230,7 @@ fn run(command: Command, binary: &Path) -> Result<u8> {
         Command::Mover(args) => mover::main(&args).map(|()| 0),
         Command::Guard { group } => uml::guard(group).map(|()| 0),
         Command::KvmInside { parts, keep } => kvm::main(&parts, binary, keep).map(|()| 0),
+        Command::XenInside { parts, keep } => xen::main(&parts, binary, keep).map(|()| 0),
         Command::Inside => init::inside().map(|()| 0),
     }
 }
@@ -249,7 +271,7 @@ fn run_scenario(scenario: &Scenario, options: &RunOptions, args: Vec<String>, bi
 }
 
 /// Prints what came of real virtual machines; the exit code.
-fn virtual_machines(name: &str, report: kvm::Report, json: bool) -> u8 {
+fn virtual_machines(name: &str, report: vms::Report, json: bool) -> u8 {
     let is_ok = report.error.is_none();
     if json {
         let mut object = serde_json::json!({
@@ -260,9 +282,7 @@ fn virtual_machines(name: &str, report: kvm::Report, json: bool) -> u8 {
         }
         print(object.to_string());
     } else {
-        for (name, value) in figures::flatten(&report.figures) {
-            print(format!("{name:32} {value:>12}"));
-        }
+        figures::beside(&report.figures, &report.moves).into_iter().for_each(print);
     }
     if let Some(kept) = report.kept {
         say(format!("lab: the logs are in {}", kept.display()));

@@ -14,6 +14,7 @@ use crate::job::Product;
 use crate::process::{describe, output_with_input};
 use crate::progress::say;
 
+pub(crate) mod dom0;
 mod fetch;
 pub mod frr;
 pub(crate) mod kernel;
@@ -38,16 +39,26 @@ const PACKAGES: &[(&str, &str)] = &[
 ];
 /// The same for virtual machines.
 pub const VM_PACKAGES: &[(&str, &str)] = &[
+    ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
+    ("busybox-static", "/bin/busybox"),
+    ("bird2", "/usr/sbin/bird"),
+    ("ethtool", "/usr/sbin/ethtool"),
+];
+/// And for libvirt.
+pub const LIBVIRT_PACKAGES: &[(&str, &str)] = &[
     ("libvirt-daemon", "/usr/sbin/libvirtd"),
     (
         "libvirt-daemon-driver-qemu",
         "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so",
     ),
     ("libvirt-clients", "/usr/bin/virsh"),
-    ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
-    ("busybox-static", "/bin/busybox"),
-    ("bird2", "/usr/sbin/bird"),
-    ("ethtool", "/usr/sbin/ethtool"),
+];
+/// And for hosts with Xen.
+pub const XEN_PACKAGES: &[(&str, &str)] = &[
+    ("mmdebstrap", "/usr/bin/mmdebstrap"),
+    ("e2fsprogs", "/usr/sbin/mkfs.ext4"),
+    ("openssh-client", "/usr/bin/ssh"),
+    ("binutils", "/usr/bin/strip"),
 ];
 /// The guest client is built for this, to be static.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";

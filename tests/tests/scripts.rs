@@ -227,6 +227,19 @@ fn the_name_of_a_vif_is_its_iface_id() {
 }
 
 #[test]
+fn what_ovs_vsctl_logs_of_itself_is_no_error() {
+    let host = Host::start();
+    let real = host.command("sh").args(["-c", "command -v ovs-vsctl"]).output().unwrap().stdout;
+    let real = String::from_utf8(real).unwrap().trim().to_owned();
+    // As it does on a host that is slow; standard error has it.
+    host.dir.program("bin/ovs-vsctl", &format!("exec {real} --verbose=console:info \"$@\""));
+    let output = host.command("ovs-vsctl").arg("--timeout=20").arg("show").output().unwrap();
+    assert!(!output.stderr.is_empty(), "it logs nothing: this test shows nothing");
+    host.online("vif7.0");
+    assert_eq!(host.ports(), ["vif7.0"]);
+}
+
+#[test]
 fn wrong_input_is_in_xenstore_with_its_value_and_rule_and_plugs_nothing() {
     let host = Host::start();
     let online = ["online", "type_if=vif"].as_slice();

@@ -90,8 +90,8 @@ fn apt(program: &str, work: &Path) -> Result<Command> {
     Ok(command)
 }
 
-/// The mirror that this machine has its own release from.
-fn mirror(work: &Path, release: &str) -> Result<String> {
+/// The mirror that this machine has its own release from; `release` is what it is wanted for, and below `work` is a folder `lists`.
+pub(super) fn mirror(work: &Path, release: &str) -> Result<String> {
     let codename = codename()?;
     // Without lists, apt names all files that it would fetch.
     let lists = format!("-oDir::State::Lists={}", work.join("lists").canonicalize()?.display());

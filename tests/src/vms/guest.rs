@@ -8,27 +8,18 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use super::Traffic;
 use crate::process;
 
-/// Its name for libvirt and for XenFlow.
-pub(super) const NAME: &str = "r1";
+/// Its name for the toolstack and for XenFlow.
+pub(crate) const NAME: &str = "r1";
 /// Its interfaces: name in the guest and MAC address.
-pub(super) const NICS: [(&str, &str); 3] =
+pub(crate) const NICS: [(&str, &str); 3] =
     [("lan", "52:54:00:01:00:01"), ("core", "52:54:00:01:00:02"), ("ctl", "52:54:00:01:00:03")];
-/// Modules of the kernel that a network card takes, in the order in which they are loaded.
-const MODULES: [&str; 8] = [
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_legacy_dev",
-    "virtio_pci_modern_dev",
-    "virtio_pci",
-    "failover",
-    "net_failover",
-    "virtio_net",
-];
 const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 
-/// Process 1: @LOAD@ and @NICS@ are made of what is above.
+/// Process 1: @LOAD@, @COUNT@ and @NICS@ are made of what is above, and of what is loaded. A network card of Xen's is there some time after
+/// its module.
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -39,6 +30,7 @@ for module in @LOAD@; do insmod /modules/$module.ko; done
 sysctl -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0
 sysctl -w net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.default.send_redirects=0 net.ipv6.conf.default.accept_dad=0
 ip link set lo up
+until [ "$(ls -d /sys/class/net/eth* 2>/dev/null | wc -l)" = @COUNT@ ]; do sleep 0.1; done
 for nic in /sys/class/net/eth*; do
     case $(cat $nic/address) in
 @NICS@
@@ -55,7 +47,7 @@ echo GUEST-UP
 while :; do xenflow-guest run; done
 "#;
 
-/// OSPF on the segment with the neighbor; what is behind the client's is told as well.
+/// OSPF on the segment with the neighbor; what is behind the client's is told as well. @DEAD@: [`Traffic::dead_s`].
 const BIRD: &str = r#"
 log stderr all;
 router id 10.2.0.1;
@@ -64,7 +56,7 @@ protocol kernel { ipv4 { export all; }; }
 protocol ospf v2 {
     ipv4 { export none; };
     area 0 {
-        interface "core" { type ptp; hello 2; dead 10; };
+        interface "core" { type ptp; hello 2; dead @DEAD@; };
         interface "lan" { stub; };
     };
 }
@@ -72,27 +64,32 @@ protocol ospf v2 {
 
 /// What a VM is booted with.
 #[derive(Debug)]
-pub(super) struct Images {
-    kernel: PathBuf,
-    initramfs: PathBuf,
+pub(crate) struct Images {
+    /// The kernel.
+    pub(crate) kernel: PathBuf,
+    /// All else.
+    pub(crate) initramfs: PathBuf,
 }
 
 impl Images {
-    /// Makes the initramfs in `work`; `unpacked` has the kernel's package, `identity` are the files of `/etc/xenflow`.
-    pub(super) fn build(
+    /// Makes the initramfs in `work`. Below `unpacked` are the kernel and its modules, of which network cards take `modules`, loaded in
+    /// this order; `identity` are the files of `/etc/xenflow`.
+    pub(crate) fn build(
         unpacked: &Path,
+        modules: &[&str],
         client: &Path,
         identity: &[(&str, PathBuf)],
+        traffic: Traffic,
         work: &Path,
     ) -> Result<Self> {
         let root = work.join("initramfs");
         for dir in ["bin", "dev", "proc", "sys", "run", "tmp", "modules", "etc/xenflow"] {
             std::fs::create_dir_all(root.join(dir))?;
         }
-        let modules = find(unpacked, |name| name.ends_with(".ko"))?;
-        for module in MODULES {
-            let file = modules.iter().find(|path| path.file_stem().is_some_and(|stem| stem == module));
-            let file = file.with_context(|| format!("the kernel's package has no module {module}"))?;
+        let files = find(unpacked, |name| name.ends_with(".ko"))?;
+        for module in modules {
+            let file = files.iter().find(|path| path.file_stem().is_some_and(|stem| stem == *module));
+            let file = file.with_context(|| format!("the kernel has no module {module}"))?;
             std::fs::copy(file, root.join("modules").join(format!("{module}.ko")))?;
         }
         for program in [Path::new("/bin/busybox"), Path::new("/usr/sbin/bird"), client] {
@@ -108,9 +105,12 @@ impl Images {
         for (name, file) in identity {
             std::fs::copy(file, root.join("etc/xenflow").join(name))?;
         }
-        std::fs::write(root.join("etc/bird.conf"), BIRD)?;
+        std::fs::write(root.join("etc/bird.conf"), BIRD.replace("@DEAD@", &traffic.dead_s.to_string()))?;
         let nics = NICS.map(|(name, mac)| format!("    {mac}) ip link set ${{nic##*/}} name {name} ;;"));
-        let init = INIT.replace("@LOAD@", &MODULES.join(" ")).replace("@NICS@", &nics.join("\n"));
+        let init = INIT
+            .replace("@LOAD@", &modules.join(" "))
+            .replace("@COUNT@", &nics.len().to_string())
+            .replace("@NICS@", &nics.join("\n"));
         std::fs::write(root.join("init"), init)?;
         std::fs::set_permissions(root.join("init"), Permissions::from_mode(0o755))?;
         let initramfs = work.join("initramfs.cpio");
@@ -119,31 +119,6 @@ impl Images {
         let kernels = find(unpacked, |name| name.starts_with("vmlinuz-"))?;
         let kernel = kernels.into_iter().next().context("the kernel's package has no kernel")?;
         Ok(Self { kernel, initramfs })
-    }
-
-    /// Its description for libvirt; what its console says goes to `console`. Nothing is accelerated, and what packets are without their
-    /// checksums nobody in user space could tell.
-    pub(super) fn domain(&self, console: &Path) -> String {
-        let nics = NICS.iter().map(|(_, mac)| {
-            format!(
-                "<interface type='bridge'><mac address='{mac}'/><source bridge='br-xf'/><virtualport type='openvswitch'/>\
-                 <model type='virtio'/><rom enabled='no'/><driver><host csum='off' gso='off' tso4='off' tso6='off' ecn='off' ufo='off' \
-                 mrg_rxbuf='off'/><guest csum='off' tso4='off' tso6='off' ecn='off' ufo='off'/></driver></interface>\n"
-            )
-        });
-        format!(
-            "<domain type='qemu'><name>{NAME}</name><memory unit='MiB'>160</memory><vcpu>1</vcpu>\
-             <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type><kernel>{}</kernel><initrd>{}</initrd>\
-             <cmdline>console=ttyS0 quiet panic=-1 tsc=unstable</cmdline></os><features><acpi/></features>\
-             <cpu mode='custom' match='exact' check='none'><model fallback='forbid'>qemu64</model></cpu><on_crash>destroy</on_crash>\
-             <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>{}\
-             <serial type='file'><source path='{}' append='on'/></serial>\
-             <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>",
-            self.kernel.display(),
-            self.initramfs.display(),
-            nics.collect::<String>(),
-            console.display()
-        )
     }
 }
 

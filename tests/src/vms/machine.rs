@@ -44,7 +44,7 @@ while :; do sleep 3600 & wait $!; done
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Machine {
+pub(crate) struct Machine {
     name: String,
     dir: PathBuf,
     /// `unshare`, whose child is process 1.
@@ -54,7 +54,7 @@ pub(super) struct Machine {
 
 impl Machine {
     /// Makes several at once, in folders of that one.
-    pub(super) fn create<const N: usize>(names: [&str; N], work: &Path, logs: &Path) -> Result<[Self; N]> {
+    pub(crate) fn create<const N: usize>(names: [&str; N], work: &Path, logs: &Path) -> Result<[Self; N]> {
         let begun: Vec<(PathBuf, Process)> = names
             .iter()
             .map(|name| {
@@ -94,24 +94,24 @@ impl Machine {
     }
 
     /// Its name.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// Its folder: `etc`, `run`, `lib`, `log` and `cache` are what it has below `/` and `/var`.
-    pub(super) fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// A file of its own `/etc`.
-    pub(super) fn write(&self, path: &str, text: &str) -> Result<PathBuf> {
+    pub(crate) fn write(&self, path: &str, text: &str) -> Result<PathBuf> {
         let file = self.dir.join("etc").join(path);
         std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
         Ok(file)
     }
 
     /// A command that will run in it.
-    pub(super) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command
             .args(["--target", &self.first.to_string(), "--mount", "--net", "--uts", "--pid", "--"])
@@ -120,19 +120,19 @@ impl Machine {
     }
 
     /// Runs a program in it to its end.
-    pub(super) fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
+    pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
         process::output(self.command(program).args(arguments))
     }
 
     /// Runs several `ip` commands, one a line.
-    pub(super) fn ip(&self, lines: &str) -> Result<()> {
+    pub(crate) fn ip(&self, lines: &str) -> Result<()> {
         process::output_with_input(self.command("ip").args(["-batch", "-"]), lines)
             .with_context(|| format!("in the batch {lines:?}"))?;
         Ok(())
     }
 
     /// Wires an interface of this machine to one of another; both are down.
-    pub(super) fn wire(&self, own: &str, other: &Self, peer: &str) -> Result<()> {
+    pub(crate) fn wire(&self, own: &str, other: &Self, peer: &str) -> Result<()> {
         let there = other.first.to_string();
         // Seen from outside, where both have numbers.
         let mut command = Command::new("nsenter");

@@ -1,4 +1,4 @@
-//! A node on a [`Machine`]: Open vSwitch in user space and the daemon, with their own default places; and libvirt with our hook.
+//! A node on a [`Machine`]: Open vSwitch in user space and the daemon, with their own default places.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,26 +12,24 @@ use crate::node::BRIDGE;
 use crate::process::{self, Process, retry};
 
 /// The port to the other machines.
-pub(super) const TRUNK: &str = "trunk";
+pub(crate) const TRUNK: &str = "trunk";
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Node {
+pub(crate) struct Node {
     // Dropped from top to bottom.
     daemon: Option<Process>,
-    libvirt: Option<Process>,
     switch: Vec<Process>,
     /// What it runs on.
-    pub(super) machine: Machine,
+    pub(crate) machine: Machine,
     logs: PathBuf,
 }
 
 impl Node {
     /// With its switch running, the trunk plugged in.
-    pub(super) fn start(machine: Machine, logs: &Path) -> Result<Self> {
-        let mut node =
-            Self { daemon: None, libvirt: None, switch: Vec::new(), machine, logs: logs.to_owned() };
+    pub(crate) fn start(machine: Machine, logs: &Path) -> Result<Self> {
+        let mut node = Self { daemon: None, switch: Vec::new(), machine, logs: logs.to_owned() };
         let schema = "/usr/share/openvswitch/vswitch.ovsschema";
         node.machine.run("ovsdb-tool", &["create", "/run/openvswitch/conf.db", schema])?;
         let server = node.spawn("ovsdb-server", |command| {
@@ -72,17 +70,17 @@ impl Node {
     }
 
     /// Its name.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.machine.name()
     }
 
     /// Where its own switch's database is reached from everywhere.
-    pub(super) fn database(&self) -> PathBuf {
+    pub(crate) fn database(&self) -> PathBuf {
         self.machine.dir().join("run/openvswitch/db.sock")
     }
 
     /// Starts the daemon, with these settings.
-    pub(super) fn start_daemon(&mut self, product: &Product, settings: &str) -> Result<()> {
+    pub(crate) fn start_daemon(&mut self, product: &Product, settings: &str) -> Result<()> {
         self.machine.write("xenflow/dom0.toml", settings)?;
         let daemon = self.spawn(&product.dom0.display().to_string(), |command| {
             command.arg("run");
@@ -92,72 +90,27 @@ impl Node {
     }
 
     /// The daemon.
-    pub(super) fn daemon(&mut self) -> Result<&mut Process> {
+    pub(crate) fn daemon(&mut self) -> Result<&mut Process> {
         self.daemon.as_mut().context("the daemon was not started")
     }
 
     /// Sends its daemon a signal, by its name (`STOP`).
-    pub(super) fn signal_daemon(&self, signal: &str) -> Result<()> {
+    pub(crate) fn signal_daemon(&self, signal: &str) -> Result<()> {
         // Only processes of the machine are seen there.
         let kill = format!("kill -{signal} $(pgrep --exact xenflow-dom0)");
         self.machine.run("sh", &["-c", &kill]).map(drop)
     }
 
     /// Asks the daemon by the command line.
-    pub(super) fn ask(&self, product: &Product, words: &[&str]) -> Result<serde_json::Value> {
+    pub(crate) fn ask(&self, product: &Product, words: &[&str]) -> Result<serde_json::Value> {
         let socket = self.machine.dir().join("run/xenflow/xenflow-dom0.sock");
         let mut command = Command::new(&product.xenflow);
         command.args(["--json", words.first().copied().unwrap_or_default(), "--socket"]).arg(socket);
         Ok(serde_json::from_str(&process::output(command.args(words.iter().skip(1)))?)?)
     }
 
-    /// Starts libvirt, reached by others at this address, with our hook, which finds our programs.
-    pub(super) fn start_libvirt(&mut self, address: &str, hook: &Path, product: &Product) -> Result<()> {
-        let uuid = format!("{0}{0}{0}{0}-{0}{0}-4{1}-8{1}-{0}{0}{0}{0}{0}{0}", "a1", "a1a");
-        let uuid = if self.name() == "b" { uuid.replace('a', "b") } else { uuid };
-        self.machine.write(
-            "libvirt/libvirtd.conf",
-            &format!(
-                "host_uuid = \"{uuid}\"\nlisten_tls = 0\nlisten_tcp = 1\nlisten_addr = \"{address}\"\nauth_tcp = \"none\"\n\
-                 auth_unix_rw = \"none\"\nunix_sock_rw_perms = \"0700\"\nlog_outputs = \"3:stderr\"\n"
-            ),
-        )?;
-        self.machine.write(
-            "libvirt/qemu.conf",
-            &format!(
-                "user = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\nremember_owner = 0\nsecurity_driver = \"none\"\n\
-                 namespaces = [ ]\nstdio_handler = \"file\"\nmigration_address = \"{address}\"\nmigration_host = \"{address}\"\n"
-            ),
-        )?;
-        // libvirt looks for it once, when it starts.
-        let installed = self.machine.dir().join("etc/libvirt/hooks/qemu");
-        process::output(Command::new("install").args(["--mode", "755"]).args([hook, &installed]))?;
-        let programs = product.xenflow.parent().context("the product is nowhere")?.display().to_string();
-        let path = format!("{programs}:/usr/sbin:/usr/bin:/sbin:/bin");
-        self.libvirt = Some(self.spawn("libvirtd", |command| {
-            command.arg("--listen").env("PATH", path);
-        })?);
-        Ok(())
-    }
-
-    /// Runs `virsh` with this node's libvirt, once that answers.
-    pub(super) fn virsh(&self, words: &[&str]) -> Result<String> {
-        process::output(self.virsh_command().args(words))
-    }
-
-    /// The same, to be added to.
-    pub(super) fn virsh_command(&self) -> Command {
-        let mut command = self.machine.command("virsh");
-        command.args(["--quiet", "--connect", "qemu:///system"]);
-        command
-    }
-
-    /// Waits until libvirt answers.
-    pub(super) fn wait_libvirt(&self) -> Result<()> {
-        retry("libvirt", LIMIT, || self.virsh(&["list"])).map(drop)
-    }
-
-    fn spawn(&self, program: &str, configure: impl FnOnce(&mut Command)) -> Result<Process> {
+    /// Starts a program on it, with a log of its own.
+    pub(crate) fn spawn(&self, program: &str, configure: impl FnOnce(&mut Command)) -> Result<Process> {
         let name = Path::new(program)
             .file_name()
             .map_or_else(String::new, |name| name.to_string_lossy().into_owned());

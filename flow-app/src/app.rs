@@ -170,8 +170,9 @@ impl App {
         self.supersede(diff(&self.flows, &flows));
         self.flows = flows;
         for segment in self.topology.segments.iter().copied() {
-            // What was learned behind a port that is gone, or that is another one now, misleads.
-            if self.topology.members(segment) != topology.members(segment) {
+            // What was learned behind a port that is gone, or that is another one now, misleads. To forget it costs: all that
+            // the segment's packets have in the datapath is looked at anew. So guests come and go without.
+            if !self.topology.learning(segment).eq(topology.learning(segment)) {
                 self.due.push_back(FlowChange::ForgetLearned(segment));
             }
         }

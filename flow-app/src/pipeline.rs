@@ -89,7 +89,7 @@ pub const STAGES: [Stage; 13] = [
     Stage { table: LIMIT, name: "limit", next: &[LIMIT], outputs: false, miss: "no maximum" },
 ];
 
-/// Register 0: [`ROUTED`], [`FROM_UPLINK`], [`TOO_BIG`], [`PUNT_CLASS`], [`LATE`].
+/// Register 0: [`ROUTED`], [`FROM_UPLINK`], [`TOO_BIG`], [`PUNT_CLASS`], [`LATE`], [`REHEARSED`].
 pub const FLAGS: u8 = 0;
 /// Register 1: the port the packet came in by; 0 after it entered another router.
 pub const IN_PORT: u8 = 1;
@@ -129,6 +129,11 @@ pub const PUNT_CLASS_BIT: u16 = 3;
 pub const LATE: u32 = 1 << LATE_BIT;
 /// Where [`LATE`] is.
 pub const LATE_BIT: u16 = 6;
+/// In [`FLAGS`]: a copy that goes through a closed gate and then nowhere, so that the datapath's flow for the packet looks at all that
+/// the router looks at. Once the gate opens that flow only does something else: no packet waits for another one.
+pub const REHEARSED: u32 = 1 << REHEARSED_BIT;
+/// Where [`REHEARSED`] is.
+pub const REHEARSED_BIT: u16 = 7;
 /// In [`PUNT_CLASS`]: none; the guest gets the packet as it would from any switch.
 pub const UNPOLICED: u32 = 7 << PUNT_CLASS_BIT;
 /// Bytes before the IP packet in a frame without tag; the switch's lengths count them, and no tag.
@@ -168,6 +173,14 @@ pub fn counted_late(flow: &Flow) -> Option<RouterId> {
     u16::try_from(owner.value).ok().map(RouterId)
 }
 
+/// The router and the segment of which this flow counts what enters the router from there.
+#[must_use]
+pub fn counted_entry(flow: &Flow) -> Option<(RouterId, VlanId)> {
+    let router = cookie::router_of(flow.cookie).filter(|_| flow.table == ROUTER)?;
+    let tag = u16::try_from(flow.matching.field(Field::VlanVid)?.value).ok()?;
+    Some((router, i64::from(tag & !openflow::VLAN_PRESENT).try_into().ok()?))
+}
+
 /// Priorities: the higher wins.
 pub mod priority {
     /// What a gate lets in late is counted before all else.
@@ -178,6 +191,8 @@ pub mod priority {
     pub const REFUSE: u16 = 400;
     /// What is never let through by any port, where [`REFUSE`] does not count it by port.
     pub const REFUSE_ANYWHERE: u16 = 390;
+    /// Copies for a rehearsal go nowhere, whatever they are.
+    pub const REHEARSED: u16 = 380;
     /// What comes before the exceptions of a table.
     pub const FIRST: u16 = 350;
     /// Exceptions to the ordinary flows of a table.

@@ -75,10 +75,12 @@ impl Stance {
         answers: false,
         mute: false,
     };
-    /// The guest is here and about to leave.
-    pub const YIELDED: Self = Self { emission: Emission::Node, punts: Punts::Copied, ..Self::HOME };
+    /// The guest is here and about to leave. Nobody says when it is suspended, and its port stays for seconds: so its neighbors have
+    /// answers from now on, and twice for as long as it runs.
+    pub const YIELDED: Self =
+        Self { emission: Emission::Node, punts: Punts::Copied, answers: true, ..Self::HOME };
     /// The guest has left, or may have: the node forwards for it.
-    pub const AWAY: Self = Self { punts: Punts::Relayed, answers: true, ..Self::YIELDED };
+    pub const AWAY: Self = Self { punts: Punts::Relayed, ..Self::YIELDED };
     /// The guest is about to come.
     pub const AWAITED: Self = Self { tables: true, punts: Punts::Kept, ..Self::NONE };
     /// The guest is here, and the others do not know yet.

@@ -126,6 +126,9 @@ pub struct Topology {
     /// How routers stand here while they move. One that is missing stands as its ports do: [`Stance::HOME`] where they are
     /// plugged in and nobody else has their addresses, nothing elsewhere.
     pub stances: BTreeMap<RouterId, Stance>,
+    /// Of those whose gates are closed, whose tables are whole: packets that are taken back out rehearse in them. Earlier, each change of
+    /// the tables would be another thing to look at.
+    pub rehearsed: BTreeSet<RouterId>,
     /// The address that the node itself sends from, where it is known.
     pub node_mac: Option<MacAddr>,
 }
@@ -222,7 +225,12 @@ impl Topology {
     #[must_use]
     pub fn members(&self, segment: VlanId) -> BTreeSet<PortNo> {
         let vifs = self.bound_vifs().filter(|(_, _, vlan, _)| *vlan == segment).map(|(_, _, _, port)| port);
-        let access = self.access.iter().filter(|(_, vlan)| **vlan == segment).map(|(port, _)| *port);
-        vifs.chain(access).chain(self.uplinks.iter().copied()).collect()
+        vifs.chain(self.learning(segment)).collect()
+    }
+
+    /// Those of them behind which addresses are learned. A vif's is known.
+    pub fn learning(&self, segment: VlanId) -> impl Iterator<Item = PortNo> {
+        let access = self.access.iter().filter(move |(_, vlan)| **vlan == segment).map(|(port, _)| *port);
+        access.chain(self.uplinks.iter().copied())
     }
 }

@@ -12,7 +12,9 @@ mod live;
 
 use openflow::{Action, Flow, Instruction, Message, MultipartReply, MultipartRequest};
 use xenflow_flow_app::punt::{PuntClass, PuntRates, meter_id};
-use xenflow_flow_app::{Attachment, Policy, PortNo, QueueClass, RouterId, Topology, Vif, VifId, pipeline};
+use xenflow_flow_app::{
+    Attachment, Policy, PortNo, QueueClass, RouterId, Stance, Topology, Vif, VifId, pipeline,
+};
 use xenflow_proto::table::{Link, Route, RouteKey, RouteKind, RouteTarget, TABLE_LOCAL};
 use xenflow_proto::{Change, MacAddr, Object, VlanId};
 
@@ -247,10 +249,9 @@ fn a_guest_that_forwards_everything_gets_everything() {
     assert_eq!(live.sent([X], |live| live.receive(HOST, &arps)), [BURST]);
 }
 
-#[test]
-fn forwarded_packets_make_no_narrow_flows() {
-    let mut live = start("police-megaflow", true, same);
-    // By a neighbor on the same segment.
+/// Router 1 has a route by a neighbor on the segment, which the switch knows.
+fn with_a_route(name: &str) -> Live {
+    let mut live = start(name, true, same);
     let gateway = xenflow_proto::table::Hop {
         gateway: Some([10, 0, 0, 2].into()),
         oif: Some(1),
@@ -270,27 +271,71 @@ fn forwarded_packets_make_no_narrow_flows() {
     let mac = MacAddr([6, 0, 0, 0, 0, 2]);
     let said = [Object::Route(route), Object::Neighbor(xenflow_proto::table::Neighbor { key, mac })];
     live.tell(RouterId(1), said.map(Change::Upsert));
-    // The neighbor is known to the switch.
     live.receive(OTHER, &[Frame::arp(mac, MacAddr::BROADCAST)]);
-    let flow = "dl_src=06:00:00:00:00:01,dl_dst=02:00:00:00:01:01,dl_type=0x800,nw_src=10.0.0.9,\
+    live
+}
+
+/// A packet that it forwards.
+const ROUTED: &str = "dl_src=06:00:00:00:00:01,dl_dst=02:00:00:00:01:01,dl_type=0x800,nw_src=10.0.0.9,\
                 nw_dst=192.168.7.7,nw_proto=6,nw_ttl=64,tp_src=4000,tp_dst=179";
-    let megaflow = |live: &Live, flow: &str| {
-        let trace = live.trace_all(HOST, flow);
-        let line = trace.lines().find_map(|line| line.strip_prefix("Megaflow: ")).map(str::to_owned);
-        (line.unwrap_or_else(|| panic!("{trace}")), trace)
+
+/// What its flow in the datapath looks at, and the whole trace.
+fn megaflow(live: &Live, port: PortNo, flow: &str) -> (String, String) {
+    let trace = live.trace_all(port, flow);
+    let line = trace.lines().find_map(|line| line.strip_prefix("Megaflow: ")).map(str::to_owned);
+    (line.unwrap_or_else(|| panic!("{trace}")), trace)
+}
+
+#[test]
+fn a_closed_gate_looks_at_all_that_an_open_one_does() {
+    let mut live = with_a_route("police-rehearsal");
+    let mut topology = live.app.topology().clone();
+    topology.elsewhere.insert((vlan(), X_MAC));
+    topology.node_mac = Some(MacAddr([10, 0, 0, 0, 0, 1]));
+    let tagged = format!("dl_vlan=100,dl_vlan_pcp=0,{ROUTED}");
+    let mut looks = |stance, port, flow: &str| {
+        topology.stances = [(RouterId(1), stance)].into();
+        topology.rehearsed = [RouterId(1)].into_iter().filter(|_| stance.tables).collect();
+        live.stand(topology.clone());
+        let (looks, trace) = megaflow(&live, port, flow);
+        let fields: std::collections::BTreeSet<String> = looks.split(',').map(str::to_owned).collect();
+        let actions = trace.lines().find_map(|line| line.strip_prefix("Datapath actions: "));
+        (fields, actions.unwrap_or_else(|| panic!("{trace}")).to_owned())
     };
-    let (forwarded, trace) = megaflow(&live, flow);
+    let mut needed = Vec::new();
+    for (port, flow, switched) in [
+        // Switched as it came, to where the router is, and nothing else becomes of it.
+        (HOST, ROUTED, "push_vlan(vid=100,pcp=0),1"),
+        (UPLINK, &tagged, "drop"),
+    ] {
+        let (closed, actions) = looks(Stance::AWAITED, port, flow);
+        assert_eq!(actions, switched);
+        let (open, actions) = looks(Stance::ARRIVED, port, flow);
+        assert!(actions.starts_with("set("), "{actions}");
+        assert!(open.is_subset(&closed), "{open:?} {closed:?}");
+        needed.push(open);
+    }
+    // Without tables there is nothing to look at.
+    let (nowhere, actions) = looks(Stance::NONE, HOST, ROUTED);
+    assert_eq!(actions, "push_vlan(vid=100,pcp=0),1");
+    assert!(!needed[0].is_subset(&nowhere), "{nowhere:?}");
+}
+
+#[test]
+fn forwarded_packets_make_no_narrow_flows() {
+    let live = with_a_route("police-megaflow");
+    let (forwarded, trace) = megaflow(&live, HOST, ROUTED);
     assert!(trace.contains("Datapath actions: set("), "it is not forwarded: {trace}");
     assert!(!forwarded.contains("tp_"), "{forwarded}");
-    let to_the_router = flow.replace("192.168.7.7", "10.0.0.1");
-    let (own, trace) = megaflow(&live, &to_the_router);
+    let to_the_router = ROUTED.replace("192.168.7.7", "10.0.0.1");
+    let (own, trace) = megaflow(&live, HOST, &to_the_router);
     assert!(trace.contains("Datapath actions: meter("), "{trace}");
     assert!(own.contains("tp_dst=179"), "{own}");
     // Nor would they be wider without the table that looks at more. (Whoever sets the TTL sees the protocol.)
     let table = format!("table={}", pipeline::CLASSIFY);
     live.switch.run("ovs-ofctl", &["-O", "OpenFlow15", "del-flows", "unix:br0.mgmt", &table]);
-    assert_eq!(megaflow(&live, flow).0, forwarded);
-    assert!(!megaflow(&live, &to_the_router).0.contains("tp_dst"), "the control sees the same");
+    assert_eq!(megaflow(&live, HOST, ROUTED).0, forwarded);
+    assert!(!megaflow(&live, HOST, &to_the_router).0.contains("tp_dst"), "the control sees the same");
 }
 
 #[test]

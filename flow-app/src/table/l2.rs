@@ -14,8 +14,8 @@ use super::GROUP;
 use super::outlet::{is_here, is_open, outlet};
 use crate::pipeline::{
     CLASSIFY, EGRESS, ETH_IP, FLAGS, FLOOD, FROM_UPLINK, IN_PORT, L2, LEARNED, NEXT_HOP_ID, NEXT_HOP_IPV6,
-    OUT_PORT, ROUTED, ROUTER, ROUTER_ID, TABLE_ID, cookie, count_lookup, kept_clone, priority, punt, set_reg,
-    virtual_port,
+    OUT_PORT, REHEARSED, ROUTED, ROUTER, ROUTER_ID, TABLE_ID, cookie, count_lookup, kept_clone, priority,
+    punt, set_reg, virtual_port,
 };
 use crate::punt::PuntClass;
 use crate::stance::Gate;
@@ -63,6 +63,11 @@ pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
     for ((vlan, mac), port) in topology.placed_hosts() {
         known(vlan, mac, port);
     }
+    let rehearsed = || Match::builder().reg_masked(FLAGS, REHEARSED, REHEARSED);
+    // Whoever sends a frame on with another tag looks at all of the tag that it came with.
+    let no_pcp = rehearsed().vlan_tagged().vlan_pcp(0).build();
+    flows.push(Flow::new(L2, priority::REHEARSED + 1, cookie::TOPOLOGY, no_pcp));
+    flows.push(Flow::new(L2, priority::REHEARSED, cookie::TOPOLOGY, rehearsed().build()));
     let ask = [set_reg(OUT_PORT, 0), Action::resubmit(LEARNED)];
     flows.push(Flow::new(L2, priority::FALLBACK, cookie::TOPOLOGY, Match::any()).apply(ask).goto(FLOOD));
 

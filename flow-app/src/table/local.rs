@@ -4,7 +4,7 @@
 //! `ip6_forward`). What a packet comes from only marks it; the route table hands it over.
 //!
 //! Before all of that is the gate of a router that moves: one flow, which takes a packet back out of the router, so that it is
-//! switched to where that is.
+//! switched to where that is. Where there are tables behind it, a copy goes through them, and then nowhere.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -13,8 +13,8 @@ use openflow::{Action, Field, Flow, Match, MatchBuilder};
 
 use super::{Side, address};
 use crate::pipeline::{
-    ETH_IP, FLAGS, FROM_UPLINK, L2, LATE, LOCAL, ROUTE, ROUTER_ID, SOURCE, TABLE_ID, cookie, priority, punt,
-    set_reg,
+    ETH_IP, FLAGS, FROM_UPLINK, L2, LATE, LOCAL, REHEARSED, ROUTE, ROUTER_ID, SOURCE, TABLE_ID, cookie,
+    priority, punt, set_reg,
 };
 use crate::punt::PuntClass;
 use crate::stance::Gate;
@@ -56,13 +56,21 @@ pub(super) fn flows(topology: &Topology, flows: &mut Vec<Flow>) {
             let once = Action::set_masked(Field::Reg(FLAGS), LATE.into(), LATE.into());
             flows.push(count.apply([once, Action::resubmit(LOCAL)]));
         }
-        let packets = match stance.gate {
-            Gate::Closed => packets,
-            Gate::Late => packets.reg_masked(FLAGS, 0, FROM_UPLINK),
+        let (packets, is_rehearsed) = match stance.gate {
+            Gate::Closed => {
+                (packets.reg_masked(FLAGS, 0, REHEARSED), stance.tables && topology.rehearsed.contains(id))
+            }
+            Gate::Late => (packets.reg_masked(FLAGS, 0, FROM_UPLINK), false),
             Gate::Open => continue,
         };
+        let mut actions = Vec::new();
+        if is_rehearsed {
+            let mark = Action::set_masked(Field::Reg(FLAGS), REHEARSED.into(), REHEARSED.into());
+            actions.push(Action::Clone(Box::new([mark, Action::resubmit(LOCAL)])));
+        }
+        actions.extend([set_reg(ROUTER_ID, 0), set_reg(TABLE_ID, 0)]);
         let gate = Flow::new(LOCAL, priority::GATE, cookie::TOPOLOGY, packets.build());
-        flows.push(gate.apply([set_reg(ROUTER_ID, 0), set_reg(TABLE_ID, 0)]).goto(L2));
+        flows.push(gate.apply(actions).goto(L2));
     }
     let exception = |table, matching: MatchBuilder| {
         let flow = Flow::new(table, priority::EXCEPTION, cookie::TOPOLOGY, matching.build());

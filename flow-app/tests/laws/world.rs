@@ -87,6 +87,7 @@ impl Plan {
             vifs: BTreeMap::new(),
             control_port: self.control.then_some(CONTROL_PORT),
             stances: BTreeMap::new(),
+            rehearsed: BTreeSet::new(),
             node_mac: None,
         };
         for (network, (dice, classes)) in (0..).zip(&self.queues).filter(|(_, (dice, _))| dice % 2 == 1) {

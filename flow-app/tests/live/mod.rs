@@ -103,6 +103,12 @@ impl Live {
         install(&mut self.client, &mut self.app, |flow| flow);
     }
 
+    /// The host is like that from now on.
+    pub fn stand(&mut self, topology: Topology) {
+        self.app.set_topology(topology);
+        install(&mut self.client, &mut self.app, |flow| flow);
+    }
+
     /// Until the datapath has taken all of them.
     pub fn receive(&mut self, port: PortNo, frames: &[Frame]) {
         // The first one alone: it is what makes the datapath's flow. More than 100 the port cannot hold.

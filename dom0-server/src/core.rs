@@ -6,6 +6,7 @@
 
 mod acks;
 pub mod arrival;
+mod entries;
 mod event;
 mod fed;
 mod feeds;
@@ -431,7 +432,8 @@ impl Core {
         &self.problems
     }
 
-    /// Addresses whose port is here and has a link; another one when they change, none before they are known.
+    /// Addresses that this node claims: by ports that are here and have a link, or as its router step says. Another one when they change,
+    /// none before they are known.
     #[must_use]
     pub fn here(&self) -> Option<&Arc<BTreeSet<Place>>> {
         self.here.as_ref()

@@ -28,6 +28,8 @@ pub struct Whereabouts {
     pub own: BTreeSet<Place>,
     /// Open moves of routers from this node or to it, by router.
     pub moves: BTreeMap<Name, Migration>,
+    /// Those between other nodes: from where, and where to.
+    pub others: BTreeMap<Name, (u64, Name, Name)>,
     /// Where their destinations take moves, as far as they say so.
     pub addresses: BTreeMap<Name, SocketAddr>,
     /// What their guests are called, where that is not the router's name.
@@ -39,8 +41,10 @@ impl Whereabouts {
     #[must_use]
     pub fn read(rows: &Rows, located: &Located, node: &Name) -> Self {
         let open = Migration::read(rows).into_iter().filter(|row| !row.phase.is_over());
-        let ours = open.filter(|row| row.from == *node || row.to == *node);
-        let moves: BTreeMap<Name, Migration> = ours.map(|row| (row.router.clone(), row)).collect();
+        let (ours, others): (Vec<_>, Vec<_>) = open.partition(|row| row.from == *node || row.to == *node);
+        let moves: BTreeMap<Name, Migration> =
+            ours.into_iter().map(|row| (row.router.clone(), row)).collect();
+        let others = others.into_iter().map(|row| (row.router, (row.number, row.from, row.to))).collect();
         let addresses = rows.of(table::NODE_STATUS).filter_map(|(_, row)| {
             Some((row.str("node").ok()?.parse::<Name>().ok()?, row.str("address").ok()?.parse().ok()?))
         });
@@ -54,6 +58,7 @@ impl Whereabouts {
             addresses: addresses.filter(|(node, _)| moves.values().any(|row| row.to == *node)).collect(),
             guests: guests.filter(|(router, _)| moves.contains_key(router)).collect(),
             moves,
+            others,
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod carrier;
 pub mod errands;
 pub mod journal;
 pub mod links;
+pub mod megaflows;
 pub mod memory;
 pub mod peer;
 pub mod plan;

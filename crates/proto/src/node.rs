@@ -17,7 +17,7 @@ use crate::digest::Digest;
 use crate::identity::Name;
 use crate::message::put;
 use crate::table::Change;
-use crate::types::Seq;
+use crate::types::{MacAddr, Seq, VlanId};
 
 mod wire;
 
@@ -31,6 +31,8 @@ pub const MIN_FRAME_BYTES: usize = 14;
 pub const MAX_FRAME_BYTES: usize = 9216;
 /// Most punts in one message; all of the longest are well below [`crate::frame::MAX_FRAME`].
 pub const MAX_PUNTS: usize = 64;
+/// Most megaflows in one message.
+pub const MAX_MEGAFLOWS: usize = 256;
 /// Greatest number of a vif.
 pub const MAX_VIF: u16 = 4095;
 
@@ -71,6 +73,9 @@ pub enum SourceMessage {
     },
     /// No more punts come; the number of the last, or 0.
     EndMark(u64),
+    /// What packets that the router forwards have in the source's datapath: at most [`MAX_MEGAFLOWS`]. Only for who takes them
+    /// ([`Welcome::megaflows`]).
+    Megaflows(Vec<Megaflow>),
     /// Asks for a [`DestinationMessage::Pong`].
     Ping(u64),
     /// Answers a [`DestinationMessage::Ping`].
@@ -142,6 +147,56 @@ pub struct Welcome {
     pub next_punt: u64,
     /// The router's tables, as it holds them.
     pub held: Option<Held>,
+    /// It takes [`SourceMessage::Megaflows`].
+    pub megaflows: bool,
+}
+
+/// Packets to the router that one flow of a datapath stands for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Megaflow {
+    /// Of the segment that they come from.
+    pub vlan: VlanId,
+    /// Of who sends them.
+    pub src: MacAddr,
+    /// Of the router's vif there.
+    pub dst: MacAddr,
+    /// The rest of what they have in common.
+    pub fields: MegaflowFields,
+}
+
+/// Fields of packets from the Ethernet type on, with masks, as `ovs-dpctl(8)` writes them. 1 to 512 bytes of its characters;
+/// whether they are fields is for Open vSwitch to say.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MegaflowFields(String);
+
+impl MegaflowFields {
+    /// Longest, in bytes.
+    pub const MAX: usize = 512;
+
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What is no [`MegaflowFields`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} are no fields of a megaflow: 1 to 512 of a-z 0-9 and (),=/.:_-+")]
+pub struct MegaflowFieldsError(pub String);
+
+impl std::str::FromStr for MegaflowFields {
+    type Err = MegaflowFieldsError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let is_of_it =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"(),=/.:_-+".contains(&byte);
+        if (1..=Self::MAX).contains(&text.len()) && text.bytes().all(is_of_it) {
+            return Ok(Self(text.to_owned()));
+        }
+        // No more than can be read in a log.
+        Err(MegaflowFieldsError(text.chars().take(80).collect()))
+    }
 }
 
 /// Tables that a destination holds.

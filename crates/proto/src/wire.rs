@@ -14,12 +14,13 @@ use crate::message::{
     GuestMessage, Hello, HostMessage, MAX_CERTIFICATE, MAX_CERTIFICATES, MAX_CHANGES, MAX_IN_USE,
     MAX_REJECTED, MAX_TEXT, RefusalReason, Renewed, Welcome,
 };
+use crate::node::MegaflowFieldsError;
 use crate::table::{
     AddressKey, Change, Family, Hop, HopFlags, Key, Link, MAX_HOPS, MAX_LINK_NAME, Neighbor, NeighborKey,
     NextHop, NextHopKind, Object, Obstacle, ObstacleKey, ObstacleKind, Route, RouteKey, RouteKind,
     RouteTarget, Settings,
 };
-use crate::types::{MacAddr, Seq};
+use crate::types::{MacAddr, Seq, VlanRangeError};
 
 /// Generated from `schema/xenflow-v1.proto`; `tests/schema.rs` says how.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
@@ -69,6 +70,12 @@ pub enum DecodeError {
     /// Not a name.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// Not a VLAN.
+    #[error(transparent)]
+    Vlan(#[from] VlanRangeError),
+    /// Not fields of a megaflow.
+    #[error(transparent)]
+    MegaflowFields(#[from] MegaflowFieldsError),
     /// Bits set past the prefix length.
     #[error("{0} has bits set past its prefix length")]
     HostBits(IpNet),
@@ -104,7 +111,7 @@ fn weight(value: u32) -> Decoded<u32> {
     }
 }
 
-fn mac(bytes: &[u8]) -> Decoded<MacAddr> {
+pub(crate) fn mac(bytes: &[u8]) -> Decoded<MacAddr> {
     match bytes.try_into() {
         Ok(mac) => Ok(MacAddr(mac)),
         Err(_) => Err(DecodeError::Length { field: "mac", len: bytes.len(), want: "6" }),

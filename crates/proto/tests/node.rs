@@ -6,10 +6,10 @@ use proptest::prelude::*;
 use xenflow_proto::frame::{FrameDecoder, MAX_FRAME};
 use xenflow_proto::fuzz;
 use xenflow_proto::node::{
-    DestinationMessage, Held, Hello, MAX_FRAME_BYTES, MAX_PUNTS, Punt, PuntKind, RefusalReason,
-    SourceMessage, VERSION, Welcome,
+    DestinationMessage, Held, Hello, MAX_FRAME_BYTES, MAX_MEGAFLOWS, MAX_PUNTS, Megaflow, MegaflowFields,
+    Punt, PuntKind, RefusalReason, SourceMessage, VERSION, Welcome,
 };
-use xenflow_proto::{Change, Digest, Key, Seq};
+use xenflow_proto::{Change, Digest, Key, MacAddr, Seq, VlanId};
 
 use support::{check_golden, corpus, unhex};
 
@@ -53,13 +53,22 @@ fn samples() -> Vec<(&'static str, SourceMessage)> {
             },
         ),
         ("node-end-mark", SourceMessage::EndMark(302)),
+        (
+            "node-megaflows",
+            SourceMessage::Megaflows(vec![Megaflow {
+                vlan: 11.try_into().unwrap(),
+                src: MacAddr([2, 0, 0, 0, 0, 1]),
+                dst: MacAddr([2, 0, 0, 0, 0, 2]),
+                fields: "eth_type(0x0800),ipv4(dst=10.1.0.0/255.255.0.0,ttl=64)".parse().unwrap(),
+            }]),
+        ),
         ("node-ping", SourceMessage::Ping(1)),
         ("node-pong", SourceMessage::Pong(u64::MAX)),
     ]
 }
 
 fn answers() -> Vec<(&'static str, DestinationMessage)> {
-    let welcome = |next_seq, next_punt, held| {
+    let welcome = |next_seq, next_punt, held, megaflows| {
         DestinationMessage::Welcome(Welcome {
             version: 1,
             node: "b".parse().unwrap(),
@@ -69,11 +78,16 @@ fn answers() -> Vec<(&'static str, DestinationMessage)> {
             next_seq: Seq(next_seq),
             next_punt,
             held,
+            megaflows,
         })
     };
     vec![
-        ("node-welcome", welcome(1, 1, None)),
-        ("node-welcome-back", welcome(5, 303, Some(Held { boot_id: *b"0123456789abcdef", digest: DIGEST }))),
+        ("node-welcome", welcome(1, 1, None, false)),
+        (
+            "node-welcome-back",
+            welcome(5, 303, Some(Held { boot_id: *b"0123456789abcdef", digest: DIGEST }), false),
+        ),
+        ("node-welcome-megaflows", welcome(1, 1, None, true)),
         ("node-ack", DestinationMessage::Ack(Seq(4))),
         ("node-staged", DestinationMessage::Staged { seq: Seq(3), digest: DIGEST }),
         ("node-given", DestinationMessage::Given(302)),
@@ -118,6 +132,23 @@ fn the_longest_punts_fit_a_frame() {
     let mut out = BytesMut::new();
     message.encode(&mut out);
     assert_eq!(SourceMessage::decode(contents(&out)).unwrap(), message);
+}
+
+#[test]
+fn the_longest_megaflows_fit_a_frame() {
+    let flow = Megaflow {
+        vlan: VlanId::MIN,
+        src: MacAddr([2; 6]),
+        dst: MacAddr([4; 6]),
+        fields: "f".repeat(MegaflowFields::MAX).parse().unwrap(),
+    };
+    let message = SourceMessage::Megaflows(vec![flow; MAX_MEGAFLOWS]);
+    let mut out = BytesMut::new();
+    message.encode(&mut out);
+    assert_eq!(SourceMessage::decode(contents(&out)).unwrap(), message);
+    for text in ["", "ipv4(dst=1.2.3.4) actions", "a\n", "A", &"f".repeat(MegaflowFields::MAX + 1)] {
+        assert!(text.parse::<MegaflowFields>().is_err(), "{text:?}");
+    }
 }
 
 #[test]

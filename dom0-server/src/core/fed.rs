@@ -69,6 +69,7 @@ impl Core {
             SourceMessage::Hello(_)
             | SourceMessage::Punts { .. }
             | SourceMessage::EndMark(_)
+            | SourceMessage::Megaflows(_)
             | SourceMessage::Ping(_)
             | SourceMessage::Pong(_) => return,
         };

@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use ovsdb::Uuid;
 use xenflow_flow_app::{Gate, PortNo, RouterId, Stance, Topology, pipeline};
+use xenflow_proto::control::node_mac;
 use xenflow_proto::{Name, VlanId};
 
+use super::entries::Counted;
 use super::{Core, Effect, Session, SessionId};
 use crate::counters::Poll;
 use crate::db::Desired;
@@ -21,6 +23,7 @@ use crate::db::migration::{Migration, Phase, Via};
 use crate::locations::Whereabouts;
 use crate::migration::announce;
 use crate::migration::carrier::{Carried, Post, Posts};
+use crate::migration::megaflows;
 use crate::migration::memory::{Look, Memory};
 use crate::migration::sequencer::{self, Drive, Facts, Guest, Limits, Open, Owner, Role, Run, Step};
 use crate::ports::{SwitchPort, SwitchPorts};
@@ -88,9 +91,11 @@ pub(super) struct Moves {
     carried: BTreeMap<RouterId, Carried>,
     /// By router, of the migration of this number.
     tallies: BTreeMap<RouterId, (u64, BTreeMap<String, u64>)>,
+    entries: Counted,
     streams: Arc<BTreeMap<RouterId, Stream>>,
     errands: Arc<BTreeMap<u64, Errand>>,
     posts: Arc<Posts>,
+    megaflows: Arc<megaflows::Moves>,
 }
 
 /// What is the same for all routers.
@@ -155,6 +160,7 @@ impl Core {
         let mut streams = BTreeMap::new();
         let mut errands = BTreeMap::new();
         let mut feeds = BTreeMap::new();
+        let mut megaflows = self.datapath(topology);
         let mut posts = Posts { uplinks: topology.uplinks.clone(), ..Posts::default() };
         posts.node_mac = topology.node_mac;
         for (name, router) in &desired.routers {
@@ -182,13 +188,33 @@ impl Core {
             self.moves.memory.ask(id, step.stance, self.now);
             let is_as_ever = match step.stance {
                 Stance::HOME => seen.is_plugged,
-                Stance::NONE => !seen.is_plugged,
+                // Flows of a former life of the daemon, with no tables to compare them with, have to be taken away first.
+                Stance::NONE => !seen.is_plugged && (facts.stance == Stance::NONE || self.app.is_synced(id)),
                 _ => false,
             };
             if !is_as_ever {
                 topology.stances.insert(id, step.stance);
             }
-            claim(&step, &facts, &seen.places, whereabouts, here);
+            let is_rehearsed =
+                facts.staged && is_whole && step.stance.gate == Gate::Closed && step.stance.tables;
+            if is_rehearsed {
+                topology.rehearsed.insert(id);
+            }
+            claim(&step, &seen.places, whereabouts, here);
+            let parties = row.map(|row| (row.number, &row.from, &row.to));
+            let parties = parties
+                .or_else(|| whereabouts.others.get(name).map(|(number, from, to)| (*number, from, to)));
+            if let Some((number, from, to)) = parties {
+                let role = match &self.node {
+                    node if node == from => Some(Role::Source),
+                    node if node == to => Some(Role::Destination),
+                    _ => None,
+                };
+                let vifs = topology.vifs_of(id).filter_map(|(_, vif)| Some((vif.vlan()?, vif.mac)));
+                let nodes = [node_mac(from), node_mac(to)];
+                let open = megaflows::Move { role, is_ahead: is_rehearsed, vifs: vifs.collect(), nodes };
+                megaflows.open.insert(number, open);
+            }
             if let Some(row) = row {
                 let role = if row.from == self.node { Role::Source } else { Role::Destination };
                 posts.roles.insert(id, (row.number, role));
@@ -221,7 +247,8 @@ impl Core {
                 );
             }
             if let Some(write) = step.write {
-                let tally = self.moves.tally(id, row, write);
+                let role = posts.roles.get(&id).map(|(_, role)| *role);
+                let tally = self.moves.tally(id, role, row, write, &sight.segments);
                 due.insert(name.clone(), Due { row: row.cloned(), write, places: seen.places, why, tally });
             }
             steps.insert(id, step);
@@ -237,6 +264,7 @@ impl Core {
         renew(&mut self.moves.streams, streams);
         renew(&mut self.moves.errands, errands);
         renew(&mut self.moves.posts, posts);
+        renew(&mut self.moves.megaflows, megaflows);
         self.set_feeds(&feeds);
     }
 
@@ -278,6 +306,26 @@ impl Core {
     #[must_use]
     pub fn posts(&self) -> &Arc<Posts> {
         &self.moves.posts
+    }
+
+    /// For which moves flows of the datapath are made ahead. Another one when it changes.
+    #[must_use]
+    pub fn megaflows(&self) -> &Arc<megaflows::Moves> {
+        &self.moves.megaflows
+    }
+
+    /// Where this host's frames come in.
+    fn datapath(&self, topology: &Topology) -> megaflows::Moves {
+        let ports = self.ports.iter().flat_map(|ports| &ports.ports);
+        let mut host = megaflows::Host::default();
+        for port in ports {
+            if topology.uplinks.contains(&port.number) {
+                host.uplinks.insert(port.name.clone());
+            } else if let Some(vlan) = topology.access.get(&port.number) {
+                host.access.insert(port.name.clone(), *vlan);
+            }
+        }
+        megaflows::Moves { host, node_mac: topology.node_mac, open: BTreeMap::new() }
     }
 
     /// A router has a row that says where it goes: it is nobody's lone one.
@@ -350,7 +398,7 @@ impl Core {
         }
     }
 
-    /// Counts what gates have let in.
+    /// Counts what gates have let in, and what has entered routers that move.
     pub(super) fn count_let_in(&mut self, poll: &Poll) {
         let mut all: BTreeMap<RouterId, u64> = BTreeMap::new();
         for described in &poll.flows {
@@ -359,6 +407,8 @@ impl Core {
             }
         }
         self.moves.let_in = Some((self.now, all));
+        let open = self.moves.posts.roles.iter().map(|(id, (number, _))| (*id, *number)).collect();
+        self.moves.entries.take(&open, poll);
     }
 
     /// Asks for the proof of what routers are to stand as, once the switch has confirmed all that it takes.
@@ -383,10 +433,10 @@ impl Core {
         self.moves.is_unproven = true;
     }
 
-    /// Late frames are waited for: they are to be counted every second.
+    /// A router moves, or late frames are waited for: frames are to be counted every second.
     #[must_use]
     pub fn wants_counts(&self) -> bool {
-        self.moves.memory.wants_counts()
+        self.moves.memory.wants_counts() || !self.moves.posts.roles.is_empty()
     }
 }
 
@@ -408,10 +458,19 @@ impl Moves {
     }
 
     /// What is to be reported with this write: the last of the node's own.
-    fn tally(&self, id: RouterId, row: Option<&Migration>, write: sequencer::Write) -> BTreeMap<String, u64> {
+    fn tally(
+        &self,
+        id: RouterId,
+        role: Option<Role>,
+        row: Option<&Migration>,
+        write: sequencer::Write,
+        segments: &BTreeMap<VlanId, &Name>,
+    ) -> BTreeMap<String, u64> {
         let is_last = matches!(write, sequencer::Write::Advance(phase) if phase >= Phase::Draining);
+        let (Some(role), true) = (role, is_last) else { return BTreeMap::new() };
         let known = self.tallies.get(&id).filter(|(number, _)| row.is_some_and(|row| row.number == *number));
-        known.filter(|_| is_last).map(|(_, tally)| tally.clone()).unwrap_or_default()
+        let carried = known.map(|(_, tally)| tally.clone()).unwrap_or_default();
+        carried.into_iter().chain(self.entries.tally(id, role, segments)).collect()
     }
 
     /// Only these migrations are open.
@@ -452,18 +511,12 @@ fn owner(places: &BTreeSet<Place>, whereabouts: &Whereabouts) -> Owner {
     }
 }
 
-/// Keeps in `here` what a router's step lets this node claim: what has come by ports, and while its guest is gone or about to leave
-/// what this node has: ports go one by one.
-fn claim(
-    step: &Step,
-    facts: &Facts,
-    places: &BTreeSet<Place>,
-    whereabouts: &Whereabouts,
-    here: &mut BTreeSet<Place>,
-) {
-    if !step.claim {
-        here.retain(|place| !places.contains(place));
-    } else if facts.guest == Guest::Gone || step.stance != Stance::HOME {
+/// Keeps in `here` what a router's step lets this node claim: what has come by ports, and what this node has. Ports go one by one, and
+/// nobody need have planned it.
+fn claim(step: &Step, places: &BTreeSet<Place>, whereabouts: &Whereabouts, here: &mut BTreeSet<Place>) {
+    if step.claim {
         here.extend(places.intersection(&whereabouts.own).cloned());
+    } else {
+        here.retain(|place| !places.contains(place));
     }
 }

@@ -79,6 +79,8 @@ pub struct Carried {
 pub enum Out {
     /// For the switch.
     Send(openflow::PacketOut),
+    /// The switch is to say when it has done all of that. Always answered by [`Carrier::confirmed`] for this router and migration.
+    Confirm(RouterId, u64),
     /// To the router's destination.
     Relay(RouterId, Punt),
     /// No more come.
@@ -138,7 +140,8 @@ impl Carrier {
     pub fn heard(&mut self, heard: Heard, frame: Bytes, now: Duration) -> Vec<Out> {
         let VifId { router: id, number } = heard.vif;
         let Some(router) = self.routers.get_mut(&id) else { return Vec::new() };
-        let is_for_guest = matches!(heard.kind, HeardKind::Punt | HeardKind::Late);
+        // A copy as well: the guest may not read it any more.
+        let is_for_guest = heard.kind != HeardKind::Mute;
         if is_for_guest
             && router.post.asked.answers
             && let (Some(node), Some((_, vif))) = (self.node_mac, router.post.vifs.get(&number))
@@ -197,6 +200,16 @@ impl Carrier {
         out
     }
 
+    /// The switch has sent all that [`Out::Confirm`] was behind, or is gone.
+    pub fn confirmed(&mut self, id: RouterId, migration: u64, is_sent: bool, now: Duration) -> Vec<Out> {
+        let mut out = Vec::new();
+        if let Some(router) = self.routers.get_mut(&id) {
+            router.confirmed(migration, is_sent, now);
+        }
+        self.settle(now, &mut out);
+        out
+    }
+
     /// What has become of a router's frames since its last migration began, by what it was here: `source/relayed`. None: nothing is
     /// known of it.
     #[must_use]
@@ -232,13 +245,7 @@ impl Carrier {
                 router.has_ended = true;
                 out.push(Out::EndMark(*id));
             }
-            if let Some((schedule, began)) = &mut router.telling {
-                for telling in schedule.due(now.saturating_sub(*began)) {
-                    let own = router.post.vifs.values().find(|(_, vif)| vif.vlan() == telling.vlan);
-                    let port = own.and_then(|(port, _)| *port);
-                    out.extend(out::told(telling, port, uplinks).map(Out::Send));
-                }
-            }
+            router.tell(*id, uplinks, now, &mut out);
         }
         self.settle(now, &mut out);
         out

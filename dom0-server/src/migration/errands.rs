@@ -117,6 +117,24 @@ async fn step(toolstacks: &Toolstacks, errand: &Errand, known: &mut Known) -> (R
     (Run::from(&state), words)
 }
 
+/// Says of every move that this node cannot run it, and why.
+pub async fn refuse(
+    mut errands: watch::Receiver<Arc<BTreeMap<u64, Errand>>>,
+    events: mpsc::Sender<Event>,
+    why: &'static str,
+) {
+    let mut told = BTreeSet::new();
+    while errands.changed().await.is_ok() {
+        let wanted = errands.borrow_and_update().clone();
+        told.retain(|number| wanted.contains_key(number));
+        for number in wanted.keys().filter(|number| told.insert(**number)) {
+            if events.send(Event::Ran(*number, Run::None, Some(why.to_owned()))).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
 /// Removes what was kept of moves that no row is open of: a former life of the daemon may have ended before.
 pub fn forget_others(toolstacks: &Toolstacks, open: &BTreeSet<u64>) {
     let kept = toolstacks.kept().unwrap_or_default();

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use xenflow_flow_app::RouterId;
-use xenflow_proto::node::{RefusalReason, SourceMessage};
+use xenflow_proto::node::{Megaflow, RefusalReason, SourceMessage};
 use xenflow_proto::{Name, Seq, message};
 
 use super::carrier::task::{Given, Linked};
@@ -39,6 +39,9 @@ pub enum Order {
     Welcome(SessionId, Option<xenflow_proto::node::Held>),
     /// A source's last message of tables was taken in.
     Taken(SessionId),
+    /// What the router's packets have in the datapath, to the destination of the migration of this number. Lost where there is no
+    /// connection, or the last still waits.
+    Megaflows(u64, Vec<Megaflow>),
 }
 
 /// The session is another node's.
@@ -83,6 +86,8 @@ pub struct Setup {
     pub linked: mpsc::Sender<Linked>,
     /// From the carrier.
     pub given: mpsc::UnboundedReceiver<Given>,
+    /// To [`megaflows`](super::megaflows).
+    pub megaflows: mpsc::Sender<(u64, Vec<Megaflow>)>,
 }
 
 /// A source that is connected.
@@ -99,6 +104,7 @@ struct Source {
 struct Link {
     stream: Stream,
     tables: mpsc::Sender<Tables>,
+    megaflows: mpsc::Sender<Vec<Megaflow>>,
     task: JoinHandle<()>,
 }
 
@@ -182,10 +188,10 @@ impl Links {
             let dial = Dial { own: self.setup.node.clone(), node: to, address, migration: number, router };
             match Outgoing::start(dial, self.setup.access.clone()) {
                 Ok(outgoing) => {
-                    let punts = outgoing.punts.clone();
+                    let (punts, megaflows) = (outgoing.punts.clone(), outgoing.megaflows.clone());
                     let (tables, said) = mpsc::channel(1);
                     let task = tokio::spawn(follow(number, outgoing, said, self.setup.events.clone()));
-                    self.out.insert(*id, Link { stream: stream.clone(), tables, task });
+                    self.out.insert(*id, Link { stream: stream.clone(), tables, megaflows, task });
                     let _ = self.setup.linked.send(Linked::Stream(*id, Some(punts))).await;
                 }
                 Err(error) => tracing::error!(%error, "no stream to the destination can begin"),
@@ -200,6 +206,12 @@ impl Links {
                 // Its task has asked for it, and waits.
                 if let Some(link) = link {
                     let _ = link.tables.send(said).await;
+                }
+            }
+            Order::Megaflows(number, flows) => {
+                let mut links = self.out.values();
+                if let Some(link) = links.find(|link| link.stream.number == number) {
+                    let _ = link.megaflows.try_send(flows);
                 }
             }
             Order::Answer(id, answer) => {
@@ -251,6 +263,11 @@ impl Links {
                     }
                     SourceMessage::EndMark(last) => {
                         self.setup.linked.send(Linked::EndMark(migration, last)).await.is_ok()
+                    }
+                    // Those that are told next are as good.
+                    SourceMessage::Megaflows(flows) => {
+                        let _ = self.setup.megaflows.try_send((migration, flows));
+                        true
                     }
                     SourceMessage::Hello(_)
                     | SourceMessage::SnapshotBegin { .. }
@@ -307,7 +324,7 @@ async fn follow(
     mut said: mpsc::Receiver<Tables>,
     events: mpsc::Sender<Event>,
 ) {
-    let Outgoing { tables: sender, punts, events: mut happens, counters: _ } = outgoing;
+    let Outgoing { tables: sender, punts, events: mut happens, megaflows: _, counters: _ } = outgoing;
     // The carrier has the other: once that is gone, so is the stream.
     drop(punts);
     let (mut is_begun, mut is_over) = (false, false);

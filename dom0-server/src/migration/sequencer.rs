@@ -7,12 +7,14 @@
 //! ```text
 //! phase     who ends it, and when                   source                              destination
 //! staging   destination: it has the tables          sends the tables                    installs them behind a closed gate
-//! staged    source: it has yielded                  yields the MACs; copies punts       "
+//! staged    source: it has yielded                  yields the MACs; copies punts,      "
+//!                                                   and answers ARP/NS as the guest does
 //! moving    destination: the guest runs there       runs the toolstack; guest gone:     keeps punts in order
-//!                                                   answers ARP/NS, relays punts
+//!                                                   relays punts
 //! arrived   destination: its gate is proven         as with the guest gone, mute        opens the gate, gives relayed punts
-//! verified  destination: the source has yielded     "                                   "
-//! announced destination: told, punts are in order   takes what comes by uplinks only    emits as the router, tells everybody
+//! verified  destination: the source has yielded,    "                                   tells everybody
+//!           and switches were told
+//! announced destination: punts are in order         takes what comes by uplinks only    emits as the router, "
 //! draining  source: nothing came for a while        "; then removes everything          as any router
 //! done
 //! aborting  source: the guest is back, as before    as before, or as in moving          as before
@@ -20,8 +22,10 @@
 //! ```
 //!
 //! The source *yields* (routed frames carry the node's own MAC instead of the router's) before the guest can leave, and the
-//! destination emits nothing as the router before it has announced. So no moment needs the two to agree: between the last
-//! frame of the guest at the source and the announcement nobody uses the router's MACs, and switches keep what they have learned.
+//! destination emits nothing as the router before that. So no moment needs the two to agree: between the last frame of the guest
+//! at the source and the first that tells of it at the destination nobody uses the router's MACs, and switches keep what they have
+//! learned. They are told before the database is: the source, once it knows, switches what begins at its own ports to where the
+//! router is, and a switch between that still believed the router to be at the source would send that nowhere.
 //!
 //! No phase is entered twice, so a transaction that is done late or twice finds another phase than it waits for. `aborting` is
 //! no point of no return: a guest that runs at the destination has arrived. After that there is no way back but another migration.
@@ -202,8 +206,10 @@ fn destination(open: &Open, facts: &Facts, limits: &Limits) -> Step {
             Step { write, ..Step::of(Stance::ARRIVED, false) }
         }
         Phase::Verified => {
-            let write = (is_open && (open.yielded || timer.is_over)).then_some(Write::Announce);
-            Step { write, ..Step::of(Stance::ARRIVED, false) }
+            // The switches between first: what the source sends them from then on is for here.
+            let tell = is_open && (open.yielded || timer.is_over);
+            let write = (tell && facts.told).then_some(Write::Announce);
+            Step { tell, write, ..Step::of(Stance::ARRIVED, false) }
         }
         Phase::Announced => {
             let punts = if facts.end_mark || timer.is_over { Punts::Guest } else { Punts::Ordered };

@@ -5,16 +5,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use openflow::PacketOut;
 use tokio::sync::{mpsc, watch};
 use xenflow_flow_app::{Heard, RouterId};
 use xenflow_proto::Name;
 use xenflow_proto::message::{HostMessage, RefusalReason};
 
 use super::carrier::Posts;
-use super::carrier::task as carrier;
+use super::carrier::task::{self as carrier, Sending};
 use super::errands;
 use super::links::{self, Order};
+use super::megaflows;
 use super::peer::incoming::Answer;
 use super::toolstack::Toolstacks;
 use crate::config::Config;
@@ -28,8 +28,11 @@ pub struct Frames {
     /// From it.
     pub heard: mpsc::Sender<(Heard, Bytes)>,
     /// To it.
-    pub sends: mpsc::Receiver<PacketOut>,
+    pub sends: mpsc::Receiver<Sending>,
 }
+
+/// Why a node without a place for it runs no toolstack.
+const NO_STATE_DIR: &str = "the node has no state_dir, where the move of a guest is kept that outlives its daemon: set it in the daemon's configuration";
 
 /// See the module.
 #[derive(Debug)]
@@ -38,6 +41,7 @@ pub struct Moves {
     streams: watch::Sender<Arc<BTreeMap<RouterId, Stream>>>,
     rows: watch::Sender<Arc<BTreeMap<Name, Migration>>>,
     errands: watch::Sender<Arc<BTreeMap<u64, Errand>>>,
+    megaflows: watch::Sender<Arc<megaflows::Moves>>,
     /// Without a bound of its own: a stream and a source have few messages under way each, and the loop must not wait for a task
     /// that waits for it.
     orders: mpsc::UnboundedSender<Order>,
@@ -64,6 +68,7 @@ impl Moves {
             streams: watch::Sender::default(),
             rows: watch::Sender::default(),
             errands: watch::Sender::default(),
+            megaflows: watch::Sender::default(),
             orders,
             waiting: None,
         };
@@ -77,6 +82,14 @@ impl Moves {
             given,
         };
         tokio::spawn(carrier::run(channels));
+        let (flows, told) = mpsc::channel(4);
+        let setup = megaflows::task::Setup {
+            rundir: config.ovs_rundir.clone(),
+            moves: moves.megaflows.subscribe(),
+            told,
+            orders: moves.orders.clone(),
+        };
+        tokio::spawn(megaflows::task::run(setup));
         let setup = links::Setup {
             node: node.clone(),
             listen: config.migration.listen(),
@@ -87,12 +100,16 @@ impl Moves {
             events: events.clone(),
             linked,
             given: gives,
+            megaflows: flows,
         };
         tokio::spawn(links::run(setup));
         let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("xenflow-dom0"));
         let waiting = config.state_dir.as_ref().map(|dir| {
             (Toolstacks::new(config.migration.toolstack.clone(), dir.clone(), program), events.clone())
         });
+        if waiting.is_none() {
+            tokio::spawn(errands::refuse(moves.errands.subscribe(), events.clone(), NO_STATE_DIR));
+        }
         (Self { waiting, ..moves }, Frames { heard, sends })
     }
 
@@ -100,6 +117,7 @@ impl Moves {
     pub fn follow(&mut self, core: &Core) {
         follow(&self.posts, core.posts());
         follow(&self.streams, core.streams());
+        follow(&self.megaflows, core.megaflows());
         let Some(open) = core.open_moves() else { return };
         if **self.rows.borrow() != *open {
             self.rows.send_replace(Arc::new(open.clone()));

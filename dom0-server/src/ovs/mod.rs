@@ -3,5 +3,6 @@
 
 pub mod appctl;
 pub mod database;
+pub mod datapath;
 pub mod restore;
 pub mod switch;

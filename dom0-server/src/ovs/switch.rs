@@ -15,13 +15,14 @@ use openflow::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use xenflow_flow_app::pipeline::{self, cookie};
 use xenflow_flow_app::{Dump, FlowChange, Heard, MeterChange};
 
 use crate::clock::until;
 use crate::core::{BatchId, Event, MeterError};
 use crate::counters::Poll;
+use crate::migration::carrier::task::Sending;
 use crate::migration::shell::Frames;
 
 /// What the core wants of the switch, and which connection it means: the first is 1. What it asked of an earlier
@@ -143,6 +144,8 @@ struct Pending {
     /// Requests of a poll, and what has been answered.
     poll: BTreeSet<u32>,
     counted: Poll,
+    /// Barriers behind frames, by their requests.
+    confirms: HashMap<u32, oneshot::Sender<()>>,
 }
 
 impl Pending {
@@ -222,8 +225,11 @@ async fn converse(
                 input.clear();
             }
             written = writer.write_buf(&mut output), if !output.is_empty() => { written?; }
-            Some(packet) = frames.sends.recv(), if pending.is_up && session.pending_output() < MOST_OUTPUT => {
-                session.send(&Message::PacketOut(packet))?;
+            Some(sending) = frames.sends.recv(), if pending.is_up && session.pending_output() < MOST_OUTPUT => {
+                match sending {
+                    Sending::Frame(packet) => _ = session.send(&Message::PacketOut(packet))?,
+                    Sending::Confirm(reply) => _ = pending.confirms.insert(session.send_barrier(), reply),
+                }
             }
             order = orders.recv(), if pending.is_up => {
                 let order = order.ok_or(Down::Stopped)?;
@@ -291,6 +297,11 @@ fn translate(said: Said, pending: &mut Pending) -> Vec<Event> {
             let culprits = errors.into_iter().filter_map(|(index, error)| Some((index?, error.code)));
             let refused = pending.bundle(id).map(|(batch, _)| Event::Refused(batch, culprits.collect()));
             refused.into_iter().collect()
+        }
+        Said::BarrierReply { xid } => {
+            // Who asked may be gone.
+            let _ = pending.confirms.remove(&xid).map(|reply| reply.send(()));
+            Vec::new()
         }
         Said::Flows { xid, flows, more } if pending.poll.contains(&xid) => {
             pending.counted.flows.extend(flows);

@@ -3,13 +3,13 @@
 use bytes::Bytes;
 
 use super::{
-    DestinationMessage, Hello, MAX_FRAME_BYTES, MAX_PUNTS, MAX_VIF, MIN_FRAME_BYTES, Punt, PuntKind,
-    RefusalReason, SourceMessage, Welcome,
+    DestinationMessage, Hello, MAX_FRAME_BYTES, MAX_MEGAFLOWS, MAX_PUNTS, MAX_VIF, MIN_FRAME_BYTES, Megaflow,
+    Punt, PuntKind, RefusalReason, SourceMessage, Welcome,
 };
 use crate::digest::Digest;
 use crate::message::MAX_CHANGES;
 use crate::types::Seq;
-use crate::wire::{DecodeError, Decoded, at_most, change, change_to_wire, need, nonzero, text};
+use crate::wire::{DecodeError, Decoded, at_most, change, change_to_wire, mac, need, nonzero, text};
 
 /// Generated from `schema/xenflow-node-v1.proto`; `tests/schema.rs` says how.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
@@ -76,6 +76,9 @@ pub(super) fn source_message(message: pb::SourceMessage) -> Decoded<SourceMessag
             SourceMessage::Punts { first, punts: punts.into_iter().map(punt).collect::<Decoded<_>>()? }
         }
         Body::EndMark(pb::EndMark { last }) => SourceMessage::EndMark(last),
+        Body::Megaflows(pb::Megaflows { flows }) => SourceMessage::Megaflows(
+            at_most(flows, MAX_MEGAFLOWS, "megaflows")?.into_iter().map(megaflow).collect::<Decoded<_>>()?,
+        ),
         Body::Ping(pb::Ping { token }) => SourceMessage::Ping(token),
         Body::Pong(pb::Pong { token }) => SourceMessage::Pong(token),
     })
@@ -108,10 +111,33 @@ pub(super) fn source_message_to_wire(message: &SourceMessage) -> pb::SourceMessa
             Body::Punts(pb::Punts { first: *first, punts: punts.iter().map(punt_to_wire).collect() })
         }
         SourceMessage::EndMark(last) => Body::EndMark(pb::EndMark { last: *last }),
+        SourceMessage::Megaflows(flows) => {
+            Body::Megaflows(pb::Megaflows { flows: flows.iter().map(megaflow_to_wire).collect() })
+        }
         SourceMessage::Ping(token) => Body::Ping(pb::Ping { token: *token }),
         SourceMessage::Pong(token) => Body::Pong(pb::Pong { token: *token }),
     };
     pb::SourceMessage { body: Some(body) }
+}
+
+fn megaflow(flow: pb::Megaflow) -> Decoded<Megaflow> {
+    let pb::Megaflow { vlan, src, dst, fields } = flow;
+    Ok(Megaflow {
+        vlan: i64::from(vlan).try_into()?,
+        src: mac(&src)?,
+        dst: mac(&dst)?,
+        fields: fields.parse()?,
+    })
+}
+
+fn megaflow_to_wire(flow: &Megaflow) -> pb::Megaflow {
+    let Megaflow { vlan, src, dst, fields } = flow;
+    pb::Megaflow {
+        vlan: vlan.get().into(),
+        src: src.0.to_vec(),
+        dst: dst.0.to_vec(),
+        fields: fields.as_str().to_owned(),
+    }
 }
 
 fn punt(punt: pb::Punt) -> Decoded<Punt> {
@@ -182,8 +208,17 @@ pub(super) fn destination_message_to_wire(message: &DestinationMessage) -> pb::D
 }
 
 fn welcome(welcome: pb::Welcome) -> Decoded<Welcome> {
-    let pb::Welcome { version, node, max_frame_bytes, max_changes, window, next_seq, next_punt, held } =
-        welcome;
+    let pb::Welcome {
+        version,
+        node,
+        max_frame_bytes,
+        max_changes,
+        window,
+        next_seq,
+        next_punt,
+        held,
+        megaflows,
+    } = welcome;
     Ok(Welcome {
         version,
         node: node.parse()?,
@@ -197,11 +232,13 @@ fn welcome(welcome: pb::Welcome) -> Decoded<Welcome> {
                 Ok::<_, DecodeError>(super::Held { boot_id: boot_id(&boot)?, digest: digest(of)? })
             })
             .transpose()?,
+        megaflows,
     })
 }
 
 fn welcome_to_wire(welcome: &Welcome) -> pb::Welcome {
-    let Welcome { version, node, max_frame_bytes, max_changes, window, next_seq, next_punt, held } = welcome;
+    let Welcome { version, node, max_frame_bytes, max_changes, window, next_seq, next_punt, held, megaflows } =
+        welcome;
     pb::Welcome {
         version: *version,
         node: node.to_string(),
@@ -214,6 +251,7 @@ fn welcome_to_wire(welcome: &Welcome) -> pb::Welcome {
             boot_id: boot_id.to_vec(),
             digest: digest_to_wire(digest),
         }),
+        megaflows: *megaflows,
     }
 }
 

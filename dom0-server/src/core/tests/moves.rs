@@ -86,6 +86,7 @@ impl Pair {
         let places = places(&self.a);
         let is_open = !self.row.phase.is_over();
         Whereabouts {
+            others: BTreeMap::new(),
             elsewhere: if its { BTreeSet::new() } else { places.clone() },
             own: if its { places } else { BTreeSet::new() },
             moves: is_open.then(|| (name("r1"), self.row.clone())).into_iter().collect(),
@@ -253,6 +254,12 @@ fn a_planned_move_runs_to_its_end() {
     assert_eq!(pair.transact(), Some(("b", Write::Advance(Phase::Arrived))));
     assert_eq!(pair.stances()[1], Stance::ARRIVED);
     assert_eq!(pair.transact(), Some(("b", Write::Advance(Phase::Verified))));
+    assert_eq!(pair.transact(), None, "others were not told");
+    assert!(pair.b.posts().routers[&RouterId(1)].tell);
+    let carried = Carried { migration: Some(NUMBER), end_mark: false, told: true };
+    let effects = pair.b.handle(Event::Carried(RouterId(1), carried));
+    quiet(&mut pair.b, effects);
+    assert_eq!(pair.stances()[0].gate, Gate::Open, "frames may still come here");
     assert_eq!(pair.transact(), Some(("b", Write::Announce)));
     let [a, b] = pair.stances();
     assert_eq!((b.emission, b.gate, b.mute), (Emission::Router, Gate::Open, false));
@@ -267,7 +274,7 @@ fn a_planned_move_runs_to_its_end() {
         "{effects:?}"
     );
     assert!(pair.b.sessions.contains_key(&SOURCE), "frames still come by it");
-    assert_eq!(pair.transact(), None, "others were not told");
+    assert_eq!(pair.transact(), None, "frames from a may still come");
     let carried = Carried { migration: Some(NUMBER), end_mark: true, told: true };
     let effects = pair.b.handle(Event::Carried(RouterId(1), carried));
     quiet(&mut pair.b, effects);
@@ -353,4 +360,55 @@ fn a_toolstack_that_cannot_begin_aborts_the_move_in_its_own_words() {
     assert_eq!(pair.say_one(), Some(Tables::Resume));
     assert!(matches!(pair.say_one(), Some(Tables::End(_))));
     assert_eq!(pair.transact(), Some(("b", Write::Advance(Phase::Staged))));
+}
+
+#[test]
+fn the_addresses_of_a_router_stay_while_its_ports_go_one_by_one() {
+    let mut pair = Pair::new();
+    let mut plugged = ports(&[1]);
+    plugged.ports.iter_mut().for_each(|port| port.is_up = true);
+    // The control vif is the last that goes; nobody has planned it.
+    while !plugged.ports.is_empty() {
+        let effects = pair.a.handle(Event::Ports(plugged.clone()));
+        confirm_all(&mut pair.a, effects);
+        assert_eq!(pair.a.here().map(|here| (**here).clone()), Some(places(&pair.a)), "{:?}", plugged.ports);
+        plugged.ports.remove(0);
+    }
+}
+
+/// Of a daemon that was killed while it was the source, and starts when the guest is elsewhere: the tables of that are in the
+/// switch, and nobody tells them any more.
+#[test]
+fn what_a_former_life_has_left_in_the_switch_goes_with_the_end_of_its_part() {
+    let mut pair = Pair::new();
+    pair.row.phase = Phase::Draining;
+    pair.owner = "b";
+    let mut core = Core::new(name("a"), 100_000);
+    core.handle(Event::Desired(desired(&[1])));
+    core.handle(Event::Ports(SwitchPorts { ports: Vec::new(), ..ports(&[1]) }));
+    core.handle(Event::Whereabouts(pair.whereabouts("a")));
+    core.handle(SWITCH_UP());
+    let mut queue: VecDeque<Effect> = core.handle(Event::DumpEnd).into();
+    let (mut second, mut is_removed) = (0, false);
+    while second < 20 {
+        let Some(effect) = queue.pop_front() else {
+            second += 1;
+            queue.extend(core.handle(Event::Tick(Duration::from_secs(second))));
+            queue.extend(core.handle(Event::Counted(Poll::default())));
+            continue;
+        };
+        let event = match effect {
+            Effect::Send(id, _, changes) => {
+                is_removed |= changes.contains(&FlowChange::RemoveRouter(RouterId(1)));
+                Event::Confirmed(id, TOOK)
+            }
+            Effect::Dump(_) => Event::DumpEnd,
+            Effect::Prove(proof) => Event::Proven(proof, true),
+            _ => continue,
+        };
+        queue.extend(core.handle(event));
+    }
+    assert_eq!(core.moves.steps[&RouterId(1)].stance, Stance::NONE);
+    assert!(is_removed, "its flows are in the switch for good");
+    assert!(core.due().values().any(|due| due.write == Write::Advance(Phase::Done)));
 }

@@ -127,6 +127,14 @@ impl<'a> Names<'a> {
     /// What is done in a step.
     pub(super) fn step(&self, step: &Step) -> String {
         match step.table {
+            _ if reg(step, pipeline::FLAGS) & pipeline::REHEARSED == 0 => self.done(step),
+            pipeline::L2 => "rehearsed, so it goes nowhere".to_owned(),
+            _ => format!("rehearsed: {}", self.done(step)),
+        }
+    }
+
+    fn done(&self, step: &Step) -> String {
+        match step.table {
             pipeline::ADMISSION => self.admission(step),
             pipeline::ROUTER => self.gate(step),
             pipeline::LOCAL | pipeline::SOURCE => self.local(step),

@@ -1,13 +1,13 @@
 //! One router's frames; see [`super`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use xenflow_flow_app::{PortNo, Punts, RouterId};
 use xenflow_proto::node::{Punt, PuntKind};
 
 use super::{AT_ONCE, Carried, Out, PAUSE, PLUGGED, Post, QUIET, out};
-use crate::migration::announce::Schedule;
+use crate::migration::announce::{self, Schedule};
 use crate::migration::punts::{Bounds, Keeper, Queue, Ring};
 
 /// What a router's frames are, and how far they are.
@@ -27,7 +27,7 @@ pub(super) struct Router {
     copies: Ring,
     pub(super) kept: Keeper,
     pub(super) said: Queue,
-    pub(super) telling: Option<(Schedule, Duration)>,
+    pub(super) telling: Option<Telling>,
     pub(super) heard: Duration,
     pub(super) carried: Carried,
     /// That the source was told over this connection; none: it has said nothing yet.
@@ -49,6 +49,29 @@ struct Tally {
     late: u64,
     /// For a vif that is not plugged in, behind the end mark, or for a guest that nobody knows where to find.
     lost: u64,
+}
+
+/// What is told of it.
+#[derive(Debug)]
+pub(super) struct Telling {
+    schedule: Schedule,
+    began: Duration,
+    told: Told,
+}
+
+/// Whether everybody was told once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    No,
+    /// The switch has not said yet that it has sent it all.
+    Asked,
+    Yes,
+}
+
+impl Telling {
+    fn new(vifs: &[announce::Vif], now: Duration) -> Self {
+        Self { schedule: Schedule::new(vifs), began: now, told: Told::No }
+    }
 }
 
 impl Router {
@@ -152,7 +175,7 @@ impl Router {
         }
         if self.post.tell && self.telling.is_none() {
             let vifs: Vec<_> = self.post.vifs.values().map(|(_, vif)| vif.clone()).collect();
-            self.telling = Some((Schedule::new(&vifs), now));
+            self.telling = Some(Telling::new(&vifs, now));
         } else if !self.post.tell {
             self.telling = None;
         }
@@ -258,12 +281,48 @@ impl Router {
         self.post.vifs.get(&vif)?.0
     }
 
+    /// Tells what is due.
+    pub(super) fn tell(
+        &mut self,
+        id: RouterId,
+        uplinks: &BTreeSet<PortNo>,
+        now: Duration,
+        out: &mut Vec<Out>,
+    ) {
+        let Some(telling) = &mut self.telling else { return };
+        for due in telling.schedule.due(now.saturating_sub(telling.began)) {
+            let own = self.post.vifs.values().find(|(_, vif)| vif.vlan() == due.vlan);
+            let port = own.and_then(|(port, _)| *port);
+            out.extend(out::told(due, port, uplinks).map(Out::Send));
+        }
+        if telling.told == Told::No
+            && telling.schedule.has_told_all()
+            && let Some(migration) = self.post.migration
+        {
+            telling.told = Told::Asked;
+            out.push(Out::Confirm(id, migration));
+        }
+    }
+
+    /// The switch has sent what was told for this migration; or it is gone, and nobody knows.
+    pub(super) fn confirmed(&mut self, migration: u64, is_sent: bool, now: Duration) {
+        let is_its = self.post.migration == Some(migration);
+        if let Some(telling) = self.telling.as_mut().filter(|telling| is_its && telling.told == Told::Asked) {
+            if is_sent {
+                telling.told = Told::Yes;
+            } else {
+                let vifs: Vec<_> = self.post.vifs.values().map(|(_, vif)| vif.clone()).collect();
+                *telling = Telling::new(&vifs, now);
+            }
+        }
+    }
+
     /// What the sequencer may know. That everything is given holds for the whole of a migration: what comes here later waits for
     /// nothing but its turn.
     pub(super) fn carry(&self, migration: u64) -> Carried {
         let was = self.carried.migration == Some(migration) && self.carried.end_mark;
         let [_, (own, _)] = self.kept.kept();
-        let told = self.telling.as_ref().is_some_and(|(schedule, _)| schedule.has_told_all());
+        let told = self.telling.as_ref().is_some_and(|telling| telling.told == Told::Yes);
         Carried { migration: Some(migration), end_mark: was || (self.kept.is_through() && own == 0), told }
     }
 
@@ -274,7 +333,7 @@ impl Router {
 
     fn is_idle(&self) -> bool {
         let [(relayed, _), (own, _)] = self.kept.kept();
-        let tells = self.telling.as_ref().is_some_and(|(schedule, _)| schedule.next().is_some());
+        let tells = self.telling.as_ref().is_some_and(|telling| telling.schedule.next().is_some());
         relayed == 0 && own == 0 && self.said.is_empty() && !tells && !self.takes_back
     }
 
@@ -285,7 +344,7 @@ impl Router {
         let give = (has_any && self.can_take()).then(|| self.next.max(self.complete()));
         let say = (!self.said.is_empty() && self.may_say()).then_some(self.next);
         let end = self.may_end().then_some(self.heard + QUIET);
-        let tell = self.telling.as_ref().and_then(|(schedule, began)| Some(*began + schedule.next()?));
+        let tell = self.telling.as_ref().and_then(|telling| Some(telling.began + telling.schedule.next()?));
         let over = self.left.map(|left| left + Bounds::KEPT.age);
         [give, say, end, tell, over].into_iter().flatten().min()
     }

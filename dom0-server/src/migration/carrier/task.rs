@@ -38,6 +38,17 @@ pub enum Linked {
     EndMark(u64, u64),
     /// A router's frames that have come back.
     TakenBack(RouterId, Vec<Punt>),
+    /// What the switch was to send for a router's migration before this it has sent; or not.
+    Confirmed(RouterId, u64, bool),
+}
+
+/// What the switch is to do, in this order.
+#[derive(Debug)]
+pub enum Sending {
+    /// A frame.
+    Frame(PacketOut),
+    /// To say when everything before is done. Dropped: it is gone.
+    Confirm(oneshot::Sender<()>),
 }
 
 /// The source of a migration need not keep frames up to this number.
@@ -49,7 +60,7 @@ pub struct Channels {
     /// From the switch.
     pub heard: mpsc::Receiver<(Heard, Bytes)>,
     /// To the switch.
-    pub sends: mpsc::Sender<PacketOut>,
+    pub sends: mpsc::Sender<Sending>,
     /// From the core.
     pub posts: watch::Receiver<Arc<Posts>>,
     /// To the core.
@@ -110,6 +121,9 @@ pub async fn run(mut channels: Channels) {
                         carrier.due(now)
                     }
                     Linked::TakenBack(id, punts) => carrier.taken_back(id, punts, now),
+                    Linked::Confirmed(id, migration, is_sent) => {
+                        carrier.confirmed(id, migration, is_sent, now)
+                    }
                 }
             }
             () = until(wake) => carrier.due(begin.elapsed()),
@@ -126,9 +140,20 @@ pub async fn run(mut channels: Channels) {
         for out in out {
             match out {
                 Out::Send(packet) => {
-                    if channels.sends.send(packet).await.is_err() {
+                    if channels.sends.send(Sending::Frame(packet)).await.is_err() {
                         return;
                     }
+                }
+                Out::Confirm(id, migration) => {
+                    let (reply, answer) = oneshot::channel();
+                    if channels.sends.send(Sending::Confirm(reply)).await.is_err() {
+                        return;
+                    }
+                    let own = channels.own.clone();
+                    tokio::spawn(async move {
+                        let confirmed = Linked::Confirmed(id, migration, answer.await.is_ok());
+                        let _ = own.send(confirmed).await;
+                    });
                 }
                 Out::Relay(id, punt) => say(&streams, id, Relayed::Frame(punt)).await,
                 Out::EndMark(id) => say(&streams, id, Relayed::EndMark).await,

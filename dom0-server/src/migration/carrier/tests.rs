@@ -66,13 +66,20 @@ fn there_and_back_again_twice_with_something_at_every_instant() {
 }
 
 #[test]
-fn neighbors_are_answered_for_a_guest_that_is_away_and_only_then() {
+fn neighbors_are_answered_for_a_guest_that_is_away_or_may_be_and_only_then() {
     let request = world::arp_request();
-    for (asked, is_answered) in [(Stance::AWAY, true), (Stance::AWAITED, false)] {
+    // A suspended guest's ports are there for as long as it takes to arrive elsewhere.
+    for (asked, is_here, kind, is_answered) in [
+        (Stance::YIELDED, true, HeardKind::Copy, true),
+        (Stance::AWAY, true, HeardKind::Copy, true),
+        (Stance::AWAY, false, HeardKind::Punt, true),
+        (Stance::AWAITED, false, HeardKind::Punt, false),
+        (Stance::HOME, true, HeardKind::Copy, false),
+    ] {
         let mut carrier = Carrier::default();
         carrier.set_streamed(ID, true, MS);
-        carrier.set(&posts(post(Some(1), asked, false)), MS);
-        let out = carrier.heard(heard(HeardKind::Punt), request.clone(), MS);
+        carrier.set(&posts(post(Some(1), asked, is_here)), MS);
+        let out = carrier.heard(heard(kind), request.clone(), MS);
         match &out[..] {
             [Out::Send(packet)] if is_answered => {
                 assert_eq!(packet.data[..12], [&[0x52, 0x54, 0, 0, 0, 2][..], &NODE.0].concat());
@@ -82,7 +89,7 @@ fn neighbors_are_answered_for_a_guest_that_is_away_and_only_then() {
         }
         // Other frames are not.
         let out = carrier.heard(heard(HeardKind::Punt), frame(3), MS);
-        assert_eq!(relayed(&out), if is_answered { vec![3] } else { vec![] });
+        assert_eq!(relayed(&out), if asked == Stance::AWAY { vec![3] } else { vec![] });
     }
 }
 
@@ -92,6 +99,14 @@ fn the_special_announcement_leaves_by_uplinks_only() {
     let mut all = posts(Post { tell: true, ..post(Some(1), Stance::HOME, true) });
     all.uplinks = BTreeSet::from([20, 21]);
     let mut out = carrier.set(&all, MS);
+    let told = Out::Carried(ID, Carried { migration: Some(1), end_mark: true, told: true });
+    out.extend(carrier.due(MS));
+    assert!(out.contains(&Out::Confirm(ID, 1)) && !out.contains(&told), "the switch may not have sent it");
+    assert_eq!(carrier.confirmed(ID, 1, false, MS), [], "it is gone: all is told again");
+    out = carrier.due(MS);
+    assert!(out.contains(&Out::Confirm(ID, 1)));
+    assert_eq!(carrier.confirmed(ID, 2, true, MS), [], "of another migration");
+    assert_eq!(carrier.confirmed(ID, 1, true, MS), [told]);
     while let Some(wake) = carrier.wake() {
         out.extend(carrier.due(wake));
     }
@@ -106,7 +121,6 @@ fn the_special_announcement_leaves_by_uplinks_only() {
     };
     assert_eq!((by(20), by(21), by(5)), (3, 3, 0));
     assert!(others.iter().all(|packet| **packet == out::switched(VlanId::MIN, Some(5), packet.data.clone())));
-    assert!(out.contains(&Out::Carried(ID, Carried { migration: Some(1), end_mark: true, told: true })));
     // All was told: nothing keeps it.
     carrier.set(&Posts::default(), MS);
     assert!(carrier.routers.is_empty());

@@ -391,7 +391,8 @@ impl Door {
                 | SourceMessage::Changes { .. }
                 | SourceMessage::SnapshotEnd { .. }
                 | SourceMessage::Punts { .. }
-                | SourceMessage::EndMark(_) => {
+                | SourceMessage::EndMark(_)
+                | SourceMessage::Megaflows(_) => {
                     let place = places.clone().acquire_owned().await.map_err(|_| End::Done)?;
                     let said = Event::Said(id, message, Taken { _place: place });
                     self.events.send(said).await.map_err(|_| End::Done)?;
@@ -411,6 +412,7 @@ impl Door {
             next_seq,
             next_punt,
             held,
+            megaflows: true,
         })
     }
 }

@@ -109,7 +109,7 @@ impl Order {
                 }
                 self.has_ended = true;
             }
-            SourceMessage::Ping(_) | SourceMessage::Pong(_) => {}
+            SourceMessage::Megaflows(_) | SourceMessage::Ping(_) | SourceMessage::Pong(_) => {}
         }
         Ok(())
     }

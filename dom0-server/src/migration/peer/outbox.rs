@@ -189,6 +189,7 @@ mod tests {
             next_seq: Seq(next_seq),
             next_punt,
             held: None,
+            megaflows: false,
         }
     }
 
@@ -218,6 +219,7 @@ mod tests {
             SourceMessage::Hello(_)
             | SourceMessage::Punts { .. }
             | SourceMessage::EndMark(_)
+            | SourceMessage::Megaflows(_)
             | SourceMessage::Ping(_)
             | SourceMessage::Pong(_) => None,
         };

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::client::TlsStream;
 use xenflow_proto::frame::MAX_FRAME;
 use xenflow_proto::node::{
-    DestinationMessage, Held, Hello, Punt, RefusalReason, SourceMessage, VERSION, Welcome,
+    DestinationMessage, Held, Hello, Megaflow, Punt, RefusalReason, SourceMessage, VERSION, Welcome,
 };
 use xenflow_proto::{Change, Digest, FrameDecoder, Identity, Name};
 
@@ -184,6 +184,8 @@ pub struct Outgoing {
     pub tables: mpsc::Sender<Said>,
     /// Frames for the guest.
     pub punts: mpsc::Sender<Relayed>,
+    /// What its packets have in the datapath: not kept for another connection, nor for who takes none.
+    pub megaflows: mpsc::Sender<Vec<Megaflow>>,
     /// What happens.
     pub events: mpsc::Receiver<Event>,
     /// What has become of frames for the guest.
@@ -203,12 +205,15 @@ impl Outgoing {
             .map_err(rustls::Error::from)?;
         let (tables, tables_said) = mpsc::channel(TABLES);
         let (punts, punts_said) = mpsc::channel(PUNTS);
+        let (megaflows, flows_said) = mpsc::channel(1);
         let (told, events) = mpsc::channel(EVENTS);
         let (counted, counters) = watch::channel(Counters::default());
         let link = Link {
             outbox: Outbox::new(Relay::new(Bounds::KEPT)),
             tables: tables_said,
             punts: punts_said,
+            megaflows: flows_said,
+            takes_megaflows: false,
             events: told,
             pending: VecDeque::new(),
             counted,
@@ -218,7 +223,7 @@ impl Outgoing {
             tracing::info_span!("stream", migration = dial.migration, router = %dial.router, to = %dial.node);
         let task = run(link, dial, u64::from_be_bytes(stream), access);
         tokio::spawn(tracing::Instrument::instrument(task, span));
-        Ok(Self { tables, punts, events, counters })
+        Ok(Self { tables, punts, megaflows, events, counters })
     }
 }
 
@@ -254,6 +259,9 @@ struct Link {
     outbox: Outbox,
     tables: mpsc::Receiver<Said>,
     punts: mpsc::Receiver<Relayed>,
+    megaflows: mpsc::Receiver<Vec<Megaflow>>,
+    /// The destination does.
+    takes_megaflows: bool,
     events: mpsc::Sender<Event>,
     /// Events that nobody has taken yet: four at most.
     pending: VecDeque<Event>,
@@ -401,6 +409,7 @@ impl Link {
             Ok(goes_on) => goes_on,
             Err(broken) => return broken.into(),
         };
+        self.takes_megaflows = welcome.megaflows;
         self.put(Event::Connected { held: welcome.held, goes_on });
         let end = match self.converse(&mut stream, decoder, peer, node).await {
             Ok(never) => match never {},
@@ -459,6 +468,11 @@ impl Link {
                     self.outbox.say(mark, tables);
                 }
                 said = self.punts.recv() => self.take(said).map_err(|Dropped| End::Dropped)?,
+                Some(flows) = self.megaflows.recv(), if out.len() < BLOCK => {
+                    if self.takes_megaflows {
+                        SourceMessage::Megaflows(flows).encode(&mut out);
+                    }
+                }
                 room = events.reserve(), if !self.pending.is_empty() => {
                     let Some(event) = self.pending.pop_front() else { continue };
                     room.map_err(|_| End::Dropped)?.send(event);

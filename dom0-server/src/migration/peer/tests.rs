@@ -193,6 +193,7 @@ async fn a_whole_conversation() {
             | SourceMessage::Changes { .. }
             | SourceMessage::SnapshotEnd { .. }
             | SourceMessage::Ping(_)
+            | SourceMessage::Megaflows(_)
             | SourceMessage::Pong(_) => panic!("of tables nothing was said"),
         }
     };
@@ -338,6 +339,7 @@ impl Taker {
             | SourceMessage::Resume(_)
             | SourceMessage::SnapshotEnd { .. }
             | SourceMessage::Ping(_)
+            | SourceMessage::Megaflows(_)
             | SourceMessage::Pong(_) => panic!("{message:?}"),
         }
         false

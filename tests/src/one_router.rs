@@ -17,6 +17,8 @@ use crate::virtual_router::{Link, VirtualRouter};
 
 /// The end host in lan1.
 pub const H1: &str = "10.1.0.10";
+/// Its gateway: r1 there.
+pub const GATEWAY: &str = "10.1.0.1";
 /// The end host in lan2.
 pub const H2: &str = "10.2.0.10";
 
@@ -59,7 +61,7 @@ impl OneRouter {
         let vif = |port, mac| Vif { port, iface_id: port, mac, vm_uuid: None };
         let (h1, h2) = (vif("h1", "02:48:00:00:00:01"), vif("h2", "02:48:00:00:00:02"));
         self.node.plug_all(&[(h[0].netns(), NIC, &h1), (h[1].netns(), NIC, &h2)])?;
-        h[0].configure(&format!("{H1}/24"), Some("10.1.0.1"))?;
+        h[0].configure(&format!("{H1}/24"), Some(GATEWAY))?;
         h[1].configure(&format!("{H2}/24"), Some("10.2.0.1"))?;
         Ok(h)
     }

@@ -10,10 +10,11 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
@@ -126,11 +127,12 @@ fn boot(
     let init = scratch.join("init");
     symlink(binary, &init)?;
     let memory_dir = memory_dir(scenario.memory_mib, scratch)?;
+    let processor = Processor::take()?;
 
     // setpriv: if this process is killed, the kernel ends the lab.
     let mut command = Command::new("setpriv");
     command
-        .args(["--pdeathsig", "TERM", "linux.uml"])
+        .args(["--pdeathsig", "TERM", "taskset", "--cpu-list", &processor.0.to_string(), "linux.uml"])
         .arg(format!("mem={}M", scenario.memory_mib))
         .args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet", "panic=1", "noreboot"])
         .args(["con=null", "ssl=null", "ssl0=null,fd:2"])
@@ -175,7 +177,38 @@ fn boot(
         let _ = reader.join();
     }
     drop(terminal);
+    drop(processor);
     end
+}
+
+/// The processor that a lab keeps to. Its kernel and the processes that this traces take turns: on two processors each turn wakes
+/// the other one up, which takes three times as long as all else.
+#[derive(Debug)]
+struct Processor(usize);
+
+/// Those that labs of this process have.
+static TAKEN: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
+impl Processor {
+    /// One of those that this process may have: the last of the least taken.
+    fn take() -> Result<Self> {
+        let allowed = sched_getaffinity(Pid::from_raw(0))?;
+        let all = (0..CpuSet::count()).rev().filter(|processor| allowed.is_set(*processor) == Ok(true));
+        let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let labs = |processor: &usize| taken.iter().filter(|other| *other == processor).count();
+        let least = all.min_by_key(labs).context("this process may have no processor")?;
+        taken.push(least);
+        Ok(Self(least))
+    }
+}
+
+impl Drop for Processor {
+    fn drop(&mut self) {
+        let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = taken.iter().position(|processor| *processor == self.0) {
+            taken.swap_remove(place);
+        }
+    }
 }
 
 /// The UML process; ended when dropped.

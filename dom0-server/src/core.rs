@@ -371,6 +371,7 @@ impl Core {
             Event::Feed(number, fed) => self.feed_said(number, fed),
             Event::Ran(number, run, why_not) => self.ran(number, run, why_not),
             Event::Carried(router, carried) => self.carried(router, carried),
+            Event::Ahead(numbers) => self.ahead(numbers),
             Event::Tallied(router, number, tally) => self.tallied(router, number, tally),
         }
         self.pump();

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, Subcommand};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg,
@@ -236,6 +236,22 @@ impl Probe {
     /// Ends the sender, lets the receiver drain, and gives the report.
     pub fn stop(mut self) -> Result<ProbeReport> {
         self.sender.close();
+        self.report()
+    }
+
+    /// The same of several at once, in order.
+    pub fn stop_all(mut probes: Vec<Self>) -> Result<Vec<ProbeReport>> {
+        for probe in &mut probes {
+            probe.sender.close();
+        }
+        std::thread::scope(|scope| {
+            let ends: Vec<_> = probes.into_iter().map(|probe| scope.spawn(|| probe.report())).collect();
+            ends.into_iter().map(|end| end.join().map_err(|_| anyhow!("a thread panicked"))?).collect()
+        })
+    }
+
+    /// What it has found, once the sender has ended.
+    fn report(mut self) -> Result<ProbeReport> {
         let Tell::Sent { packets, errors, seconds } = self.sender.next(Duration::from_secs(10))? else {
             bail!("the probe's sender gave no report");
         };

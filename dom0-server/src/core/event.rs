@@ -101,6 +101,8 @@ pub enum Event {
     Ran(u64, Run, Option<String>),
     /// What has become of a router's frames.
     Carried(RouterId, Carried),
+    /// The open moves to this node, by number, for which the datapath has flows already.
+    Ahead(BTreeSet<u64>),
     /// How many of them, by what became of them; for the report of the migration of this number.
     Tallied(RouterId, u64, BTreeMap<String, u64>),
 }

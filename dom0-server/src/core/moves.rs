@@ -92,6 +92,8 @@ pub(super) struct Moves {
     /// By router, of the migration of this number.
     tallies: BTreeMap<RouterId, (u64, BTreeMap<String, u64>)>,
     entries: Counted,
+    /// The datapath has flows for these.
+    ahead: BTreeSet<u64>,
     streams: Arc<BTreeMap<RouterId, Stream>>,
     errands: Arc<BTreeMap<u64, Errand>>,
     posts: Arc<Posts>,
@@ -183,6 +185,9 @@ impl Core {
                 // To nothing yet, or not to all.
                 facts.stance.gate = Gate::Closed;
             }
+            let is_told = facts.staged;
+            // The last that is done before others may have the source yield.
+            facts.staged &= row.is_some_and(|row| self.moves.ahead.contains(&row.number));
             let open = row.map(|row| open(row, &self.node));
             let step = sequencer::step(open.as_ref(), &facts, &self.moves.limits);
             self.moves.memory.ask(id, step.stance, self.now);
@@ -195,8 +200,7 @@ impl Core {
             if !is_as_ever {
                 topology.stances.insert(id, step.stance);
             }
-            let is_rehearsed =
-                facts.staged && is_whole && step.stance.gate == Gate::Closed && step.stance.tables;
+            let is_rehearsed = is_told && is_whole && step.stance.gate == Gate::Closed && step.stance.tables;
             if is_rehearsed {
                 topology.rehearsed.insert(id);
             }
@@ -348,6 +352,14 @@ impl Core {
     /// What has become of a router's frames.
     pub(super) fn carried(&mut self, router: RouterId, carried: Carried) {
         if self.moves.carried.insert(router, carried) != Some(carried) {
+            self.set_topology();
+        }
+    }
+
+    /// For which moves flows of the datapath have been made.
+    pub(super) fn ahead(&mut self, numbers: BTreeSet<u64>) {
+        if self.moves.ahead != numbers {
+            self.moves.ahead = numbers;
             self.set_topology();
         }
     }

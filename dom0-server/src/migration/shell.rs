@@ -88,6 +88,7 @@ impl Moves {
             moves: moves.megaflows.subscribe(),
             told,
             orders: moves.orders.clone(),
+            events: events.clone(),
         };
         tokio::spawn(megaflows::task::run(setup));
         let setup = links::Setup {

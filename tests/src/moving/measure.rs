@@ -140,14 +140,15 @@ impl Running {
     pub fn stop(self) -> Result<Seen> {
         std::thread::sleep(AROUND);
         let mut seen = Seen::default();
-        for probe in self.data {
-            let report = probe.stop()?;
+        let paths = self.data.len();
+        let reports = Probe::stop_all(self.data.into_iter().chain(self.control).collect())?;
+        let (data, control) = reports.split_at(paths);
+        for report in data {
             // Packets of another stream, or of none.
             ensure!(report.foreign == 0, "a path carries what is not its own: {report:?}");
-            seen.add(&report);
+            seen.add(report);
         }
-        for probe in self.control {
-            let report = probe.stop()?;
+        for report in control {
             seen.control_sent += report.sent;
             seen.control_lost += report.lost;
             seen.control_duplicated += report.duplicated;

@@ -3,7 +3,7 @@
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "one kind of effect is looked for")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use xenflow_flow_app::{Emission, Gate, Punts, Stance};
 use xenflow_proto::Digest;
@@ -170,6 +170,11 @@ impl Pair {
             Effect::Peer(ToPeer::Staged(SOURCE, of, digest)) if *of == seq => Some(*digest),
             _ => None,
         });
+        if self.staged.is_some() {
+            assert!(self.b.due().is_empty(), "the datapath has no flows yet");
+            let effects = self.b.handle(Event::Ahead(BTreeSet::from([NUMBER])));
+            quiet(&mut self.b, effects);
+        }
         Some(said)
     }
 

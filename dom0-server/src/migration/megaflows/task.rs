@@ -9,8 +9,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use xenflow_proto::node::Megaflow;
 
-use super::{Flow, Moves, Received, from_router, ports, to_router, told};
+use super::{Flow, Move, Moves, Received, from_router, ports, to_router, told};
 use crate::chain::Chain;
+use crate::core::Event;
 use crate::migration::links::Order;
 use crate::migration::sequencer::Role;
 use crate::ovs::appctl::{self, AppctlError};
@@ -20,7 +21,9 @@ use crate::ovs::datapath;
 /// milliseconds.
 const EVERY: Duration = Duration::from_secs(4);
 /// Between two looks at least, whatever happens.
-const REST: Duration = Duration::from_millis(100);
+const REST: Duration = Duration::from_millis(50);
+/// For so long the source's word is waited for. One that has no such word does not say so.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the task needs.
 #[derive(Debug)]
@@ -33,17 +36,24 @@ pub struct Setup {
     pub told: mpsc::Receiver<(u64, Vec<Megaflow>)>,
     /// To destinations.
     pub orders: mpsc::UnboundedSender<Order>,
+    /// To the core: [`Event::Ahead`].
+    pub events: mpsc::Sender<Event>,
 }
 
 struct Task {
     setup: Setup,
     /// The last that each source has told.
     told: BTreeMap<u64, Vec<Megaflow>>,
+    /// Since when packets rehearse here.
+    since: BTreeMap<u64, Instant>,
+    /// As the core knows.
+    ahead: BTreeSet<u64>,
 }
 
 /// Runs until the daemon's loop is gone.
 pub async fn run(setup: Setup) {
-    let mut task = Task { setup, told: BTreeMap::new() };
+    let (told, since, ahead) = Default::default();
+    let mut task = Task { setup, told, since, ahead };
     let mut looked = Instant::now();
     let mut next = looked;
     loop {
@@ -60,21 +70,48 @@ pub async fn run(setup: Setup) {
                 next = looked + REST;
             }
             () = sleep_until(next), if is_open => {
-                if let Err(error) = task.look().await {
-                    tracing::debug!(error = %Chain(&error), "no flows are made ahead");
+                let moves = task.setup.moves.borrow().clone();
+                let begun = Instant::now();
+                match task.look(&moves).await {
+                    Ok(frames) => tracing::debug!(frames, took = ?begun.elapsed(), "flows of the datapath are made ahead"),
+                    Err(error) => tracing::debug!(error = %Chain(&error), "no flows are made ahead"),
                 }
                 looked = Instant::now();
-                next = looked + EVERY;
+                let Ok(waits) = task.report(&moves, begun).await else { return };
+                next = looked + if waits { REST } else { EVERY };
             }
         }
     }
 }
 
 impl Task {
-    async fn look(&mut self) -> Result<(), AppctlError> {
-        let moves = self.setup.moves.borrow().clone();
+    /// Says for which moves all that can be is done, by what a look that began then has found: the core is gone, or whether
+    /// any source's word is waited for.
+    async fn report(&mut self, moves: &Moves, begun: Instant) -> Result<bool, ()> {
+        let is_to = |open: &Move| open.role == Some(Role::Destination);
+        self.since.retain(|number, _| moves.open.get(number).is_some_and(is_to));
+        self.ahead.retain(|number| moves.open.get(number).is_some_and(is_to));
+        let mut ahead = self.ahead.clone();
+        let mut waits = false;
+        for (number, _) in moves.open.iter().filter(|(_, open)| is_to(open) && open.is_ahead) {
+            let since = *self.since.entry(*number).or_insert(begun);
+            if self.told.contains_key(number) || begun - since >= PATIENCE {
+                ahead.insert(*number);
+            } else {
+                waits = true;
+            }
+        }
+        if self.ahead != ahead {
+            self.ahead.clone_from(&ahead);
+            self.setup.events.send(Event::Ahead(ahead)).await.map_err(|_| ())?;
+        }
+        Ok(waits)
+    }
+
+    /// How many frames were put into the datapath.
+    async fn look(&mut self, moves: &Moves) -> Result<usize, AppctlError> {
         self.told.retain(|number, _| moves.open.contains_key(number));
-        let flows = dumped(&self.setup.rundir, &moves).await?;
+        let flows = dumped(&self.setup.rundir, moves).await?;
         let host = &moves.host;
         let mut frames = Vec::new();
         for (number, open) in &moves.open {
@@ -91,12 +128,11 @@ impl Task {
                 Some(Role::Destination) | None => {}
             }
         }
-        if !frames.is_empty() {
-            let count = frames.len();
+        let count = frames.len();
+        if count > 0 {
             received(&self.setup.rundir, frames).await?;
-            tracing::debug!(count, "frames were put into the datapath for the flows that they make");
         }
-        Ok(())
+        Ok(count)
     }
 }
 

@@ -182,12 +182,17 @@ impl App {
         let ids: BTreeSet<RouterId> = ids.into_iter().filter(|id| topology.has_tables(*id)).collect();
         let gone: Vec<RouterId> = self.routers.keys().copied().filter(|id| !ids.contains(id)).collect();
         for id in gone {
-            let removed = self.routers.remove(&id);
-            self.due.push_back(FlowChange::RemoveRouter(id));
-            let found = self.groups_found.remove(&id).unwrap_or_default().into_keys();
-            let known = removed.into_iter().flat_map(|scoped| scoped.router.group_ids());
-            let groups: BTreeSet<u32> = known.chain(found).collect();
-            self.due.extend(groups.into_iter().map(FlowChange::RemoveGroup));
+            self.remove_flows(id);
+            self.routers.remove(&id);
+        }
+        // One that has left keeps its tables, and has no flow by them.
+        let has_vif =
+            |topology: &Topology, id| topology.vifs_of(id).any(|(vif, of)| topology.is_bound(vif, of));
+        let left: Vec<RouterId> = self.routers.keys().copied().collect();
+        for id in left {
+            if has_vif(&self.topology, id) && !has_vif(&topology, id) {
+                self.remove_flows(id);
+            }
         }
         self.topology = topology;
         for id in ids {
@@ -195,6 +200,19 @@ impl App {
             let fresh = || Scoped { router: router(), sync: Sync::Unknown, is_pressing: false };
             self.routers.entry(id).or_insert_with(fresh).router.rebind();
         }
+    }
+
+    /// All flows of a router are to go, with one change: there may be a million.
+    fn remove_flows(&mut self, id: RouterId) {
+        self.due.push_back(FlowChange::RemoveRouter(id));
+        let found = self.groups_found.remove(&id).unwrap_or_default().into_keys();
+        let scoped = self.routers.get_mut(&id);
+        let known = scoped.into_iter().flat_map(|scoped| {
+            scoped.sync = Sync::Unknown;
+            scoped.router.group_ids()
+        });
+        let groups: BTreeSet<u32> = known.chain(found).collect();
+        self.due.extend(groups.into_iter().map(FlowChange::RemoveGroup));
     }
 
     /// A snapshot of a router begins, by a guest of which nobody knows when it booted.

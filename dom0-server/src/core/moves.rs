@@ -490,6 +490,7 @@ impl Moves {
         let numbers: BTreeSet<u64> = open.values().map(|row| row.number).collect();
         self.runs.retain(|number, _| numbers.contains(number));
         self.staged.retain(|_, number| numbers.contains(number));
+        self.ahead.retain(|number| numbers.contains(number));
         self.tallies.retain(|_, (number, _)| numbers.contains(number));
         self.carried.retain(|_, it| it.migration.is_some_and(|number| numbers.contains(&number)));
     }

@@ -247,15 +247,14 @@ pub fn to_router(told: &[Megaflow], flows: &[Flow], host: &Host, of: &Move) -> V
 }
 
 /// Frames that come by an uplink for hosts of this node: from whoever may route them while the router moves. Without those
-/// that have flows.
+/// whose flows are in use: others are gone before long.
 #[must_use]
-pub fn from_router(flows: &[Flow], host: &Host, of: &Move, own: Option<MacAddr>) -> Vec<Received> {
+pub fn from_router<'a>(flows: &'a [Flow], host: &Host, of: &Move, own: Option<MacAddr>) -> Vec<Received> {
     let by_uplink = |flow: &&Flow| host.uplinks.contains(&flow.in_port);
-    let there: BTreeSet<_> = flows
-        .iter()
-        .filter(by_uplink)
-        .filter_map(|flow| Some((flow.vlan?, flow.src, flow.dst, flow.eth_type()?)))
-        .collect();
+    let key = |flow: &'a Flow| Some((flow.vlan?, flow.src, flow.dst, flow.eth_type()?));
+    let there: BTreeSet<_> = flows.iter().filter(by_uplink).filter_map(key).collect();
+    let in_use: BTreeSet<_> =
+        flows.iter().filter(|flow| flow.is_used && by_uplink(flow)).filter_map(key).collect();
     let direct = there.iter().filter(|(vlan, src, dst, _)| {
         of.sources(*vlan).any(|source| source == *src) && of.vifs.get(vlan) != Some(dst)
     });
@@ -271,7 +270,7 @@ pub fn from_router(flows: &[Flow], host: &Host, of: &Move, own: Option<MacAddr>)
         let fields = format!("eth_type({kind}),{fields}");
         for source in of.sources(vlan).filter(|source| Some(*source) != own) {
             let frame = frame::frame(source, to, Some(vlan), &fields);
-            if let Some(frame) = frame.filter(|_| !there.contains(&(vlan, source, to, kind))) {
+            if let Some(frame) = frame.filter(|_| !in_use.contains(&(vlan, source, to, kind))) {
                 frames.extend(host.uplinks.iter().map(|uplink| (uplink.clone(), frame.clone())));
             }
         }

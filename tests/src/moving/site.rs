@@ -164,6 +164,16 @@ impl Site {
         self.wait_told()
     }
 
+    /// Has the switches log each flow of their datapaths that comes, changes or goes.
+    pub fn log_flows(&self) -> Result<()> {
+        for node in &self.nodes {
+            node.host().appctl(&["vlog/set", "pattern:console:%D{%Y-%m-%dT%H:%M:%S.###Z}|%c|%p|%m"])?;
+            node.host().appctl(&["vlog/set", "dpif:console:dbg"])?;
+            node.host().appctl(&["vlog/disable-rate-limit", "dpif"])?;
+        }
+        Ok(())
+    }
+
     /// Waits until the host has in its switch what the router's client has to tell.
     pub fn wait_told(&self) -> Result<()> {
         if self.by == By::Plain {

@@ -24,7 +24,7 @@ use crate::virtual_router::vif_mac;
 /// The registry's entry.
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "migrate",
-    about: "a router moves between three nodes, there and back, under packets; a move is called off (--rounds N, --routes N, --pps N)",
+    about: "a router moves between three nodes, there and back, under packets; a move is called off (--rounds N, --routes N, --pps N; --log 1: all flows of the datapath in the switches' logs)",
     memory_mib: 1024,
     limit: Duration::from_secs(360),
     needs_product: true,
@@ -57,9 +57,13 @@ fn run(lab: &mut Lab) -> Result<Value> {
     let rounds = options.take("--rounds", 2)?;
     let routes = options.take("--routes", ROUTES)?;
     let rate = options.take("--pps", RATE)?;
+    let log: u32 = options.take("--log", 0)?;
     options.end()?;
     ensure!((1..=20).contains(&rounds), "{rounds} rounds is not 1 to 20");
     let mut site = Site::build(lab, By::Planned, SHORT)?;
+    if log > 0 {
+        site.log_flows()?;
+    }
     site.grow(lab, routes)?;
     lab.ready()?;
     let mut figures = Map::new();

@@ -76,6 +76,10 @@ fn hosts_know_the_router_under_all_its_addresses() {
         let of = |src: MacAddr| [&[2, 0x48, 0, 0, 0, 0][..], &src.0, &[0x81, 0, 0, 11, 8, 0]].concat();
         assert_eq!(heads, [("trunk", of(TO).as_slice()), ("trunk", of(router).as_slice())]);
     }
+    // One that nothing comes by is made again: it would be gone when it is needed.
+    let unused = SWITCHED.replace("used:0.1s", "used:9.990s");
+    assert!(unused != SWITCHED);
+    assert_eq!(from_router(&[flow(&unused)], &host(&[("h1", 11)]), &moving(None), None).len(), 3);
     // What leads to other nodes is nobody's here.
     assert!(from_router(&[flow(LOCAL)], &host(&[("h1", 11)]), &moving(None), None).is_empty());
 }

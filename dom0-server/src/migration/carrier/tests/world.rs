@@ -423,17 +423,24 @@ impl World {
         if end == End::Forced {
             self.stand(self.to, open, Stance::HOME);
         }
+        let is_marked = |world: &Self| world.has_mark && world.nodes[world.to].carried.end_mark;
+        let is_known = |world: &Self| world.link.as_ref().is_some_and(|link| link.relay.is_done());
+        self.go_on_until(is_marked);
+        assert!(is_marked(self), "the end mark comes");
+        self.stand(self.to, open, Stance::HOME);
+        self.go_on_until(is_known);
+        assert!(is_known(self), "the source knows");
+        assert!(self.nodes[self.to].carried.told);
+        self.over(from);
+    }
+
+    fn go_on_until(&mut self, is_so: impl Fn(&Self) -> bool) {
         for _ in 0..1000 {
-            if self.has_mark && self.nodes[self.to].carried.end_mark {
-                break;
+            if is_so(self) {
+                return;
             }
             [Op::Wait(60), Op::Send, Op::Arrive].into_iter().for_each(|op| self.step(op));
         }
-        assert!(self.has_mark && self.nodes[self.to].carried.end_mark, "the end mark comes");
-        self.stand(self.to, open, Stance::HOME);
-        assert!(self.link.as_ref().is_some_and(|link| link.relay.is_done()), "the source knows");
-        assert!(self.nodes[self.to].carried.told);
-        self.over(from);
     }
 
     pub(super) fn check(&mut self) {

@@ -28,6 +28,7 @@ pub mod inject;
 pub mod iperf;
 pub mod job;
 pub mod kvm;
+pub mod member;
 pub mod moving;
 pub mod net;
 pub mod node;

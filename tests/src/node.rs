@@ -138,6 +138,11 @@ impl Node {
         &mut self.host
     }
 
+    /// The socket of the XenFlow database that operators of this node use.
+    pub fn database(&self) -> &Path {
+        &self.database
+    }
+
     /// The command `xenflow`, without arguments.
     pub fn program(&self) -> &Path {
         &self.xenflow

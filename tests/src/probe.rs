@@ -400,7 +400,8 @@ fn send(args: &SendArgs, driver: &Driver) -> Result<()> {
     let start = Instant::now();
     while number < MAX_PACKETS && !driver.ended() {
         let due = (start.elapsed().as_secs_f64() * f64::from(args.rate)) as u64;
-        while number < due.min(MAX_PACKETS) {
+        // What is due gets more and more if it is more than can be sent.
+        while number < due.min(MAX_PACKETS) && !driver.ended() {
             let batch = usize::try_from(due.min(MAX_PACKETS) - number)?.min(BATCH);
             let at = now()?;
             let packets: Vec<Vec<u8>> =

@@ -10,6 +10,7 @@ mod chain;
 mod churn;
 mod cluster;
 mod controls;
+mod crossing;
 mod demo;
 mod fpm;
 mod hostile;
@@ -46,6 +47,7 @@ pub const ALL: &[Scenario] = &[
     boot::SCENARIO,
     moves::SCENARIO,
     migrate::SCENARIO,
+    crossing::SCENARIO,
     neighbors::SCENARIO,
     upheaval::SCENARIO,
     restart::SCENARIO,

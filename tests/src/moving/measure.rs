@@ -50,7 +50,8 @@ pub struct Seen {
 }
 
 impl Seen {
-    fn add(&mut self, report: &ProbeReport) {
+    /// Counts what a probe between neighbors has seen as well.
+    pub fn add(&mut self, report: &ProbeReport) {
         self.sent += report.sent;
         self.lost += report.lost;
         self.duplicated += report.duplicated;

@@ -21,6 +21,7 @@ use super::measure::Seen;
 use super::vm::{self, Pace, Vif, Vm};
 use crate::endhost::{EndHost, NIC};
 use crate::host::{self, Host};
+use crate::member::Member;
 use crate::net::{self, Netns};
 use crate::node::{BRIDGE, Node, Pki};
 use crate::process::{self, wait_for};
@@ -35,6 +36,8 @@ pub const NODES: [&str; 3] = ["a", "b", "c"];
 const LIMIT: Duration = Duration::from_secs(600);
 /// The first route of those that come and go.
 const CHURNED: u32 = 1 << 20;
+/// Where members of a cluster listen for daemons.
+const CLIENTS: u16 = 6660;
 /// At one time so many changes of routes.
 const CHUNK: u32 = 10_000;
 
@@ -65,8 +68,12 @@ pub struct Site {
     pub r1: VirtualRouter,
     /// The bridge between.
     pub trunk: Trunk,
+    /// Of the database's cluster, if there is one.
+    pub members: Vec<Member>,
     /// a, b and c.
     pub nodes: Vec<Node>,
+    /// Who certifies them.
+    pub pki: Pki,
     /// What they do.
     pub by: By,
     _bystander: Netns,
@@ -78,17 +85,48 @@ pub struct Site {
 impl Site {
     /// Makes everything, and starts it; the router has no routes but those to its own segments.
     pub fn build(lab: &Lab, by: By, pace: Pace) -> Result<Self> {
-        lab.step("making nodes a, b and c on a learning bridge, and r1 on a");
-        packets_first()?;
         let pki = Pki::create(lab)?;
         let a = Node::create(lab, NODES[0], &pki)?;
         let b = Node::create_with(lab, NODES[1], &pki, &a)?;
         let c = Node::create_with(lab, NODES[2], &pki, &a)?;
-        let mut nodes = vec![a, b, c];
+        Self::with(lab, by, pace, pki, vec![a, b, c], false)
+    }
+
+    /// The same with [`By::Planned`] and a database of three members, one on each node. Operators use that of c.
+    pub fn build_clustered(lab: &Lab, pace: Pace) -> Result<Self> {
+        let pki = Pki::create(lab)?;
+        let node = |(at, name): (usize, &str)| {
+            // Each its own member first.
+            let order = (0..NODES.len()).map(|step| (at + step) % NODES.len());
+            let remotes: Vec<_> =
+                order.map(|at| format!("ssl:{}:{CLIENTS}", management_address(at))).collect();
+            Node::create_at(lab, name, &pki, Member::socket_of(lab, name), &remotes.join(","))
+        };
+        let nodes = NODES.into_iter().enumerate().map(node).collect::<Result<_>>()?;
+        Self::with(lab, By::Planned, pace, pki, nodes, true)
+    }
+
+    fn with(
+        lab: &Lab,
+        by: By,
+        pace: Pace,
+        pki: Pki,
+        mut nodes: Vec<Node>,
+        is_clustered: bool,
+    ) -> Result<Self> {
+        lab.step("making nodes a, b and c on a learning bridge, and r1 on a");
+        packets_first()?;
         let hosts: Vec<_> = nodes.iter().map(Node::host).collect();
         let trunk = Trunk::connect(TrunkKind::Bridge, &hosts)?;
         let watch = Watch::start(lab, &trunk)?;
         let management = management(&hosts)?;
+        let mut members: Vec<Member> = Vec::new();
+        for (at, host) in hosts.iter().enumerate().filter(|_| is_clustered) {
+            let mut member = Member::new(lab, &pki, host.name(), management_address(at))?;
+            let first = members.first().map(|first| first.address().to_owned());
+            member.found(host, first.as_deref(), CLIENTS)?;
+            members.push(member);
+        }
         let r1 = VirtualRouter::described(lab, &pki, ("r1", 1))?;
         let mut h = Vec::new();
         for (at, node) in nodes.iter().enumerate() {
@@ -124,7 +162,7 @@ impl Site {
             nodes.iter_mut().try_for_each(Node::start)?;
             let file = lab.work().join("site.toml");
             std::fs::write(&file, describe())?;
-            nodes[0].xenflow(&["apply", "-f", &file.display().to_string()])?;
+            nodes[2].xenflow(&["apply", "-f", &file.display().to_string()])?;
         }
         let mut site = Self {
             watch,
@@ -133,7 +171,9 @@ impl Site {
             h,
             r1,
             trunk,
+            members,
             nodes,
+            pki,
             by,
             _bystander: other,
             _management: management,
@@ -223,7 +263,7 @@ impl Site {
     /// Has the daemons move r1 to a node, and waits for the end; the row of it.
     pub fn migrate(&self, to: &str) -> Result<Migration> {
         let said =
-            process::output(self.nodes[0].xenflow_command().args(["migrate", "r1", to, "--via", "lab"]));
+            process::output(self.nodes[2].xenflow_command().args(["migrate", "r1", to, "--via", "lab"]));
         let last = || self.migrations()?.pop().context("there is no migration");
         let row = match said {
             Ok(_) => last()?,
@@ -280,23 +320,28 @@ impl Site {
     /// Puts in a migration's report what numbered packets have met, and gives the report as people get it.
     pub fn report(&self, row: &Migration, seen: &Seen) -> Result<Value> {
         self.transact(&[row.tell(&seen.tally())])?;
-        let said = self.nodes[0].xenflow(&["migrations", "show", &row.number.to_string(), "--json"])?;
+        let said = self.nodes[2].xenflow(&["migrations", "show", &row.number.to_string(), "--json"])?;
         serde_json::from_str(&said).with_context(|| format!("{said:?} is no report"))
     }
 
     /// An error unless a node has all of r1's addresses, and no other one any.
     pub fn check_owner(&self, node: &str) -> Result<()> {
+        self.check_owner_of(1, node)
+    }
+
+    /// The same of the router with this number.
+    pub fn check_owner_of(&self, router: u8, node: &str) -> Result<()> {
         let rows = self.select(Operation::select(table::LOCATION).columns(&location::COLUMNS))?;
         let located = Located::of_rows(&rows);
         for index in 0..NODES.len() {
             let place = Place {
                 segment: format!("lan{}", index + 1).parse()?,
-                mac: vif_mac(1, index).parse().context("no MAC address")?,
+                mac: vif_mac(router, index).parse().context("no MAC address")?,
             };
             let claims = located.claims(&place);
             let owners: Vec<_> =
                 claims.into_iter().flat_map(|claims| claims.keys().map(|it| it.as_str())).collect();
-            ensure!(owners == [node], "lan{} of r1 is {owners:?}'s, not {node}'s", index + 1);
+            ensure!(owners == [node], "lan{} of r{router} is {owners:?}'s, not {node}'s", index + 1);
         }
         Ok(())
     }
@@ -309,7 +354,7 @@ impl Site {
     fn transact(&self, operations: &[Operation]) -> Result<Vec<OpResult>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let remote = Remote::Unix(self.nodes[0].host().db_socket());
+            let remote = Remote::Unix(self.nodes[2].database().to_owned());
             let (connection, _notifications) = Connection::open(&remote, &Options::default()).await?;
             Ok(connection.transact(DATABASE, operations).await?)
         })
@@ -379,6 +424,10 @@ fn end_host(node: &Node, at: usize, by: By) -> Result<EndHost> {
     Ok(end)
 }
 
+fn management_address(at: usize) -> String {
+    format!("192.0.2.{}", at + 1)
+}
+
 /// A network between the hosts that has nothing to do with their guests.
 fn management(hosts: &[&Host]) -> Result<Netns> {
     let wires = Netns::create("management")?;
@@ -387,7 +436,7 @@ fn management(hosts: &[&Host]) -> Result<Netns> {
     for (at, host) in hosts.iter().enumerate() {
         net::veth((host.netns(), "mgmt"), (&wires, host.name()), None)?;
         wires.ip(&["link", "set", "dev", host.name(), "master", "mgmt", "up"])?;
-        host.netns().configure("mgmt", &[&format!("192.0.2.{}/24", at + 1)])?;
+        host.netns().configure("mgmt", &[&format!("{}/24", management_address(at))])?;
     }
     Ok(wires)
 }
@@ -399,8 +448,8 @@ fn configure(lab: &Lab, node: &Node, at: usize) -> Result<()> {
     node.configure_daemon(&format!("state_dir = \"{}\"", state.display()))?;
     let words = serde_json::to_string(&vm::toolstack(lab, node.host().name()))?;
     node.configure_section(&format!(
-        "[migration]\nlisten = \"192.0.2.{}\"\n[migration.toolstack.lab]\ncommand = {words}\n",
-        at + 1
+        "[migration]\nlisten = \"{}\"\n[migration.toolstack.lab]\ncommand = {words}\n",
+        management_address(at)
     ))
 }
 

@@ -6,7 +6,6 @@
 //! anywhere; when the database is back, only differences are written. The controls are a copy of a member's file that is
 //! older than the last writes, a daemon that starts without what it had kept, and a trunk that is cut.
 
-mod member;
 mod reported;
 mod rows;
 mod site;

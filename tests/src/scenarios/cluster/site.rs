@@ -2,15 +2,15 @@
 //! networks of their own join them beside the trunk: what members say to each other, and all else.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
 use dom0_server::kept;
 
-use super::member::Member;
 use crate::endhost::{EndHost, NIC};
 use crate::host::{Host, Vif};
+use crate::member::{Member, shown};
 use crate::net::Netns;
 use crate::node::{BRIDGE, Node, Pki};
 use crate::probe::Probe;
@@ -87,7 +87,7 @@ impl Site {
             let order = (0..NAMES.len()).map(|step| (at + step) % NAMES.len());
             let remotes: Vec<_> =
                 order.map(|at| format!("ssl:{}:{CLIENTS}", Wire::Clients.address(at))).collect();
-            let socket = Member::place(lab, name).join("db.sock");
+            let socket = Member::socket_of(lab, name);
             let node = Node::create_at(lab, name, &pki, socket, &remotes.join(","))?;
             node.configure_daemon(&format!("state_dir = \"{}\"", shown(node.host().rundir())))?;
             nodes.push(node);
@@ -350,9 +350,4 @@ fn describe() -> String {
         "[networks.red.routers.q1]\nvifs.q1-core = {{ segment = \"core\", mac = \"{core}\" }}\nvifs.q1-ctl = {{ control = true, mac = \"{control}\" }}"
     );
     text
-}
-
-/// A path as an argument.
-pub(super) fn shown(path: &Path) -> String {
-    path.display().to_string()
 }

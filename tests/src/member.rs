@@ -1,4 +1,4 @@
-//! A member of the cluster: made and joined by `xenflow cluster`, its server run as the unit runs it.
+//! A member of the database's cluster: made and joined by `xenflow cluster`, its server run as the unit runs it.
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -8,17 +8,19 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::site::shown;
 use crate::host::Host;
 use crate::node::Pki;
 use crate::process::{self, Process, wait_for};
 use crate::scenario::Lab;
 
+const SOCKET: &str = "db.sock";
 const LIMIT: Duration = Duration::from_secs(60);
 /// The key of its settings.
 const KEY: &str = "XENFLOW_OVSDB_ARGS=";
 
-pub(super) struct Member {
+/// See the module.
+#[derive(Debug)]
+pub struct Member {
     server: Option<Process>,
     name: String,
     address: String,
@@ -30,12 +32,12 @@ pub(super) struct Member {
 
 impl Member {
     /// Where a host's member has its files.
-    pub(super) fn place(lab: &Lab, host: &str) -> PathBuf {
+    fn place(lab: &Lab, host: &str) -> PathBuf {
         lab.work().join(format!("member-{host}"))
     }
 
     /// One that is to be on that host, with its node's certificate. Other members find it at the address.
-    pub(super) fn new(lab: &Lab, pki: &Pki, host: &str, address: String) -> Result<Self> {
+    pub fn new(lab: &Lab, pki: &Pki, host: &str, address: String) -> Result<Self> {
         let file = |kind: &str| shown(&pki.dir().join(format!("{host}.{kind}")));
         let identity = [
             format!("--private-key={}", file("key")),
@@ -55,17 +57,23 @@ impl Member {
         })
     }
 
-    pub(super) fn address(&self) -> &str {
+    /// Where other members find it.
+    pub fn address(&self) -> &str {
         &self.address
     }
 
     /// Where operators write: no role, and only root reaches it.
-    pub(super) fn socket(&self) -> PathBuf {
-        self.dir.join("db.sock")
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join(SOCKET)
+    }
+
+    /// The same of a host's that is to be.
+    pub fn socket_of(lab: &Lab, host: &str) -> PathBuf {
+        Self::place(lab, host).join(SOCKET)
     }
 
     /// Its copy of the database.
-    pub(super) fn file(&self) -> PathBuf {
+    pub fn file(&self) -> PathBuf {
         self.dir.join("cluster.db")
     }
 
@@ -74,7 +82,7 @@ impl Member {
     }
 
     /// `xenflow cluster init`, or `join` if there is a member already; before and after its server starts, as it says.
-    pub(super) fn found(&mut self, host: &Host, peer: Option<&str>, clients: u16) -> Result<()> {
+    pub fn found(&mut self, host: &Host, peer: Option<&str>, clients: u16) -> Result<()> {
         let (clients, none) = (clients.to_string(), shown(&self.dir.join("none.db")));
         let embedded = format!("--db=unix:{none}");
         let command = match peer {
@@ -102,7 +110,7 @@ impl Member {
     }
 
     /// Starts the server and waits until it answers.
-    pub(super) fn start(&mut self, host: &Host) -> Result<()> {
+    pub fn start(&mut self, host: &Host) -> Result<()> {
         let settings = std::fs::read_to_string(self.settings())?;
         let arguments = settings.lines().find_map(|line| line.strip_prefix(KEY));
         let arguments = arguments.with_context(|| format!("no {KEY} in {settings:?}"))?;
@@ -120,21 +128,26 @@ impl Member {
     }
 
     /// kill -9.
-    pub(super) fn kill(&mut self) -> Result<()> {
+    pub fn kill(&mut self) -> Result<()> {
         self.server.take().context("the member does not run")?.kill()?;
         Ok(())
     }
 
     /// `xenflow cluster status`.
-    pub(super) fn status(&self) -> Result<Value> {
+    pub fn status(&self) -> Result<Value> {
         let mut command = Command::new(&self.xenflow);
         command.args(["cluster", "status", "--json", "--settings", &self.settings()]);
         Ok(serde_json::from_str(&process::output(&mut command)?)?)
     }
 
     /// Copies its file as it is.
-    pub(super) fn copy(&self, to: &Path) -> Result<()> {
+    pub fn copy(&self, to: &Path) -> Result<()> {
         std::fs::copy(self.file(), to).with_context(|| format!("cannot copy {}", self.file().display()))?;
         Ok(())
     }
+}
+
+/// A path in a setting.
+pub fn shown(path: &Path) -> String {
+    path.display().to_string()
 }

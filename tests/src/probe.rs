@@ -180,9 +180,20 @@ impl Probe {
     /// As [`start`](Self::start), with a sender that waits for no other process of the lab, as one on another machine would not:
     /// what a packet is late by then is the network's.
     pub fn start_ahead(lab: &Lab, from: &Netns, to: &Netns, address: SocketAddr, rate: u32) -> Result<Self> {
+        Self::prepare_ahead(lab, from, to, address, rate)?.go_on()
+    }
+
+    /// The same, with a sender that waits for [`go_on`](Self::go_on): at high rates no other one can be started meanwhile.
+    pub fn prepare_ahead(
+        lab: &Lab,
+        from: &Netns,
+        to: &Netns,
+        address: SocketAddr,
+        rate: u32,
+    ) -> Result<Self> {
         let mut ahead = from.command("chrt");
         ahead.args(["--fifo", "1"]).arg(lab.binary());
-        Self::spawn(lab, ahead, to, address, &["--rate", &rate.to_string(), "--first-alone"])?.go_on()
+        Self::spawn(lab, ahead, to, address, &["--rate", &rate.to_string(), "--first-alone"])
     }
 
     /// Starts a probe that sends at its full rate from the first packet, whether that arrives or not.
@@ -225,7 +236,7 @@ impl Probe {
     }
 
     /// Lets the sender go on once its first packet has arrived.
-    fn go_on(mut self) -> Result<Self> {
+    pub fn go_on(mut self) -> Result<Self> {
         let said = self.receiver.next(FIRST).context("while waiting for the probe's first packet")?;
         ensure!(said == Tell::First, "the probe's receiver said {said:?} before its first packet");
         let stdin = self.sender.stdin.as_mut().context("the probe's sender has no standard input")?;

@@ -125,14 +125,16 @@ impl Running {
             let target = if to == 2 { BY_ROUTE.to_owned() } else { address(to) };
             let to = site.h[to].netns();
             let at = format!("{target}:{}", PORT + u16::try_from(index)?).parse()?;
-            data.push(Probe::start_ahead(lab, site.h[from].netns(), to, at, each)?);
+            data.push(Probe::prepare_ahead(lab, site.h[from].netns(), to, at, each)?);
         }
         let mut control = Vec::new();
         for from in SPEAKERS {
             let at = format!("{}:{}", gateway(from), CONTROL_PORT + u16::try_from(from)?).parse()?;
             let guest = site.r1.guest().netns();
-            control.push(Probe::start_ahead(lab, site.h[from].netns(), guest, at, CONTROL_RATE)?);
+            control.push(Probe::prepare_ahead(lab, site.h[from].netns(), guest, at, CONTROL_RATE)?);
         }
+        let go_on = |probes: Vec<Probe>| probes.into_iter().map(Probe::go_on).collect::<Result<Vec<_>>>();
+        let (control, data) = (go_on(control)?, go_on(data)?);
         std::thread::sleep(AROUND);
         Ok(Self { data, control })
     }

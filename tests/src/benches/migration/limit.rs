@@ -10,35 +10,19 @@ use crate::scenario::Lab;
 
 /// Packets a second in all that any lab carries, and more than any does.
 const FIRST: u32 = 8000;
-const LAST: u32 = 256_000;
-/// Halvings between the last rate that was carried and the first that was not.
-const STEPS: u32 = 2;
+const LAST: u32 = 512_000;
+/// From here on rates grow by a quarter: what is far too much leaves no time to end it.
+const STEEP: u32 = 64_000;
 const TIME: Duration = Duration::from_millis(1500);
 
-/// Doubles the rate until packets are lost, and halves what is between.
+/// The last of growing rates at which no packet is lost.
 pub(super) fn search(lab: &Lab, site: &Site) -> Result<u32> {
-    let (mut carried, mut refused) = (0, 0);
-    let mut rate = FIRST;
-    while rate <= LAST {
-        if !is_carried(lab, site, rate)? {
-            refused = rate;
-            break;
-        }
+    let (mut carried, mut rate) = (0, FIRST);
+    while rate <= LAST && is_carried(lab, site, rate)? {
         carried = rate;
-        rate *= 2;
+        rate += if rate < STEEP { rate } else { rate / 4 };
     }
     ensure!(carried > 0, "the lab does not carry {FIRST} packets/s when nothing moves");
-    for _ in 0..STEPS {
-        if refused == 0 {
-            break;
-        }
-        let middle = u32::midpoint(carried, refused);
-        if is_carried(lab, site, middle)? {
-            carried = middle;
-        } else {
-            refused = middle;
-        }
-    }
     lab.step(format!("the lab carries {carried} packets/s"));
     Ok(carried)
 }

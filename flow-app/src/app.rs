@@ -205,14 +205,16 @@ impl App {
     /// All flows of a router are to go, with one change: there may be a million.
     fn remove_flows(&mut self, id: RouterId) {
         self.due.push_back(FlowChange::RemoveRouter(id));
-        let found = self.groups_found.remove(&id).unwrap_or_default().into_keys();
-        let scoped = self.routers.get_mut(&id);
-        let known = scoped.into_iter().flat_map(|scoped| {
+        let mut groups = BTreeSet::new();
+        if let Some(scoped) = self.routers.get_mut(&id) {
             scoped.sync = Sync::Unknown;
-            scoped.router.group_ids()
-        });
-        let groups: BTreeSet<u32> = known.chain(found).collect();
-        self.due.extend(groups.into_iter().map(FlowChange::RemoveGroup));
+            groups.extend(scoped.router.group_ids());
+        }
+        // Else the dump that is to come, or has begun, finds them.
+        if self.sync == Sync::InStep {
+            groups.extend(self.groups_found.remove(&id).unwrap_or_default().into_keys());
+            self.due.extend(groups.into_iter().map(FlowChange::RemoveGroup));
+        }
     }
 
     /// A snapshot of a router begins, by a guest of which nobody knows when it booted.

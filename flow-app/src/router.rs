@@ -452,7 +452,13 @@ impl Router {
 
     /// Numbers of groups that the switch may hold for it.
     pub(crate) fn group_ids(&self) -> Vec<u32> {
-        self.groups.ids()
+        let mut ids = self.groups.ids();
+        // Those that are about to be removed.
+        ids.extend(self.ready.iter().filter_map(|change| match change {
+            FlowChange::RemoveGroup(id) => Some(*id),
+            _ => None,
+        }));
+        ids
     }
 
     pub(crate) fn mark(&mut self, token: u64) {

@@ -8,7 +8,7 @@ mod bulk;
 mod limit;
 mod moves;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 
 use self::moves::{Bare, Cell, Tried};
@@ -109,12 +109,14 @@ fn run(lab: &mut Lab) -> Result<Value> {
         }
         site.grow(lab, TABLES[0].0)?;
         let pps = if pps == 0 { limit::search(lab, &site)? } else { pps };
-        let tried = match variant {
-            Variant::Ours => matrix(lab, &mut site, pps, rounds)?,
-            Variant::Plain | Variant::Paper => one(lab, &mut site, variant, pps)?,
+        let mut tried = Tried::default();
+        let end = match variant {
+            Variant::Ours => matrix(lab, &mut site, pps, rounds, &mut tried),
+            Variant::Plain | Variant::Paper => one(lab, &mut site, variant, pps, &mut tried),
         };
-        site.end(lab, variant.name())?;
         report(&mut figures, variant, pps, &tried);
+        end.with_context(|| format!("so far: {}", json!(figures)))?;
+        site.end(lab, variant.name())?;
     }
     let figures = Value::Object(figures);
     let wrong: Vec<_> = ["lost", "duplicated", "reordered", "control_lost", "flaps"]
@@ -152,23 +154,23 @@ impl Setting {
 }
 
 /// One move from a to b, and what a bare one costs.
-fn one(lab: &Lab, site: &mut Site, variant: Variant, pps: u32) -> Result<Tried> {
+fn one(lab: &Lab, site: &mut Site, variant: Variant, pps: u32, tried: &mut Tried) -> Result<()> {
     let (table, freeze, percent) = ONE;
     let at = Setting { table, freeze, percent, pps };
     site.grow(lab, at.routes())?;
     lab.step(format!("control: the bystander moves: {at:?}"));
-    let bare = vec![moves::bare(lab, site, at)?];
+    tried.bare.push(moves::bare(lab, site, at)?);
     lab.step(format!("r1 moves from a to b: {at:?}"));
     let cell = match variant {
         Variant::Plain => moves::plain(lab, site, at, "b")?,
         Variant::Paper | Variant::Ours => moves::paper(lab, site, at, "b")?,
     };
-    Ok(Tried { cells: vec![cell], bare, ..Tried::default() })
+    tried.cells.push(cell);
+    Ok(())
 }
 
 /// All tables, freezes and rates: in each round each freeze at another rate.
-fn matrix(lab: &Lab, site: &mut Site, pps: u32, rounds: usize) -> Result<Tried> {
-    let mut tried = Tried::default();
+fn matrix(lab: &Lab, site: &mut Site, pps: u32, rounds: usize, tried: &mut Tried) -> Result<()> {
     for (table, (routes, _)) in TABLES.into_iter().enumerate() {
         site.grow(lab, routes)?;
         let all = |round: usize| {
@@ -196,7 +198,7 @@ fn matrix(lab: &Lab, site: &mut Site, pps: u32, rounds: usize) -> Result<Tried> 
             tried.uneven = Some(moves::uneven(lab, site, at, UNEVEN_MS)?);
         }
     }
-    Ok(tried)
+    Ok(())
 }
 
 /// The figures of a variant.

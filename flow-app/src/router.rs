@@ -454,10 +454,11 @@ impl Router {
     pub(crate) fn group_ids(&self) -> Vec<u32> {
         let mut ids = self.groups.ids();
         // Those that are about to be removed.
-        ids.extend(self.ready.iter().filter_map(|change| match change {
-            FlowChange::RemoveGroup(id) => Some(*id),
-            _ => None,
-        }));
+        for change in &self.ready {
+            if let FlowChange::RemoveGroup(id) = change {
+                ids.push(*id);
+            }
+        }
         ids
     }
 

@@ -82,19 +82,24 @@ impl Seen {
     /// As counters of a migration's report.
     #[must_use]
     pub fn tally(&self) -> BTreeMap<String, u64> {
-        let Self {
-            sent, lost, duplicated, reordered, control_sent, control_lost, control_duplicated, ..
-        } = *self;
-        let all = [
-            ("sent", sent),
-            ("lost", lost),
-            ("duplicated", duplicated),
-            ("reordered", reordered),
-            ("control-sent", control_sent),
-            ("control-lost", control_lost),
-            ("control-duplicated", control_duplicated),
-        ];
-        all.into_iter().map(|(what, count)| (format!("probe/{what}"), count)).collect()
+        self.sums()
+            .into_iter()
+            .map(|(what, count)| (format!("probe/{}", what.replace('_', "-")), count))
+            .collect()
+    }
+
+    /// What was counted, by name.
+    #[must_use]
+    pub fn sums(&self) -> [(&'static str, u64); 7] {
+        [
+            ("sent", self.sent),
+            ("lost", self.lost),
+            ("duplicated", self.duplicated),
+            ("reordered", self.reordered),
+            ("control_sent", self.control_sent),
+            ("control_lost", self.control_lost),
+            ("control_duplicated", self.control_duplicated),
+        ]
     }
 
     /// As figures.

@@ -299,6 +299,15 @@ impl Site {
         Ok(())
     }
 
+    /// Cuts node c off for a moment: packets are lost.
+    pub fn cut(&self) -> Result<()> {
+        const CUT: Duration = Duration::from_millis(300);
+        let host = self.nodes[2].host();
+        self.trunk.set_link(host, false)?;
+        std::thread::sleep(CUT);
+        self.trunk.set_link(host, true)
+    }
+
     /// The node with this name.
     pub fn node(&self, name: &str) -> Result<&Node> {
         self.nodes.iter().find(|node| node.host().name() == name).with_context(|| format!("no node {name}"))

@@ -15,7 +15,6 @@ use crate::moving::vm::{Pace, Vif, Vm};
 use crate::probe::Probe;
 use crate::process::{Process, wait_for};
 use crate::scenario::{Lab, Scenario};
-use crate::trunk::Trunk;
 use crate::virtual_router::{CONTROL, VirtualRouter, vif_mac};
 
 /// The registry's entry.
@@ -38,7 +37,6 @@ const RATE_R2: u32 = 100;
 const CONTROL_RATE: u32 = 25;
 const ROUTES: u32 = 100;
 const PACE: Pace = Pace { copy_ms: 500, freeze_ms: 500 };
-const CUT: Duration = Duration::from_millis(300);
 /// The member that is killed: that of node a.
 const AWAY: usize = 0;
 /// The number of r2; the bystander has that before.
@@ -81,21 +79,9 @@ fn run(lab: &mut Lab) -> Result<Value> {
 
     lab.step("control: a node is cut off for a moment");
     let running = second.start(lab, &site)?;
-    let ns = site.nodes[2].host().netns();
-    ns.ip(&["link", "set", Trunk::PORT, "down"])?;
-    std::thread::sleep(CUT);
-    ns.ip(&["link", "set", Trunk::PORT, "up"])?;
+    site.cut()?;
     let control = second.stop(running)?;
-    for (key, value) in [
-        ("sent", all.sent),
-        ("lost", all.lost),
-        ("duplicated", all.duplicated),
-        ("reordered", all.reordered),
-        ("control_sent", all.control_sent),
-        ("control_lost", all.control_lost),
-        ("control_duplicated", all.control_duplicated),
-        ("lost_by_cut", control.lost),
-    ] {
+    for (key, value) in all.sums().into_iter().chain([("lost_by_cut", control.lost)]) {
         figures.insert(key.into(), value.into());
     }
     let figures = Value::Object(figures);

@@ -98,18 +98,12 @@ fn run(lab: &mut Lab) -> Result<Value> {
     all.merge(&seen);
 
     let control = controls(lab, &mut site)?;
-    for (key, value) in [
-        ("sent", all.sent),
-        ("lost", all.lost),
-        ("duplicated", all.duplicated),
-        ("reordered", all.reordered),
-        ("control_sent", all.control_sent),
-        ("control_lost", all.control_lost),
-        ("control_duplicated", all.control_duplicated),
+    let found = [
         ("flaps", u64::try_from(flaps)?),
         ("control_flaps", u64::try_from(control.flaps)?),
         ("control_unprepared_lost", control.lost),
-    ] {
+    ];
+    for (key, value) in all.sums().into_iter().chain(found) {
         figures.insert(key.into(), value.into());
     }
     let figures = Value::Object(figures);

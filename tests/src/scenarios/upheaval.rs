@@ -14,7 +14,6 @@ use crate::moving::site::{By, Site};
 use crate::moving::vm::Pace;
 use crate::process::{Process, wait_for};
 use crate::scenario::{Lab, Scenario};
-use crate::trunk::Trunk;
 
 /// The registry's entry.
 pub(super) const SCENARIO: Scenario = Scenario {
@@ -42,7 +41,6 @@ const PACE: Pace = Pace { copy_ms: 500, freeze_ms: 500 };
 const CHURN: u32 = 1000;
 /// How long a daemon that was killed is away.
 const AWAY: Duration = Duration::from_secs(1);
-const CUT: Duration = Duration::from_millis(300);
 
 /// Which end's daemon is killed.
 #[derive(Debug, Clone, Copy)]
@@ -99,23 +97,8 @@ fn run(lab: &mut Lab) -> Result<Value> {
     }
 
     lab.step("control: a node is cut off for a moment");
-    let cut = || {
-        let ns = site.nodes[2].host().netns();
-        ns.ip(&["link", "set", Trunk::PORT, "down"])?;
-        std::thread::sleep(CUT);
-        ns.ip(&["link", "set", Trunk::PORT, "up"])
-    };
-    let (_, control) = measure::during(lab, &site, RATE, cut)?;
-    for (key, value) in [
-        ("sent", all.sent),
-        ("lost", all.lost),
-        ("duplicated", all.duplicated),
-        ("reordered", all.reordered),
-        ("control_sent", all.control_sent),
-        ("control_lost", all.control_lost),
-        ("control_duplicated", all.control_duplicated),
-        ("control_lost_by_cut", control.lost),
-    ] {
+    let ((), control) = measure::during(lab, &site, RATE, || site.cut())?;
+    for (key, value) in all.sums().into_iter().chain([("control_lost_by_cut", control.lost)]) {
         figures.insert(key.into(), value.into());
     }
     let figures = Value::Object(figures);

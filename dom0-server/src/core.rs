@@ -374,6 +374,7 @@ impl Core {
             Event::Ahead(numbers) => self.ahead(numbers),
             Event::Tallied(router, number, tally) => self.tallied(router, number, tally),
         }
+        self.find_whole();
         self.pump();
         self.feed();
         self.prove_stances();

@@ -615,6 +615,12 @@ impl App {
         self.routers.get(&id).is_some_and(|scoped| scoped.router.synced)
     }
 
+    /// A guest has finished a snapshot, and what is due for its router is all that the switch lacks.
+    #[must_use]
+    pub fn is_in_step(&self, id: RouterId) -> bool {
+        self.routers.get(&id).is_some_and(|scoped| scoped.sync == Sync::InStep && scoped.router.synced)
+    }
+
     /// About how much is due for a router whose scope is in step; of others nothing is sent before that is decided anew.
     #[must_use]
     pub fn backlog(&self, id: RouterId) -> usize {

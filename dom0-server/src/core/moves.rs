@@ -86,6 +86,8 @@ pub(super) struct Moves {
     home: Arc<BTreeSet<Uuid>>,
     /// Migrations whose tables are here, by their routers.
     pub(super) staged: BTreeMap<RouterId, u64>,
+    /// Of routers with an open migration those whose tables the switch has had in full since it is in step.
+    whole: BTreeSet<RouterId>,
     /// How the toolstack is, by migration, and what keeps it from running.
     runs: BTreeMap<u64, (Run, Option<String>)>,
     carried: BTreeMap<RouterId, Carried>,
@@ -180,7 +182,7 @@ impl Core {
             };
             let facts = self.moves.memory.look(id, &look, self.moves.limits.still);
             let (mut facts, why) = self.moves.with_others(id, row, facts);
-            let is_whole = self.app.is_synced(id) && self.app.backlog(id) == 0;
+            let is_whole = self.moves.whole.contains(&id);
             if row.is_some_and(|row| row.to == self.node) && facts.stance.gate == Gate::Open && !is_whole {
                 // To nothing yet, or not to all.
                 facts.stance.gate = Gate::Closed;
@@ -352,6 +354,22 @@ impl Core {
     /// What has become of a router's frames.
     pub(super) fn carried(&mut self, router: RouterId, carried: Carried) {
         if self.moves.carried.insert(router, carried) != Some(carried) {
+            self.set_topology();
+        }
+    }
+
+    /// Finds the routers whose tables are in the switch by now, or not any more. However much is changed after that, the gate
+    /// leads to all of them.
+    pub(super) fn find_whole(&mut self) {
+        let is_whole = |id: RouterId| {
+            let is_under_way = || self.in_flight.values().any(|batch| batch.routers.contains(&id));
+            let was_whole = self.moves.whole.contains(&id);
+            self.app.is_in_step(id) && (was_whole || (self.app.backlog(id) == 0 && !is_under_way()))
+        };
+        let whole: BTreeSet<RouterId> =
+            self.moves.posts.roles.keys().copied().filter(|id| is_whole(*id)).collect();
+        if whole != self.moves.whole {
+            self.moves.whole = whole;
             self.set_topology();
         }
     }

@@ -417,3 +417,49 @@ fn what_a_former_life_has_left_in_the_switch_goes_with_the_end_of_its_part() {
     assert!(is_removed, "its flows are in the switch for good");
     assert!(core.due().values().any(|due| due.write == Write::Advance(Phase::Done)));
 }
+
+/// Nobody has told it the tables before its guest, and the switch takes longer for them than anybody waits.
+#[test]
+fn a_node_that_got_a_guest_by_hand_goes_on_when_the_switch_has_the_last_of_its_tables() {
+    let mut pair = Pair::new();
+    pair.row = Migration { via: Via::Other, yielded: true, left: true, ..row(Phase::Arrived) };
+    pair.read();
+    let effects = pair.b.handle(Event::Ports(ports(&[1])));
+    quiet(&mut pair.b, effects);
+    open_as(&mut pair.b, 9);
+    let (mut bundles, mut queue) = (VecDeque::new(), VecDeque::new());
+    let messages =
+        [GuestMessage::SnapshotBegin(Seq(1)), changes(2, 0..250), GuestMessage::SnapshotEnd(Seq(3))];
+    let words = messages.map(|message| Event::Said(SessionId(9), message));
+    let seconds = (1..30).map(|second| Event::Tick(Duration::from_secs(second)));
+    let is_due = |core: &Core| core.due().values().any(|due| due.write == Write::Advance(Phase::Verified));
+    for event in words.into_iter().chain(seconds) {
+        queue.extend(pair.b.handle(event));
+        while pair.b.is_behind() {
+            queue.extend(pair.b.handle(Event::Turn));
+        }
+        while let Some(effect) = queue.pop_front() {
+            assert!(!is_due(&pair.b), "the switch has not all of its tables");
+            queue.extend(match effect {
+                Effect::Dump(_) => pair.b.handle(Event::DumpEnd),
+                Effect::Prove(proof) => pair.b.handle(Event::Proven(proof, true)),
+                // It takes its time.
+                Effect::Send(id, ..) => {
+                    bundles.push_back(id);
+                    Vec::new()
+                }
+                _ => Vec::new(),
+            });
+        }
+    }
+    assert!(!bundles.is_empty());
+    while let Some(id) = bundles.pop_front() {
+        assert!(!is_due(&pair.b), "the switch has not all of its tables");
+        for effect in pair.b.handle(Event::Confirmed(id, TOOK)) {
+            if let Effect::Send(id, ..) = effect {
+                bundles.push_back(id);
+            }
+        }
+    }
+    assert!(is_due(&pair.b));
+}

@@ -10,6 +10,8 @@ use crate::chain::Chain;
 
 /// The switch answers within this.
 const LIMIT: Duration = Duration::from_secs(5);
+/// A switch that nobody asks anything may tell of the end of a look half a second after it.
+const AGAIN: Duration = Duration::from_millis(5);
 /// Bytes of an answer that are read: traces of a flood to many ports are long.
 const MAX_ANSWER: usize = 16 << 20;
 
@@ -67,7 +69,8 @@ pub async fn call(rundir: &Path, command: &str, args: &[&str]) -> Result<String,
 /// Waits until the datapath has nothing left of what the switch was told before: `poke` is to have it look at all that it holds.
 ///
 /// `revalidator/wait` answers at the end of a look, and looks are half a second apart if nothing changes. So it is asked first, then
-/// the switch is poked; and twice, since the first end may be of a look that had begun before.
+/// the switch is poked; and twice, since the first end may be of a look that had begun before. Nor does the end of a look wake the
+/// thread that answers (`udpif_run`): so that is asked other things meanwhile.
 ///
 /// # Errors
 /// [`AppctlError`].
@@ -79,12 +82,15 @@ pub async fn revalidated(rundir: &Path, poke: impl Fn() + Sync) -> Result<(), Ap
             // Another connection: once that is answered, what was asked before over the first has been read.
             call(rundir, "version", &[]).await?;
             poke();
-            std::future::pending::<Result<(), AppctlError>>().await
+            loop {
+                tokio::time::sleep(AGAIN).await;
+                call(rundir, "version", &[]).await?;
+            }
         };
         tokio::select! {
             biased;
             said = &mut waiting => { said?; }
-            failed = poked => failed?,
+            failed = poked => return failed,
         }
     }
     Ok(())

@@ -109,6 +109,8 @@ struct Sight<'a> {
     up: BTreeMap<PortNo, &'a SwitchPort>,
     /// Routers whose guests have a session.
     guests: BTreeSet<RouterId>,
+    /// Those whose tables another node tells.
+    sources: BTreeSet<RouterId>,
 }
 
 impl<'a> Sight<'a> {
@@ -118,11 +120,13 @@ impl<'a> Sight<'a> {
         sessions: &BTreeMap<SessionId, Session>,
     ) -> Self {
         let ports = ports.into_iter().flat_map(|ports| &ports.ports).filter(|port| port.is_up);
-        let guests = sessions.values().filter(|session| session.source.is_none());
+        let (guests, sources): (Vec<&Session>, Vec<&Session>) =
+            sessions.values().partition(|session| session.source.is_none());
         Self {
             segments: desired.segments.values().map(|segment| (segment.vlan, &segment.name)).collect(),
             up: ports.map(|port| (port.number, port)).collect(),
-            guests: guests.map(|session| session.router).collect(),
+            guests: guests.into_iter().map(|session| session.router).collect(),
+            sources: sources.into_iter().map(|session| session.router).collect(),
         }
     }
 
@@ -188,8 +192,9 @@ impl Core {
                 facts.stance.gate = Gate::Closed;
             }
             let is_told = facts.staged;
-            // The last that is done before others may have the source yield.
-            facts.staged &= row.is_some_and(|row| self.moves.ahead.contains(&row.number));
+            // What is told of them later comes as well. Flows of the datapath are the last before others may have the source yield.
+            facts.staged &=
+                sight.sources.contains(&id) && row.is_some_and(|row| self.moves.ahead.contains(&row.number));
             let open = row.map(|row| open(row, &self.node));
             let step = sequencer::step(open.as_ref(), &facts, &self.moves.limits);
             self.moves.memory.ask(id, step.stance, self.now);

@@ -9,8 +9,8 @@
 //! staging   destination: it has the tables          sends the tables                    installs them behind a closed gate
 //! staged    source: it has yielded                  yields the MACs; copies punts,      "
 //!                                                   and answers ARP/NS as the guest does
-//! moving    destination: the guest runs there       runs the toolstack; guest gone:     keeps punts in order
-//!                                                   relays punts
+//! moving    destination: the guest runs there       runs the toolstack; guest gone:     keeps punts in order; once the
+//!                                                   relays punts                        port is there: opens the gate
 //! arrived   destination: its gate is proven         as with the guest gone, mute        opens the gate, gives relayed punts
 //! verified  destination: the source has yielded,    "                                   tells everybody
 //!           and switches were told
@@ -199,7 +199,14 @@ fn destination(open: &Open, facts: &Facts, limits: &Limits) -> Step {
                 () if is_staging => timer.abort(),
                 () => None,
             };
-            Step { write, ..Step::of(awaited(facts), false) }
+            // What comes between its port and its first word is time to prove the gate. Its tables stay as they are: it is suspended,
+            // or they are told here.
+            let is_next = open.phase == Phase::Moving && facts.guest != Guest::Gone && !facts.stayed;
+            let stance = match is_next && facts.staged {
+                true => Stance { gate: Gate::Open, ..Stance::AWAITED },
+                false => awaited(facts),
+            };
+            Step { write, ..Step::of(stance, false) }
         }
         Phase::Arrived => {
             let write = is_open.then_some(Write::Advance(Phase::Verified));

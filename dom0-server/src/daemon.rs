@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use xenflow_proto::{Name, control};
+use xenflow_proto::{MacAddr, Name, control};
 
 use crate::clock::until;
 use crate::config::{Config, ConfigError, Driver, parse_remotes};
@@ -249,6 +249,7 @@ pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()
                     prove(config.ovs_rundir.clone(), proof, connection, orders.clone(), own.clone());
                 }
                 Effect::Nudge(router, guest) => {
+                    meet(control, guest);
                     nudges.ask(router, guest, core.session_of(router), Instant::now());
                 }
             }
@@ -349,14 +350,25 @@ fn prove(
     });
 }
 
+/// Tells the kernel whose control addresses these are, off the main loop. It would ask, once a second, a guest that is suspended, and
+/// keep the nudges until then.
+fn meet(control: Option<u32>, guest: MacAddr) {
+    let Some(ifindex) = control else { return };
+    tokio::spawn(async move {
+        if let Err(error) = control_port::meet(ifindex, guest).await {
+            tracing::debug!(%guest, %error, "the kernel does not take the guest's address");
+        }
+    });
+}
+
 /// Sends a nudge by the control port of that number, off the main loop.
-fn send_nudge(control: Option<u32>, guest: std::net::IpAddr) {
+fn send_nudge(control: Option<u32>, guest: MacAddr) {
     let Some(ifindex) = control else { return };
     tokio::spawn(async move {
         match nudge::send(ifindex, guest).await {
-            Ok(()) => tracing::debug!(%guest, "nudged"),
+            Ok(()) => tracing::trace!(%guest, "nudged"),
             // There may be no such guest yet.
-            Err(error) => tracing::debug!(%guest, %error, "not nudged"),
+            Err(error) => tracing::trace!(%guest, %error, "not nudged"),
         }
     });
 }

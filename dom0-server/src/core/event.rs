@@ -9,7 +9,7 @@ use openflow::{ErrorCode, Flow, Group, Meter};
 use xenflow_flow_app::{Dump, FlowChange, MeterChange, RouterId};
 use xenflow_proto::message::{GuestMessage, Hello, HostMessage, RefusalReason};
 use xenflow_proto::node::{Held, SourceMessage};
-use xenflow_proto::{Digest, Identity, Name, Seq};
+use xenflow_proto::{Digest, Identity, MacAddr, Name, Seq};
 
 #[cfg(doc)]
 use super::Core;
@@ -148,8 +148,8 @@ pub enum Effect {
     Taken(SessionId),
     /// Say something to another node.
     Peer(ToPeer),
-    /// Nudge the guest of a router at these addresses until it has a session: its control vif has come up.
-    Nudge(RouterId, Vec<IpAddr>),
+    /// Nudge the guest of a router, by the address of its control vif, until it has a session: that vif has come up.
+    Nudge(RouterId, MacAddr),
 }
 
 /// Something to say to the other node of a move.

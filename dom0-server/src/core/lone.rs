@@ -1,11 +1,10 @@
 //! Routers without a session: which of them to nudge, and how long their tables are held.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use xenflow_flow_app::{Attachment, PortNo, RouterId};
-use xenflow_proto::{MacAddr, control};
+use xenflow_proto::MacAddr;
 
 use super::{Core, Effect, Lone};
 
@@ -30,8 +29,7 @@ impl Core {
         for (router, mac) in come {
             let name = self.router_name(router);
             tracing::debug!(name: "nudge", router = name, %mac, "its control vif has come: the guest is asked to connect");
-            let guest: [IpAddr; 2] = [control::guest_ipv6(mac).into(), control::guest_ipv4(mac).into()];
-            self.effects.push(Effect::Nudge(router, guest.to_vec()));
+            self.effects.push(Effect::Nudge(router, mac));
         }
     }
 

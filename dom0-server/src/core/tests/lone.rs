@@ -19,8 +19,7 @@ fn a_guest_is_nudged_when_its_control_vif_comes_up() {
     let mut core = core(100);
     assert_eq!(nudged(&core.handle(Event::Desired(desired(&[1, 2])))), [0; 0]);
     let effects = core.handle(Event::Ports(ports(&[1])));
-    let guest = [control::guest_ipv6(mac(1, 2)).into(), control::guest_ipv4(mac(1, 2)).into()];
-    assert_eq!(effects, [Effect::Nudge(RouterId(1), guest.to_vec())]);
+    assert_eq!(effects, [Effect::Nudge(RouterId(1), mac(1, 2))]);
     let mut nudged_by = |event| nudged(&core.handle(event));
     assert_eq!(nudged_by(Event::Ports(ports(&[1]))), [0; 0], "nothing is new");
     assert_eq!(nudged_by(Event::Ports(ports(&[1, 2]))), [2], "plugged in");

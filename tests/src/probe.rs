@@ -177,8 +177,8 @@ impl Probe {
         Self::spawn(lab, from, to, address, &["--rate", &rate.to_string(), "--first-alone"])?.go_on()
     }
 
-    /// As [`start`](Self::start), with a sender that waits for no other process of the lab, as one on another machine would not:
-    /// what a packet is late by then is the network's.
+    /// As [`start`](Self::start), with two ends that wait for no other process of the lab, as those on other machines would not:
+    /// what a packet is late by then is the network's, and so is what is lost.
     pub fn start_ahead(lab: &Lab, from: &Netns, to: &Netns, address: SocketAddr, rate: u32) -> Result<Self> {
         Self::prepare_ahead(lab, from, to, address, rate)?.go_on()
     }
@@ -191,9 +191,13 @@ impl Probe {
         address: SocketAddr,
         rate: u32,
     ) -> Result<Self> {
-        let mut ahead = from.command("chrt");
-        ahead.args(["--fifo", "1"]).arg(lab.binary());
-        Self::spawn(lab, ahead, to, address, &["--rate", &rate.to_string(), "--first-alone"])
+        let ahead = |ns: &Netns| {
+            let mut command = ns.command("chrt");
+            command.args(["--fifo", "1"]).arg(lab.binary());
+            command
+        };
+        let rate = rate.to_string();
+        Self::ends(ahead(from), ahead(to), address, lab.next_id(), &["--rate", &rate, "--first-alone"])
     }
 
     /// Starts a probe that sends at its full rate from the first packet, whether that arrives or not.

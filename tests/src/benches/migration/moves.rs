@@ -75,7 +75,7 @@ impl Cell {
     pub(super) fn figures(&self, tried: &Tried) -> Value {
         json!({
             "routes": self.at.routes(), "freeze_ms": self.at.pace().freeze_ms, "rate_percent": self.at.percent,
-            "packets": self.seen.figures(), "flaps": self.flaps, "toolstack": measure::moved(&self.moved),
+            "packets": packets(&self.seen), "flaps": self.flaps, "toolstack": measure::moved(&self.moved),
             "thaw_to_verified_ms": self.verified_ms.map(round), "total_ms": self.total_ms.map(round),
             "delay_extra_ms": tried.extra_delay(self).map(round), "migration": self.row,
         })
@@ -86,9 +86,18 @@ impl Bare {
     pub(super) fn figures(&self) -> Value {
         json!({
             "routes": self.at.routes(), "freeze_ms": self.at.pace().freeze_ms, "rate_percent": self.at.percent,
-            "packets": self.seen.figures(), "toolstack": measure::moved(&self.moved),
+            "packets": packets(&self.seen), "toolstack": measure::moved(&self.moved),
         })
     }
+}
+
+/// Without the single packets.
+fn packets(seen: &Seen) -> Value {
+    let mut figures = seen.figures();
+    if let Some(figures) = figures.as_object_mut() {
+        figures.remove("events");
+    }
+    figures
 }
 
 /// The bystander goes to the other one of a and b.

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use xenflow_proto::table::{
-    Family, Hop, HopFlags, IfIndex, Link, NextHopKind, Route, RouteKey, RouteKind, RouteTarget, TABLE_LOCAL,
+    Family, Hop, HopFlags, IfIndex, Link, NextHopKind, RouteKey, RouteKind, RouteTarget, TABLE_LOCAL,
     TABLE_MAIN,
 };
 use xenflow_proto::{MacAddr, VlanId};
@@ -19,7 +19,7 @@ use xenflow_proto::{MacAddr, VlanId};
 use crate::answer::Rejection;
 use crate::fast_path;
 use crate::punt::PuntClass;
-use crate::rib::Rib;
+use crate::rib::{Rib, RouteRef};
 use crate::topology::{RouterId, Topology, Vif, VifId};
 
 /// What becomes of the packets of a prefix.
@@ -281,11 +281,11 @@ impl Fib<'_> {
         if candidates().next_back().is_some_and(|route| route.key.tos != 0) {
             return None;
         }
-        candidates().find(|route| self.judge(route, prefix).is_some()).map(|route| route.key)
+        candidates().find(|route| self.judge(*route, prefix).is_some()).map(|route| route.key)
     }
 
     /// What a route says; none: it does not count, the next candidate or a shorter prefix decides.
-    fn judge(&self, route: &Route, prefix: IpNet) -> Option<Best> {
+    fn judge(&self, route: RouteRef<'_>, prefix: IpNet) -> Option<Best> {
         match route.kind {
             RouteKind::Blackhole => return Some(Best::Drop),
             RouteKind::Unicast => {}
@@ -334,7 +334,7 @@ impl Fib<'_> {
     }
 
     /// A next hop that the host can use for the guest; an error says why it cannot be used.
-    fn hop(&self, hop: &Hop, route: &Route, prefix: IpNet) -> Result<Best, Option<Rejection>> {
+    fn hop(&self, hop: &Hop, route: RouteRef<'_>, prefix: IpNet) -> Result<Best, Option<Rejection>> {
         if hop.encap {
             return Err(Some(Rejection::Encapsulation));
         }
@@ -362,7 +362,7 @@ impl Fib<'_> {
 
     /// Several next hops: all that live must be usable. One whose link is down is dead for the kernel as well, even
     /// before the guest says so.
-    fn share(&self, hops: &[Hop], route: &Route, prefix: IpNet) -> Result<Best, Option<Rejection>> {
+    fn share(&self, hops: &[Hop], route: RouteRef<'_>, prefix: IpNet) -> Result<Best, Option<Rejection>> {
         let is_down = |hop: &Hop| hop.oif.is_some_and(|oif| self.binding.down.contains(&oif));
         let is_alive = |hop: &&Hop| hop.flags.0 & HopFlags::DEAD == 0 && !is_down(hop);
         let usable = |hop: &Hop| match self.hop(hop, route, prefix)? {

@@ -7,18 +7,21 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Bound;
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 use xenflow_proto::digest::{Digest, Keyed};
 use xenflow_proto::table::{
-    AddressKey, IfIndex, Link, Neighbor, NeighborKey, NextHop, Obstacle, ObstacleKey, Route, RouteKey,
-    Settings,
+    AddressKey, IfIndex, Link, Neighbor, NeighborKey, NextHop, Obstacle, ObstacleKey, RouteKey, Settings,
 };
 use xenflow_proto::{Change, Key, MacAddr, Object};
 
 mod follow;
 mod gateways;
+mod routes;
 mod size;
+
+pub use routes::{Attributes, RouteRef};
 
 /// A table entry and the snapshot that last confirmed it.
 #[derive(Debug, Clone)]
@@ -34,7 +37,9 @@ pub struct Rib {
     addresses: BTreeMap<AddressKey, Stamped<()>>,
     /// On how many links an address is.
     own: BTreeMap<IpAddr, usize>,
-    routes: BTreeMap<RouteKey, Stamped<Route>>,
+    routes: BTreeMap<RouteKey, Stamped<Arc<Attributes>>>,
+    /// What routes say, each once.
+    attributes: BTreeSet<Arc<Attributes>>,
     next_hops: BTreeMap<u32, Stamped<NextHop>>,
     neighbors: BTreeMap<NeighborKey, Stamped<MacAddr>>,
     /// At most one.
@@ -112,7 +117,7 @@ pub enum Sweep {
 pub struct Quota {
     /// Links, addresses, routes, next hops, neighbors and obstacles.
     pub objects: usize,
-    /// What the daemon keeps for them, by an estimate from above (`rib/size.rs`): a plain route is about 640.
+    /// What the daemon keeps for them, by an estimate from above (`rib/size.rs`): a plain route is about 820.
     pub bytes: usize,
 }
 
@@ -284,7 +289,7 @@ impl Rib {
         match key {
             Key::Link(ifindex) => self.links.get(ifindex).map(|entry| size::link_size(&entry.value)),
             Key::Address(key) => self.addresses.get(key).map(|_| size::size(&Object::Address(*key))),
-            Key::Route(key) => self.routes.get(key).map(|entry| size::route_size(&entry.value)),
+            Key::Route(key) => self.routes.get(key).map(|entry| size::route_size(&entry.value.target)),
             Key::NextHop(id) => self.next_hops.get(id).map(|entry| size::next_hop_size(&entry.value)),
             Key::Neighbor(key) => {
                 let entry = self.neighbors.get(key)?;
@@ -309,6 +314,7 @@ impl Rib {
             next_hops,
             neighbors,
             obstacles,
+            attributes: _,
             settings: _,
             own: _,
             users: _,
@@ -356,7 +362,10 @@ impl Rib {
             Object::Route(route) => {
                 let key = route.key;
                 self.count_route(key, false);
-                let changed = put(&mut self.routes, key, route, epoch, &mut self.tally, route_of);
+                let before = self.routes.get(&key).map(|entry| Arc::clone(&entry.value));
+                let value = self.intern(Attributes::of(route));
+                let changed = put(&mut self.routes, key, value, epoch, &mut self.tally, route_of);
+                self.forget(before);
                 self.count_route(key, true);
                 changed
             }
@@ -390,7 +399,10 @@ impl Rib {
             Key::Obstacle(key) => take(&mut self.obstacles, key, epoch, tally, obstacle_of),
             Key::Route(key) => {
                 self.count_route(key, false);
-                take(&mut self.routes, key, epoch, &mut self.tally, route_of)
+                let before = self.routes.get(&key).map(|entry| Arc::clone(&entry.value));
+                let was_there = take(&mut self.routes, key, epoch, &mut self.tally, route_of);
+                self.forget(before);
+                was_there
             }
         }
     }
@@ -447,20 +459,20 @@ impl Rib {
     }
 
     /// Routes of one prefix in one table: by TOS, then in the kernel's order of preference.
-    pub fn candidates(&self, table: u32, dst: IpNet) -> impl DoubleEndedIterator<Item = &Route> {
+    pub fn candidates(&self, table: u32, dst: IpNet) -> impl DoubleEndedIterator<Item = RouteRef<'_>> {
         let first = RouteKey { table, dst, tos: 0, metric: 0 };
         let last = RouteKey { table, dst, tos: u8::MAX, metric: u32::MAX };
-        self.routes.range(first..=last).map(|(_, entry)| &entry.value)
+        self.routes.range(first..=last).map(routes::read)
     }
 
     /// All routes behind one, in the order of their keys.
-    pub fn routes_after(&self, after: Option<RouteKey>) -> impl Iterator<Item = &Route> {
-        self.routes.range((behind(after), Bound::Unbounded)).map(|(_, entry)| &entry.value)
+    pub fn routes_after(&self, after: Option<RouteKey>) -> impl Iterator<Item = RouteRef<'_>> {
+        self.routes.range((behind(after), Bound::Unbounded)).map(routes::read)
     }
 
     /// All routes from one on.
-    pub fn routes_from(&self, from: Bound<RouteKey>) -> impl Iterator<Item = &Route> {
-        self.routes.range((from, Bound::Unbounded)).map(|(_, entry)| &entry.value)
+    pub fn routes_from(&self, from: Bound<RouteKey>) -> impl Iterator<Item = RouteRef<'_>> {
+        self.routes.range((from, Bound::Unbounded)).map(routes::read)
     }
 
     /// The first routing table with that number or a higher one that has a route.
@@ -471,8 +483,8 @@ impl Rib {
     }
 
     /// All routes.
-    pub fn routes(&self) -> impl Iterator<Item = &Route> {
-        self.routes.values().map(|entry| &entry.value)
+    pub fn routes(&self) -> impl Iterator<Item = RouteRef<'_>> {
+        self.routes.iter().map(routes::read)
     }
 
     /// The link-layer address of a neighbor.
@@ -623,8 +635,8 @@ fn address_of(key: AddressKey, (): ()) -> Object {
     Object::Address(key)
 }
 
-fn route_of(_: RouteKey, route: Route) -> Object {
-    Object::Route(route)
+fn route_of(key: RouteKey, attributes: Arc<Attributes>) -> Object {
+    Object::Route(RouteRef { key, attributes: &attributes }.to_route())
 }
 
 fn next_hop_of(_: u32, next_hop: NextHop) -> Object {

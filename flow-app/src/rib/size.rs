@@ -6,6 +6,7 @@
 //! `max_routes`, groups by [`crate::group`].
 
 use std::mem::size_of;
+use std::sync::Arc;
 
 use xenflow_proto::Object;
 use xenflow_proto::table::{
@@ -13,11 +14,11 @@ use xenflow_proto::table::{
     RouteTarget, Settings,
 };
 
-use super::Stamped;
+use super::{Attributes, Stamped};
 
-/// Of a prefix: its places in the limit (24 bytes of an ordered set, up to two nodes of a trie), whether a group is its
-/// own, a rejection with the answer that tells of it.
-const PREFIX: usize = 320;
+/// Of a prefix: its places in the limit (24 bytes of an ordered set, up to two nodes of a trie) and among the entries (a
+/// block with lists of one), whether a group is its own, a rejection with the answer that tells of it.
+const PREFIX: usize = 544;
 /// Of a link or an address: the binding, which may stand twice, and its places.
 const BOUND: usize = 320;
 /// Of a gateway that a hop names: its count, and that of those on its link.
@@ -44,7 +45,7 @@ pub(super) fn size(object: &Object) -> usize {
     match object {
         Object::Link(link) => link_size(link),
         Object::Address(_) => entry::<AddressKey, Stamped<()>>() + entry::<std::net::IpAddr, usize>() + BOUND,
-        Object::Route(route) => route_size(route),
+        Object::Route(route) => route_size(&route.target),
         Object::NextHop(it) => next_hop_size(it),
         Object::Neighbor(_) => entry::<NeighborKey, Stamped<xenflow_proto::MacAddr>>() + PREFIX,
         Object::Settings(_) => entry::<(), Stamped<Settings>>(),
@@ -57,12 +58,15 @@ pub(super) fn link_size(link: &Link) -> usize {
     entry::<IfIndex, Stamped<Link>>() + texts + BOUND
 }
 
-pub(super) fn route_size(route: &Route) -> usize {
-    let target = match &route.target {
+/// Of a route with that target, which no other one may have.
+pub(super) fn route_size(target: &RouteTarget) -> usize {
+    let attributes =
+        size_of::<Attributes>() + ALLOCATION + 2 * size_of::<usize>() + entry::<Arc<Attributes>, ()>();
+    let target = match target {
         RouteTarget::Hops(hops) => list::<Hop>(hops.len()) + gateways(hops),
         RouteTarget::NextHop(_) => entry::<(u32, RouteKey), ()>() + entry::<u32, u32>(),
     };
-    entry::<RouteKey, Stamped<Route>>() + target + PREFIX
+    entry::<RouteKey, Stamped<Arc<Attributes>>>() + attributes + target + PREFIX
 }
 
 pub(super) fn next_hop_size(next_hop: &NextHop) -> usize {

@@ -2,7 +2,9 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use xenflow_proto::table::{Hop, HopFlags, NextHopKind, ObstacleKind, RouteKind, RouteTarget, TABLE_MAIN};
+use xenflow_proto::table::{
+    Hop, HopFlags, NextHopKind, ObstacleKind, Route, RouteKind, RouteTarget, TABLE_MAIN,
+};
 
 use super::*;
 
@@ -28,7 +30,7 @@ impl Rib {
 fn unresolved(rib: &Rib) -> BTreeSet<NeighborKey> {
     let kind = |id: u32| rib.next_hop(id).map(|object| &object.kind);
     let single = |id: u32| if let Some(NextHopKind::Single(hop)) = kind(id) { Some(*hop) } else { None };
-    let hops_of = |route: &Route| match &route.target {
+    let hops_of = |route: RouteRef<'_>| match &route.attributes.target {
         RouteTarget::Hops(hops) => hops.clone(),
         RouteTarget::NextHop(id) => match kind(*id) {
             Some(NextHopKind::Group(members)) => members.iter().filter_map(|(id, _)| single(*id)).collect(),
@@ -252,6 +254,8 @@ proptest! {
             }
             prop_assert_eq!(rib.bytes(), rib.objects().iter().map(size::size).sum::<usize>());
             prop_assert!(rib.len() <= quota.objects);
+            let said: BTreeSet<&Attributes> = rib.routes().map(|route| route.attributes).collect();
+            prop_assert_eq!(rib.attributes.len(), said.len());
         }
         for object in rib.objects() {
             rib.apply(Change::Remove(object.key()), quota).unwrap();
@@ -282,11 +286,8 @@ fn what_can_only_shrink_passes_a_full_budget() {
 /// to sweep.
 #[test]
 fn as_many_plain_routes_fit_as_there_may_be_and_wide_ones_do_not() {
-    const DEFAULT: usize = 3 << 29;
-    let by = |target| {
-        let Object::Route(it) = route(1) else { unreachable!() };
-        size::route_size(&Route { target, ..it })
-    };
+    const DEFAULT: usize = 2 << 30;
+    let by = |target| size::route_size(&target);
     let gateway = Some([10, 0, 0, 1].into());
     let hop = Hop { gateway, oif: Some(1), weight: 1, flags: HopFlags::default(), encap: false };
     let hops = |count| RouteTarget::Hops(vec![hop; count]);

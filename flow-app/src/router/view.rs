@@ -9,7 +9,7 @@ use std::ops::Bound;
 
 use ipnet::IpNet;
 use openflow::{Flow, Group};
-use xenflow_proto::table::{Hop, NeighborKey, NextHopKind, Route, RouteKey, RouteTarget, TABLE_LOCAL};
+use xenflow_proto::table::{Hop, NeighborKey, NextHopKind, RouteKey, RouteTarget, TABLE_LOCAL};
 
 use super::Router;
 use super::place::{Place, of_neighbor, own, places_of, rewrites_of, route};
@@ -18,6 +18,7 @@ use crate::answer::Rejection;
 use crate::fib::{Fib, Ruling, Verdict};
 use crate::limit::{Class, Prefix};
 use crate::punt::PuntClass;
+use crate::rib::RouteRef;
 use crate::table;
 
 /// Which routes are asked for.
@@ -35,7 +36,7 @@ pub enum Which {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteView<'a> {
     /// As the guest says.
-    pub route: &'a Route,
+    pub route: RouteRef<'a>,
     /// Its next hops, those of a next-hop object included, each with the name of its link in the guest.
     pub hops: Vec<(Hop, Option<&'a str>)>,
     /// What becomes of its packets.
@@ -128,7 +129,7 @@ impl Router {
         within: Option<IpNet>,
         after: Option<RouteKey>,
         most: usize,
-    ) -> (Vec<&Route>, Option<RouteKey>) {
+    ) -> (Vec<RouteRef<'_>>, Option<RouteKey>) {
         let first = |table| within.map(|dst| RouteKey { table, dst, tos: 0, metric: 0 });
         let mut from = match (after, first(0)) {
             (Some(after), _) => Bound::Excluded(after),
@@ -159,9 +160,9 @@ impl Router {
         addr: IpAddr,
         after: Option<RouteKey>,
         most: usize,
-    ) -> (Vec<&Route>, Option<RouteKey>) {
+    ) -> (Vec<RouteRef<'_>>, Option<RouteKey>) {
         let mut table = after.map_or(Some(0), |after| after.table.checked_add(1));
-        let mut found: Vec<&Route> = Vec::new();
+        let mut found: Vec<RouteRef<'_>> = Vec::new();
         let mut next = after;
         for _ in 0..TABLES {
             let here = table.and_then(|table| self.rib.first_table(table));
@@ -179,7 +180,7 @@ impl Router {
         (found, next)
     }
 
-    fn hops_of(&self, route: &Route) -> Vec<(Hop, Option<&str>)> {
+    fn hops_of(&self, route: RouteRef<'_>) -> Vec<(Hop, Option<&str>)> {
         let named = |hop: &Hop| {
             let link = hop.oif.and_then(|oif| self.rib.link(oif));
             (*hop, link.map(|link| link.name.as_str()))
@@ -209,7 +210,7 @@ impl Router {
         }
     }
 
-    fn fate(&self, route: &Route, decided: &Decided) -> Fate {
+    fn fate(&self, route: RouteRef<'_>, decided: &Decided) -> Fate {
         let RouteKey { table, dst, .. } = route.key;
         if let Some(why) = self.answers.rejection(&route.key) {
             return Fate::Rejected(why);

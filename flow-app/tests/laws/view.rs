@@ -29,7 +29,7 @@ fn routes(app: &App, id: RouterId, which: Which, most: usize) -> Result<Vec<(Rou
     let (mut all, mut after) = (Vec::new(), None);
     for _ in 0..20_000 {
         let (page, next) = app.view_routes(id, which, after, most).ok_or("no such router")?;
-        all.extend(page.into_iter().map(|view| (view.route.clone(), view.fate)));
+        all.extend(page.into_iter().map(|view| (view.route.to_route(), view.fate)));
         match next {
             Some(next) if Some(next) <= after => return Err(format!("from {after:?} back to {next:?}")),
             Some(next) => after = Some(next),

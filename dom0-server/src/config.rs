@@ -48,10 +48,13 @@ pub struct Config {
     /// Most links, addresses, routes, next hops and neighbors kept of one guest.
     #[serde(default = "default_max_objects")]
     pub max_objects_per_router: usize,
-    /// Most bytes that the daemon keeps of one guest's tables, by an estimate from above: a plain route is about 640, so
-    /// that the default (1.5 GiB) has room for as many as `max_objects_per_router` by default. At least 1 MiB.
+    /// Most bytes that the daemon keeps of one guest's tables, by an estimate from above: a plain route is about 820, so
+    /// that the default (2 GiB) has room for as many as `max_objects_per_router` by default. At least 1 MiB.
     #[serde(default = "default_max_bytes")]
     pub max_bytes_per_router: usize,
+    /// Forward by as few flows as it takes, and not by one for each prefix of a router. What becomes of packets is the same.
+    #[serde(default)]
+    pub fib_aggregation: bool,
     /// Most changes a second that a router may send while others have sessions, after a burst of 50 seconds' worth; at
     /// least 1000, or 0: as many as it likes.
     #[serde(default = "default_max_change_rate")]
@@ -258,7 +261,7 @@ fn default_max_objects() -> usize {
 }
 
 fn default_max_bytes() -> usize {
-    3 << 29
+    2 << 30
 }
 
 fn default_max_change_rate() -> u32 {
@@ -418,7 +421,7 @@ mod tests {
         assert_eq!(config.control_socket, Path::new(CONTROL_SOCKET));
         assert!(config.flow_restore_wait);
         assert_eq!(config.statistics_interval_s, 5);
-        assert_eq!((config.max_objects_per_router, config.max_bytes_per_router), (2_500_000, 3 << 29));
+        assert_eq!((config.max_objects_per_router, config.max_bytes_per_router), (2_500_000, 2 << 30));
         assert_eq!((config.max_change_rate, config.hold_time_s), (20_000, 0));
         assert_eq!(config.xenflow_db(), "unix:/var/run/openvswitch/db.sock");
     }

@@ -272,6 +272,12 @@ impl Core {
         Self { app: self.app.with_max_bytes(bytes), ..self }
     }
 
+    /// A core that forwards by a flow for each prefix, or by fewer that forward the same.
+    #[must_use]
+    pub fn with_aggregation(self, is_aggregated: bool) -> Self {
+        Self { app: if is_aggregated { self.app } else { self.app.without_aggregation() }, ..self }
+    }
+
     /// Takes in an event; what is to be done for it comes back, in order.
     pub fn handle(&mut self, event: Event) -> Vec<Effect> {
         match event {

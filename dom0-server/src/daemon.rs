@@ -130,6 +130,7 @@ pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()
     let mut listener = Listener { server: access, sessions: sessions.clone(), events, ready, current: None };
     let mut core = Core::new(node.clone(), config.max_objects_per_router)
         .with_max_bytes(config.max_bytes_per_router)
+        .with_aggregation(config.fib_aggregation)
         .with_locations()
         .with_queues(config.bandwidth.driver != Driver::Off);
     if config.hold_time_s > 0 {

@@ -375,7 +375,7 @@ mod tests {
         );
         assert_eq!(
             routes(r#"{"request":"flows","router":"r1","after":"route 254 10.0.0.0/8 0 20"}"#),
-            Question::Flows(r1, Some(FlowCursor::Route(Some(key))))
+            Question::Flows(r1, Some(FlowCursor::Local(Some(key))))
         );
     }
 

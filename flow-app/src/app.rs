@@ -109,6 +109,7 @@ pub struct App {
     is_resting: bool,
     quota: Quota,
     max_buckets: usize,
+    is_aggregated: bool,
     dump: Option<Dumping>,
     /// By number.
     meters: BTreeMap<u32, Meter>,
@@ -138,6 +139,7 @@ impl App {
             is_resting: false,
             quota: Quota { objects: limit, ..Quota::NONE },
             max_buckets: MAX_ROUTER_BUCKETS,
+            is_aggregated: true,
             dump: None,
             meters: BTreeMap::new(),
             meters_sent: BTreeMap::new(),
@@ -155,6 +157,12 @@ impl App {
     #[must_use]
     pub fn with_max_buckets(self, max_buckets: usize) -> Self {
         Self { max_buckets, ..self }
+    }
+
+    /// An app with a flow for each prefix, and not only as many as it takes to forward the same.
+    #[must_use]
+    pub fn without_aggregation(self) -> Self {
+        Self { is_aggregated: false, ..self }
     }
 
     /// The topology it works on.
@@ -196,7 +204,7 @@ impl App {
         }
         self.topology = topology;
         for id in ids {
-            let router = || Router::new(id, &self.topology, self.max_buckets);
+            let router = || Router::new(id, &self.topology, self.max_buckets, self.is_aggregated);
             let fresh = || Scoped { router: router(), sync: Sync::Unknown, is_pressing: false };
             self.routers.entry(id).or_insert_with(fresh).router.rebind();
         }

@@ -116,11 +116,6 @@ impl Groups {
         self.users.contains_key(&prefix)
     }
 
-    /// The number of a prefix's group, if it has one.
-    pub(crate) fn of(&self, prefix: Prefix) -> Option<u32> {
-        self.users.get(&prefix).map(|index| self.id(*index))
-    }
-
     /// Forgets everything but what the switch holds: groups of the same content are taken up again.
     pub(crate) fn adopt(&mut self, found: BTreeMap<u32, Group>) {
         *self = Self { settings: self.settings, ..Self::new(self.router, self.max_buckets) };

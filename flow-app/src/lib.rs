@@ -4,6 +4,7 @@
 //! `table` makes their flows, [`rib`] mirrors a guest's kernel and [`fib`] decides what forwards. [`sim`] is what a
 //! switch does with the flows: for tests, and for the question what becomes of a packet.
 
+mod aggregate;
 pub mod answer;
 pub mod app;
 mod explain;

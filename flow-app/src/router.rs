@@ -4,25 +4,29 @@ use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
+use ipnet::IpNet;
 use openflow::Flow;
 use xenflow_proto::table::{Family, NeighborKey, RouteKey, TABLE_LOCAL};
 use xenflow_proto::{Change, Key, MacAddr, VlanId};
 
+use crate::aggregate::block_of;
 use crate::answer::Answers;
 use crate::fast_path;
-use crate::fib::{Adjacency, Binding, Fib, Ruling, Verdict};
+use crate::fib::{Adjacency, Binding, Fib, Ruling};
 use crate::flow::{FlowChange, FlowKey};
 use crate::group::Groups;
 use crate::limit::{Limit, Prefix};
 use crate::rib::{Quota, Rib, Sweep, TooMuch};
-use crate::table::{self, Side};
+use crate::table::{self, Outcome, Side};
 use crate::topology::{FastPath, RouterId, Topology};
 
+use self::entries::Entries;
 use self::place::{Place, of_neighbor, own, places_of, route};
 use self::refused::Refused;
 use self::route_flow::{RouteFlow, route_flow, routes_of};
 use self::walk::{FEW, STRIDE, Walk};
 
+mod entries;
 mod full;
 mod met;
 mod place;
@@ -45,6 +49,10 @@ enum Content {
 enum Due {
     /// Whatever the place holds when its turn comes, unless it had its turn meanwhile.
     Place(Place),
+    /// The same of the routes of a block that wait: their flows may stand for one another.
+    Block((u32, IpNet)),
+    /// The flow of an entry, as it is when its turn comes.
+    Entry(Prefix),
     /// Links, vifs, obstacles or the policy changed.
     Rebind,
     /// The guest may hash by other fields now.
@@ -97,10 +105,15 @@ pub(crate) struct Router {
     covers: BTreeSet<Prefix>,
     /// With the mark behind which the guest said it, where it is about a route.
     waiting: HashMap<Place, u64>,
+    /// Of the routes among them those that [`Due::Block`] stands for.
+    blocks: BTreeMap<(u32, IpNet), Vec<Prefix>>,
     /// What became of the last due, before the next one's turn.
     ready: VecDeque<FlowChange>,
     /// As far as the switch was told.
     limit: Limit,
+    /// As far as the switch was told.
+    entries: Entries,
+    is_aggregated: bool,
     /// As far as the switch was told.
     groups: Groups,
     /// [`Walk::Lacking`] is due.
@@ -118,8 +131,8 @@ pub(crate) struct Router {
 }
 
 impl Router {
-    /// A router whose groups have so many buckets at most.
-    pub(crate) fn new(id: RouterId, topology: &Topology, max_buckets: usize) -> Self {
+    /// A router whose groups have so many buckets at most, with a flow for each prefix or fewer.
+    pub(crate) fn new(id: RouterId, topology: &Topology, max_buckets: usize, is_aggregated: bool) -> Self {
         let rib = Rib::default();
         let binding = Binding::new(&rib, topology, id);
         let max_routes = topology.policy(id).max_routes;
@@ -136,8 +149,11 @@ impl Router {
             next_hops: BTreeSet::new(),
             covers: BTreeSet::new(),
             waiting: HashMap::new(),
+            blocks: BTreeMap::new(),
             ready: VecDeque::new(),
             limit: Limit::new(max_routes),
+            entries: Entries::new(id, is_aggregated),
+            is_aggregated,
             groups: Groups::new(id, max_buckets),
             asks_again: false,
             has_room_again: false,
@@ -242,7 +258,16 @@ impl Router {
     fn touch(&mut self, place: Place) {
         if let Entry::Vacant(entry) = self.waiting.entry(place) {
             entry.insert(0);
-            self.due.push_back(Due::Place(place));
+            let Place::Route(prefix) = place else {
+                self.due.push_back(Due::Place(place));
+                return;
+            };
+            let block = block_of(prefix);
+            let waiting = self.blocks.entry(block).or_default();
+            if waiting.is_empty() {
+                self.due.push_back(Due::Block(block));
+            }
+            waiting.push(prefix);
         }
     }
 
@@ -310,6 +335,7 @@ impl Router {
             self.max_routes = policy.max_routes;
             for prefix in self.limit.set_max(policy.max_routes) {
                 self.say_moved(prefix);
+                self.settle();
             }
         }
     }
@@ -378,7 +404,7 @@ impl Router {
         // The instructions do not matter for the identity, so any will do.
         let flow = match place {
             Place::Local(side, prefix) => table::local(self.id, side, prefix),
-            Place::Route(prefix) => table::route(self.id, prefix, &Verdict::Drop, None),
+            Place::Route(prefix) => table::route(self.id, prefix, Outcome::Drop),
             Place::NextHop(adjacency, eth_type) => {
                 table::next_hop(adjacency, eth_type, MacAddr::default(), MacAddr::default(), VlanId::MIN)
             }
@@ -406,11 +432,14 @@ impl Router {
         };
         let ruling = self.ruling(prefix, &self.binding);
         let moved = self.limit.set(prefix, ruling.is_some());
+        // Each step of these is one that packets may meet.
         for other in moved.before {
             self.say_moved(other);
+            self.settle();
         }
         self.say_route(prefix, ruling, after);
         for other in moved.after {
+            self.settle();
             self.say_moved(other);
         }
     }
@@ -422,21 +451,25 @@ impl Router {
         self.say_route(prefix, self.ruling(prefix, &self.binding), after.max(self.answers.before_last()));
     }
 
-    /// Makes ready the flow of a prefix, with its group, and what the guest is told of its routes.
+    /// Decides what the packets of a prefix are to meet, for [`Router::settle`], and what the guest is told of its routes.
     fn say_route(&mut self, prefix: Prefix, ruling: Option<Ruling>, after: u64) {
         let class = self.limit.class(prefix);
-        let RouteFlow { add, flow, remove, rejection } =
+        let RouteFlow { add, outcome, remove, rejection } =
             route_flow(self.id, &mut self.groups, &self.refused, prefix, class, ruling);
         self.ready.extend(add.map(FlowChange::UpsertGroup));
-        self.ready.push_back(match flow {
-            Some(flow) => FlowChange::Upsert(flow),
-            None => FlowChange::Remove(self.key(Place::Route(prefix))),
-        });
+        self.entries.set(prefix, outcome);
         if remove.is_some() {
+            // Another one may get its number.
+            self.settle();
             self.ask_again();
         }
         self.ready.extend(remove.map(FlowChange::RemoveGroup));
         self.answers.settle(prefix, routes_of(&self.rib, prefix), rejection, after);
+    }
+
+    /// Makes ready what has become of the flows of prefixes.
+    fn settle(&mut self) {
+        self.ready.extend(self.entries.settle());
     }
 
     /// There is room for groups again. Who found none may stand behind a walk that is under way: another one follows it.
@@ -502,6 +535,17 @@ impl Router {
                         self.turn(place, after);
                     }
                 }
+                Due::Block(block) => {
+                    let prefixes = self.blocks.remove(&block).unwrap_or_default();
+                    *work = work.saturating_sub(prefixes.len());
+                    for prefix in prefixes {
+                        let place = Place::Route(prefix);
+                        if let Some(after) = self.waiting.remove(&place) {
+                            self.turn(place, after);
+                        }
+                    }
+                }
+                Due::Entry(prefix) => self.ready.push_back(self.entries.change(prefix)),
                 Due::Rebind => self.turn_rebind(topology),
                 Due::Settings => {
                     let settings = self.rib.settings().unwrap_or_default();
@@ -535,6 +579,7 @@ impl Router {
                 }
                 Due::Marker(token) => return Some(Step::Marker(self.reached(token))),
             }
+            self.settle();
         }
     }
 

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use xenflow_flow_app::FlowCursor;
+use xenflow_flow_app::limit::Prefix;
 use xenflow_proto::table::{NeighborKey, RouteKey};
 
 use super::RequestError;
@@ -27,7 +28,8 @@ pub fn parse_route(text: String) -> Result<RouteKey, RequestError> {
 #[must_use]
 pub fn flow(cursor: &FlowCursor) -> String {
     let (kind, after) = match cursor {
-        FlowCursor::Route(after) => ("route", after.as_ref().map(route)),
+        FlowCursor::Route(after) => ("route", after.map(|Prefix { table, dst }| format!("{table} {dst}"))),
+        FlowCursor::Local(after) => ("local", after.as_ref().map(route)),
         FlowCursor::Own(after) => ("own", after.map(|addr| addr.to_string())),
         FlowCursor::Neighbor(after) => {
             ("neighbor", after.map(|NeighborKey { ifindex, addr }| format!("{ifindex} {addr}")))
@@ -47,7 +49,8 @@ pub fn parse_flow(text: String) -> Result<FlowCursor, RequestError> {
         None => (text.as_str(), None),
     };
     let cursor = match kind {
-        "route" => behind(after, route_of).map(FlowCursor::Route),
+        "route" => behind(after, prefix_of).map(FlowCursor::Route),
+        "local" => behind(after, route_of).map(FlowCursor::Local),
         "own" => behind(after, |text| text.parse::<IpAddr>().ok()).map(FlowCursor::Own),
         "neighbor" => behind(after, neighbor_of).map(FlowCursor::Neighbor),
         "group" => behind(after, |text| text.parse().ok()).map(FlowCursor::Group),
@@ -76,6 +79,12 @@ fn route_of(text: &str) -> Option<RouteKey> {
     parts.next().is_none().then_some(key)
 }
 
+fn prefix_of(text: &str) -> Option<Prefix> {
+    let mut parts = text.split(' ');
+    let prefix = Prefix { table: next(&mut parts)?, dst: next(&mut parts)? };
+    parts.next().is_none().then_some(prefix)
+}
+
 fn neighbor_of(text: &str) -> Option<NeighborKey> {
     let mut parts = text.split(' ');
     let key = NeighborKey { ifindex: next(&mut parts)?, addr: next(&mut parts)? };
@@ -97,7 +106,9 @@ mod tests {
         let neighbor = NeighborKey { ifindex: 7, addr: "fe80::1".parse().unwrap() };
         for cursor in [
             FlowCursor::Route(None),
-            FlowCursor::Route(Some(key)),
+            FlowCursor::Route(Some(Prefix { table: 254, dst: key.dst })),
+            FlowCursor::Local(None),
+            FlowCursor::Local(Some(key)),
             FlowCursor::Own(None),
             FlowCursor::Own(Some(neighbor.addr)),
             FlowCursor::Neighbor(None),
@@ -107,7 +118,15 @@ mod tests {
         ] {
             assert_eq!(parse_flow(flow(&cursor)).unwrap(), cursor);
         }
-        for wrong in ["", "route 254 10.0.0.0/8 0 20 1", "own x", "neighbor 1", "neighbor x ::", "group -1"] {
+        for wrong in [
+            "",
+            "route 254 10.0.0.0/8 0",
+            "local 254 10.0.0.0/8 0 20 1",
+            "own x",
+            "neighbor 1",
+            "neighbor x ::",
+            "group -1",
+        ] {
             assert!(parse_flow(wrong.to_owned()).is_err(), "{wrong}");
         }
     }

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 
 use openflow::{Flow, Group};
 
+use super::entries::Entries;
 use super::place::Place;
 use super::route_flow::{RouteFlow, route_flow, routes_of};
 use super::{Content, Due, Router};
 use crate::fib::Binding;
 use crate::flow::{FlowChange, FlowKey};
-use crate::limit::Limit;
+use crate::limit::{Limit, Prefix};
 use crate::pipeline::ROUTER;
 use crate::topology::Topology;
 
@@ -24,18 +25,21 @@ impl Router {
         let mut flows: Vec<Flow> = self.open_gates(&binding, policy.fast_path).into_values().collect();
         let places = self.places(&binding);
         let limit = self.full_limit(&places, &binding, policy.max_routes);
+        let mut entries = Entries::new(self.id, self.entries.is_aggregated());
         for place in places {
             let Some(content) = self.content(place, &binding) else { continue };
             match (place, content) {
                 (Place::Route(prefix), Content::Route(ruling)) => {
                     let class = limit.class(prefix);
-                    let RouteFlow { flow, .. } =
+                    let RouteFlow { outcome, .. } =
                         route_flow(self.id, &mut groups, &self.refused, prefix, class, Some(ruling));
-                    flows.extend(flow);
+                    entries.set(prefix, outcome);
                 }
                 (_, content) => flows.extend(self.flow(place, &content)),
             }
         }
+        entries.settle();
+        flows.extend(entries.after(None).map(|(_, flow)| flow));
         let groups = groups.in_use().filter_map(|id| groups.get(id)).collect();
         (flows, groups)
     }
@@ -67,6 +71,7 @@ impl Router {
         self.rebinds = 0;
         self.next_hops.clear();
         self.covers.clear();
+        self.blocks.clear();
         self.before = None;
         (self.asks_again, self.has_room_again) = (false, false);
         let policy = topology.policy(self.id);
@@ -87,30 +92,36 @@ impl Router {
         self.limit = self.full_limit(&places, &self.binding, self.max_routes);
         let mut adding = Vec::new();
         let mut rejected = BTreeMap::new();
+        self.entries = Entries::new(self.id, self.is_aggregated && !self.refused.is_any());
         places.retain(|place| {
             let Some(content) = self.content(*place, &self.binding) else { return false };
             let flow = match (place, content) {
                 (Place::Route(prefix), Content::Route(ruling)) => {
                     let class = self.limit.class(*prefix);
-                    let RouteFlow { add, flow, remove: _, rejection } =
+                    let RouteFlow { add, outcome, remove: _, rejection } =
                         route_flow(self.id, &mut self.groups, &self.refused, *prefix, class, Some(ruling));
                     adding.extend(add.map(FlowChange::UpsertGroup));
+                    self.entries.set(*prefix, outcome);
                     if let Some(why) = rejection {
                         let after = waiting.get(place).copied().unwrap_or_default();
                         rejected.extend(routes_of(&self.rib, *prefix).map(|key| (key, (why, after))));
                     }
-                    flow
+                    return false;
                 }
                 (_, content) => self.flow(*place, &content),
             };
             flow.is_some_and(|flow| installed.remove(&FlowKey::from(&flow)) != Some(flow))
         });
         self.answers.replace(rejected);
+        self.entries.settle();
+        let mut entries: Vec<Prefix> = Vec::new();
+        for (prefix, flow) in self.entries.after(None) {
+            if installed.remove(&FlowKey::from(&flow)) != Some(flow) {
+                entries.push(prefix);
+            }
+        }
         // A prefix that comes back does so before the one that stood in for it lets go.
-        places.sort_by_key(|place| match place {
-            Place::Route(prefix) => Reverse(Some(prefix.dst.prefix_len())),
-            Place::Local(..) | Place::NextHop(..) => Reverse(None),
-        });
+        entries.sort_by_key(|prefix| Reverse(prefix.dst.prefix_len()));
         let (closing, obsolete): (Vec<FlowKey>, Vec<FlowKey>) =
             installed.into_keys().partition(|key| key.table == ROUTER);
         let remove = |key| Due::Change(FlowChange::Remove(key));
@@ -118,6 +129,7 @@ impl Router {
         let (first, obsolete) = if is_tight { (obsolete, Vec::new()) } else { (Vec::new(), obsolete) };
         self.due.extend(first.into_iter().map(remove));
         self.due.extend(adding.into_iter().map(Due::Change));
+        self.due.extend(entries.into_iter().map(Due::Entry));
         for place in places {
             self.touch(place);
         }

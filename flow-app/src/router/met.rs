@@ -10,9 +10,8 @@ use xenflow_proto::MacAddr;
 use xenflow_proto::table::{IfIndex, TABLE_MAIN};
 
 use super::Router;
-use super::place::{Place, route};
+use super::place::Place;
 use crate::fib::{Adjacency, Multipath};
-use crate::limit::Prefix;
 use crate::table::Side;
 use crate::topology::VifId;
 
@@ -30,7 +29,7 @@ impl Router {
     /// The flow of the longest prefix in a routing table that covers an address; 0 is the main one.
     pub(crate) fn met_route(&self, table: u32, addr: IpAddr) -> Option<Flow> {
         let table = if table == 0 { TABLE_MAIN } else { table };
-        self.met(addr, |dst| route(Prefix { table, dst }))
+        self.entries.met(table, addr).filter(|_| self.synced)
     }
 
     /// The flow of packets to an address, or from one, that is the guest's own business.

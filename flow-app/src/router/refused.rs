@@ -16,7 +16,7 @@
 //! Everything counts for the flow, group or next hop as it was refused: what comes under the same key is tried. All of it
 //! is tried again by [`Refused::forgive`]. Until the switch has been dumped after a refusal, a bundle that was sent behind
 //! the refused one may have been taken alone; who sends keeps to one at a time from the first refusal on
-//! ([`Refused::is_wary`]).
+//! ([`Refused::is_wary`]). As long as anything is refused each prefix has a flow of its own.
 //!
 //! Owns what was refused; the flows themselves are the router's.
 
@@ -27,8 +27,10 @@ use openflow::{ErrorCode, Flow};
 use super::Router;
 use crate::fib::{Adjacency, Multipath, Verdict};
 use crate::flow::{FlowChange, FlowKey};
+use crate::limit::Prefix;
 use crate::pipeline::{NEXT_HOP, ROUTE, next_hop_of};
-use crate::table;
+use crate::table::{self, Outcome};
+use crate::topology::RouterId;
 
 /// Refused flows, groups and next hops of one router that are kept apart.
 const MAX_APART: usize = 1000;
@@ -158,11 +160,12 @@ impl Refused {
     }
 
     /// Why there is not that flow of a prefix.
-    pub(crate) fn why(&self, flow: &Flow) -> Option<ErrorCode> {
+    pub(crate) fn why(&self, router: RouterId, prefix: Prefix, outcome: Outcome) -> Option<ErrorCode> {
         if self.flows.is_empty() {
             return None;
         }
-        self.flows.get(&FlowKey::from(flow)).filter(|(refused, _)| refused == flow).map(|(_, why)| *why)
+        let flow = table::route(router, prefix, outcome);
+        self.flows.get(&FlowKey::from(&flow)).filter(|(refused, _)| *refused == flow).map(|(_, why)| *why)
     }
 }
 

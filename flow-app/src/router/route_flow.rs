@@ -1,6 +1,6 @@
 //! The flow of a prefix: what its verdict becomes under the router's limit, its groups and what the switch refuses.
 
-use openflow::{ErrorCode, Flow, Group};
+use openflow::{ErrorCode, Group};
 use xenflow_proto::table::RouteKey;
 
 use super::refused::Refused;
@@ -10,7 +10,7 @@ use crate::group::Groups;
 use crate::limit::{Class, Prefix};
 use crate::punt::PuntClass;
 use crate::rib::Rib;
-use crate::table;
+use crate::table::Outcome;
 use crate::topology::RouterId;
 
 /// What is left of a verdict at its place within the limit.
@@ -27,14 +27,15 @@ fn limited(class: Class, verdict: Option<Verdict>) -> Option<Verdict> {
 pub(super) struct RouteFlow {
     /// The group that comes before its flow.
     pub(super) add: Option<Group>,
-    pub(super) flow: Option<Flow>,
+    /// What a flow of it does; none: it has none.
+    pub(super) outcome: Option<Outcome>,
     /// The group that goes after it.
     pub(super) remove: Option<u32>,
     /// Why the host does not forward by it, where it does not.
     pub(super) rejection: Option<Rejection>,
 }
 
-/// The flow of a prefix at its place within the limit.
+/// What becomes of a prefix at its place within the limit.
 pub(super) fn route_flow(
     router: RouterId,
     groups: &mut Groups,
@@ -66,30 +67,20 @@ pub(super) fn route_flow(
         Class::Forward if shared.is_some() && assigned.id.is_none() => Some(Rejection::Groups),
         Class::Forward | Class::Punt | Class::Absent => rejection,
     };
-    let flow = verdict.map(|verdict| table::route(router, prefix, &verdict, assigned.id));
-    let (flow, rejection) = match flow.as_ref().and_then(|flow| refused.why(flow)) {
-        Some(why) => {
-            let punt = table::route(router, prefix, &Verdict::Punt(PuntClass::Transit), None);
-            (Some(punt), Some(Rejection::Switch(why)))
+    let outcome = verdict.map(|verdict| match verdict {
+        Verdict::Via(hop) => Outcome::Via(hop),
+        // Or no number was left for it.
+        Verdict::OneOf(_, mtu) => {
+            assigned.id.map_or(Outcome::Punt(PuntClass::Transit), |group| Outcome::Group(group, mtu))
         }
-        None => (flow, rejection),
+        Verdict::Punt(class) => Outcome::Punt(class),
+        Verdict::Drop => Outcome::Drop,
+    });
+    let (outcome, rejection) = match outcome.and_then(|outcome| refused.why(router, prefix, outcome)) {
+        Some(why) => (Some(Outcome::Punt(PuntClass::Transit)), Some(Rejection::Switch(why))),
+        None => (outcome, rejection),
     };
-    RouteFlow { add: assigned.add, flow, remove: assigned.remove, rejection }
-}
-
-/// The flow that [`route_flow`] gives a prefix whose group has been chosen.
-pub(super) fn shown_flow(
-    router: RouterId,
-    groups: &Groups,
-    refused: &Refused,
-    prefix: Prefix,
-    class: Class,
-    Ruling { verdict, .. }: Ruling,
-) -> Option<Flow> {
-    let punt = Verdict::Punt(PuntClass::Transit);
-    let verdict = if refused.by(&verdict).is_some() { punt.clone() } else { verdict };
-    let flow = table::route(router, prefix, &limited(class, Some(verdict))?, groups.of(prefix));
-    Some(if refused.why(&flow).is_some() { table::route(router, prefix, &punt, None) } else { flow })
+    RouteFlow { add: assigned.add, outcome, remove: assigned.remove, rejection }
 }
 
 /// The guest's routes of a prefix.

@@ -12,8 +12,7 @@ use openflow::{Flow, Group};
 use xenflow_proto::table::{Hop, NeighborKey, NextHopKind, RouteKey, RouteTarget, TABLE_LOCAL};
 
 use super::Router;
-use super::place::{Place, of_neighbor, own, places_of, rewrites_of, route};
-use super::route_flow::shown_flow;
+use super::place::{Place, own, places_of, rewrites_of};
 use crate::answer::Rejection;
 use crate::fib::{Fib, Ruling, Verdict};
 use crate::limit::{Class, Prefix};
@@ -61,8 +60,10 @@ pub enum Fate {
 /// Where a listing of flows goes on: behind this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FlowCursor {
-    /// Those of routes,
-    Route(Option<RouteKey>),
+    /// Those of prefixes,
+    Route(Option<Prefix>),
+    /// then those of the guest's own prefixes,
+    Local(Option<RouteKey>),
     /// then those of the guest's own addresses,
     Own(Option<IpAddr>),
     /// then those of neighbors,
@@ -270,17 +271,32 @@ impl Router {
                 Some(FlowCursor::Route(None))
             }
             Some(FlowCursor::Route(after)) => {
-                let keys: Vec<RouteKey> = self.rib.routes_after(after).take(most).map(|it| it.key).collect();
-                let mut last = after.map(|key| (key.table, key.dst));
+                let mut last = None;
+                for (prefix, flow) in self.entries.after(after).take(most) {
+                    last = Some(prefix);
+                    page.flows.push(flow);
+                }
+                Some(match last {
+                    Some(last) => FlowCursor::Route(Some(last)),
+                    None => FlowCursor::Local(None),
+                })
+            }
+            Some(FlowCursor::Local(after)) => {
+                let of_table = |key: &RouteKey| key.table == TABLE_LOCAL;
+                let first = RouteKey { table: TABLE_LOCAL, dst: IpNet::default(), tos: 0, metric: 0 };
+                let from = after.map_or(Bound::Included(first), Bound::Excluded);
+                let keys = self.rib.routes_from(from).map(|it| it.key).take_while(of_table).take(most);
+                let keys: Vec<RouteKey> = keys.collect();
+                let mut last = after.map(|key| key.dst);
                 for key in &keys {
                     // One flow for all routes of a prefix.
-                    if last.replace((key.table, key.dst)) != Some((key.table, key.dst)) {
+                    if last.replace(key.dst) != Some(key.dst) {
                         let places = places_of(key.table, key.dst);
                         page.flows.extend(places.into_iter().filter_map(|place| self.view_place(place)));
                     }
                 }
                 Some(match keys.last() {
-                    Some(last) => FlowCursor::Route(Some(*last)),
+                    Some(last) => FlowCursor::Local(Some(*last)),
                     None => FlowCursor::Own(None),
                 })
             }
@@ -316,42 +332,19 @@ impl Router {
         page
     }
 
-    /// What is of a neighbor alone: not what a route of exactly its address, or the same address on an earlier link,
-    /// gives.
+    /// The rewrites of a neighbor.
     fn view_neighbor(&self, NeighborKey { ifindex, addr }: NeighborKey, flows: &mut Vec<Flow>) {
         if self.binding.vif(ifindex).is_none() {
             return;
         }
-        let mut earlier = self.binding.vifs().map(|(other, _)| other).filter(|other| *other < ifindex);
-        let is_again = earlier.any(|other| self.rib.neighbor(other, addr).is_some());
-        let places: Vec<Place> = match is_again {
-            true => rewrites_of(&self.binding, ifindex, addr).collect(),
-            false => of_neighbor(&self.binding, ifindex, addr).collect(),
-        };
-        for place in places {
-            let is_given = match place {
-                Place::Route(Prefix { table, dst }) => self.rib.candidates(table, dst).next().is_some(),
-                Place::Local(..) | Place::NextHop(..) => false,
-            };
-            flows.extend((!is_given).then(|| self.view_place(place)).flatten());
-        }
+        let places = rewrites_of(&self.binding, ifindex, addr);
+        flows.extend(places.filter_map(|place| self.view_place(place)));
     }
 
-    /// The flow of a place.
+    /// The flow of a place that is no route.
     pub(super) fn view_place(&self, place: Place) -> Option<Flow> {
-        match place {
-            Place::Route(prefix) => self.view_route(prefix),
-            Place::Local(..) | Place::NextHop(..) => {
-                let content = self.content(place, &self.binding)?;
-                self.flow(place, &content)
-            }
-        }
-    }
-
-    fn view_route(&self, prefix: Prefix) -> Option<Flow> {
-        route(prefix)?;
-        let ruling = self.ruling(prefix, &self.binding)?;
-        shown_flow(self.id, &self.groups, &self.refused, prefix, self.limit.class(prefix), ruling)
+        let content = self.content(place, &self.binding)?;
+        self.flow(place, &content)
     }
 }
 

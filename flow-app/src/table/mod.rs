@@ -22,7 +22,7 @@ use crate::topology::Topology;
 
 pub(crate) use local::{is_martian, local};
 pub(crate) use next_hop::next_hop;
-pub(crate) use route::{is_punt, route, towards};
+pub(crate) use route::{Outcome, is_punt, route, towards};
 pub(crate) use router::gate;
 
 /// The group bit of a MAC address.

@@ -5,7 +5,7 @@ use openflow::{Action, Field, Flow, Instruction, Match};
 use xenflow_proto::table::TABLE_MAIN;
 
 use super::{Side, address};
-use crate::fib::{Adjacency, Verdict};
+use crate::fib::{Adjacency, NextHop};
 use crate::limit::Prefix;
 use crate::pipeline::{
     self, ETH_HEADER, FLAGS, L2, NEXT_HOP, PUNT_CLASS_BIT, ROUTE, ROUTER_ID, TABLE_ID, TOO_BIG_BIT, cookie,
@@ -28,29 +28,38 @@ pub(super) fn flows(flows: &mut Vec<Flow>) {
     }
 }
 
-/// The flow of one prefix; `group` is that of its next hops, where it has several.
-pub(crate) fn route(router: RouterId, prefix: Prefix, verdict: &Verdict, group: Option<u32>) -> Flow {
+/// What a flow does with the packets of its prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Outcome {
+    /// They leave by this next hop.
+    Via(NextHop),
+    /// They leave by one of a group's; what is larger than so many bytes is the guest's.
+    Group(u32, Option<u16>),
+    /// The guest gets them.
+    Punt(PuntClass),
+    /// Nobody does.
+    Drop,
+}
+
+/// The flow of one prefix.
+pub(crate) fn route(router: RouterId, prefix: Prefix, outcome: Outcome) -> Flow {
     let matching = address(Side::Destination, prefix.dst)
         .reg(ROUTER_ID, router.0.into())
         .reg(TABLE_ID, pipeline::table_id(prefix.table));
     let priority = priority::PREFIX + u16::from(prefix.dst.prefix_len());
     let flow = Flow::new(ROUTE, priority, cookie::router(router), matching.build());
-    match verdict {
-        Verdict::Via(hop) => {
+    match outcome {
+        Outcome::Via(hop) => {
             let mut actions = towards(hop.adjacency);
             actions.extend(hop.mtu.map(mark_larger));
             flow.apply(actions).goto(NEXT_HOP)
         }
-        Verdict::OneOf(_, mtu) => match group {
-            Some(group) => {
-                let actions = mtu.map(mark_larger).into_iter().chain([Action::Group(group)]);
-                flow.apply(actions.collect::<Vec<_>>())
-            }
-            // No number was left for it.
-            None => flow.apply([punt(PuntClass::Transit)]).goto(L2),
-        },
-        Verdict::Punt(class) => flow.apply([punt(*class)]).goto(L2),
-        Verdict::Drop => flow,
+        Outcome::Group(group, mtu) => {
+            let actions = mtu.map(mark_larger).into_iter().chain([Action::Group(group)]);
+            flow.apply(actions.collect::<Vec<_>>())
+        }
+        Outcome::Punt(class) => flow.apply([punt(class)]).goto(L2),
+        Outcome::Drop => flow,
     }
 }
 

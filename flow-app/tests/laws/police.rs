@@ -136,6 +136,7 @@ fn a_miss_is_an_exception_and_in_a_vrf_it_is_transit() {
         control: false,
         policies: vec![(1, 63); ROUTERS as usize],
         queues: Default::default(),
+        is_plain: false,
     };
     let is_default = |key: &Key| matches!(key, Key::Route(key) if key.dst.prefix_len() == 0);
     let said = sane(&plan, 1).into_iter().map(|object| (object.key(), object));

@@ -17,7 +17,9 @@ use xenflow_proto::{Change, Key, MacAddr, Object};
 
 use super::answers::{rejected, view};
 use super::model::{Model, same};
-use super::world::{Dice, LIMIT, Plan, Tables, World, chain, object, plan, router_id, sane, vif_mac, world};
+use super::world::{
+    Dice, LIMIT, Plan, Tables, World, chain_of, object, plan, router_id, sane, vif_mac, world,
+};
 use super::{finds, law};
 
 /// No two flows of one priority may meet in one packet and disagree.
@@ -209,7 +211,7 @@ pub(super) struct Run {
 
 impl Run {
     fn new(plan: Plan, model: Model) -> Self {
-        Self::by(App::new(LIMIT), plan, model)
+        Self::by(plan.empty(), plan, model)
     }
 
     pub(super) fn by(app: App, plan: Plan, model: Model) -> Self {
@@ -393,9 +395,14 @@ impl Run {
 
     /// The app, the switch, and an app that knows only the end.
     pub(super) fn end(&self) -> (&App, &Model, App) {
+        self.end_of(self.plan.empty())
+    }
+
+    /// The same, and what knows only the end is this app.
+    pub(super) fn end_of(&self, app: App) -> (&App, &Model, App) {
         let guests = self.guests.iter().filter(|(_, guest)| guest.synced);
         let tables = guests.map(|(r, guest)| (*r, guest.tables.clone())).collect();
-        (&self.app, &self.model, World { plan: self.plan.clone(), tables }.app())
+        (&self.app, &self.model, World { plan: self.plan.clone(), tables }.app_of(app))
     }
 
     /// What the guests of these routers were told last.
@@ -591,7 +598,8 @@ fn a_reconcile_that_does_not_delete_is_noticed() {
 #[test]
 fn a_word_about_a_whole_table_is_many_small_steps() {
     let id = router_id(0);
-    let mut app = chain(1, super::world::Family::V4, super::world::Family::V4);
+    let plain = App::new(LIMIT).without_aggregation();
+    let mut app = chain_of(plain, 1, super::world::Family::V4, super::world::Family::V4);
     let mut model = Model::default();
     let hop = |last: Option<u8>| {
         let gateway = last.map(|last| [10, 0, 0, last].into());

@@ -43,6 +43,8 @@ pub struct Plan {
     pub policies: Vec<(u8, u8)>,
     /// By network: the number of its queue, if it is odd, and its classes.
     pub queues: [(u8, Vec<[u8; 4]>); 2],
+    /// Each prefix has a flow.
+    pub is_plain: bool,
 }
 
 pub fn plan() -> impl Strategy<Value = Plan> {
@@ -52,8 +54,9 @@ pub fn plan() -> impl Strategy<Value = Plan> {
     let segments = prop::array::uniform6(prop::bool::weighted(0.9));
     let policies = vec((0..24u8, 0..64u8), ROUTERS as usize);
     let queues = prop::array::uniform2((any::<u8>(), vec(any::<[u8; 4]>(), 0..4)));
-    (routers, access, any::<[bool; 2]>(), segments, any::<bool>(), policies, queues).prop_map(
-        |(routers, access, uplinks, segments, control, policies, queues)| Plan {
+    let ports = (access, any::<[bool; 2]>(), any::<bool>());
+    (routers, ports, segments, policies, queues, any::<bool>()).prop_map(
+        |(routers, (access, uplinks, control), segments, policies, queues, is_plain)| Plan {
             elsewhere: Vec::new(),
             routers,
             access,
@@ -62,11 +65,18 @@ pub fn plan() -> impl Strategy<Value = Plan> {
             control,
             policies,
             queues,
+            is_plain,
         },
     )
 }
 
 impl Plan {
+    /// An app that knows nothing yet.
+    pub fn empty(&self) -> App {
+        let app = App::new(LIMIT);
+        if self.is_plain { app.without_aggregation() } else { app }
+    }
+
     pub fn topology(&self) -> Topology {
         let is_there = |segment: u8| self.segments.get(usize::from(segment)) == Some(&true);
         let access =
@@ -561,12 +571,20 @@ pub fn among_others() -> impl Strategy<Value = World> {
 impl World {
     /// An app that has been told all of it, and has seen nothing of the switch.
     pub fn app(&self) -> App {
-        self.app_on(self.plan.topology())
+        self.app_of(self.plan.empty())
     }
 
     /// The same on this host.
     pub fn app_on(&self, topology: Topology) -> App {
-        let mut app = App::new(LIMIT);
+        self.tell_all(self.plan.empty(), topology)
+    }
+
+    /// The same by an app that knows nothing yet.
+    pub fn app_of(&self, app: App) -> App {
+        self.tell_all(app, self.plan.topology())
+    }
+
+    fn tell_all(&self, mut app: App, topology: Topology) -> App {
         app.set_topology(topology);
         self.tell(&mut app);
         app

@@ -137,6 +137,8 @@ fn build(lab: &Lab, plan: &Plan) -> Result<(Node, VirtualRouter)> {
     lab.step("making a host with a trunk, segments and a router");
     let pki = Pki::create(lab)?;
     let mut node = Node::create(lab, "a", &pki)?;
+    // Others compare flow by flow; here packets do.
+    node.configure_daemon("fib_aggregation = true")?;
     node.start()?;
     node.configure("network add red")?;
     // Nobody is behind these ports: the traces tell what would leave by them.

@@ -16,6 +16,7 @@ mod flood;
 mod migration;
 mod qos;
 mod resume;
+mod routes;
 mod update_loss;
 
 /// Every bench.
@@ -27,6 +28,7 @@ pub const ALL: &[Scenario] = &[
     control::BENCH,
     qos::BENCH,
     migration::BENCH,
+    routes::BENCH,
 ];
 
 /// Fetches what a bench needs of this machine beyond what all need.

@@ -1,0 +1,240 @@
+//! `routes`: how long a guest's tables take into the switch, and one change of them, beside the switch alone.
+//!
+//! All of it is real: the guest's kernel holds the routes, the client reads them, TLS carries them, the daemon compiles them and
+//! Open vSwitch has them. A load is from the client's start to the acknowledgement of its end-of-RIB, with which the switch has
+//! confirmed the last flow. Beside it `ovs-ofctl` adds the very same flows to a bridge of the same switch from a file, and a change is
+//! measured beside a flow-mod and its barrier over a connection that is open. Twice: with a flow for each prefix, and with as few as
+//! it takes.
+
+mod switch;
+mod table;
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Map, Value, json};
+
+use self::switch::{Alone, Bare};
+use self::table::Table;
+use super::{Options, percentile, round};
+use crate::node::BRIDGE;
+use crate::one_router::OneRouter;
+use crate::oracle::random::Random;
+use crate::routes::Writer;
+use crate::scenario::{Lab, Scenario};
+use crate::virtual_router::Sessions;
+
+/// The registry's entry.
+pub(super) const BENCH: Scenario = Scenario {
+    name: "routes",
+    about: "a full table into the switch, and changes of it, beside the switch alone (--routes N, --hops N, --ipv6 1)",
+    memory_mib: 12 << 10,
+    limit: Duration::from_secs(3600),
+    needs_product: true,
+    in_suite: false,
+    targets: &[
+        ("load_over_ofctl", "at most 1.05"),
+        ("load_over_ofctl_aggregated", "less than 0.7 with two next hops"),
+        ("change_over_bare_p99", "at most 3"),
+        ("nexthop_over_change", "at most 1.2"),
+        ("restart_over_load", "at most 0.3"),
+        ("restart_flow_mods", "0"),
+        ("dom0_bytes_per_route", "at most 120"),
+        ("guest_bytes_per_route", "at most 64"),
+    ],
+    run,
+};
+
+const LONG: Duration = Duration::from_secs(1800);
+const SHORT: Duration = Duration::from_secs(30);
+/// Routes in one call of the writer.
+const CHUNK: usize = 10_000;
+/// Single changes, each beside a bare one.
+const CHANGES: usize = 300;
+/// Loads by `ovs-ofctl`: the median counts.
+const LOADS: usize = 3;
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+struct Settings {
+    routes: usize,
+    hops: usize,
+    is_ipv4: bool,
+}
+
+fn run(lab: &mut Lab) -> Result<Value> {
+    let mut options = Options::parse(lab.args())?;
+    let routes: usize = options.take("--routes", 100_000)?;
+    let hops: usize = options.take("--hops", 2)?;
+    let ipv6: u8 = options.take("--ipv6", 0)?;
+    options.end()?;
+    ensure!((100..=2_000_000).contains(&routes), "{routes} routes is not 100 to 2000000");
+    ensure!((2..=64).contains(&hops), "{hops} next hops is not 2 to 64");
+    let settings = Settings { routes, hops, is_ipv4: ipv6 == 0 };
+    let mut figures = Map::new();
+    figures.insert("routes".to_owned(), routes.into());
+    figures.insert("hops".to_owned(), hops.into());
+    for is_aggregated in [false, true] {
+        let of = measure(lab, settings, is_aggregated)?;
+        for (key, value) in of {
+            figures.insert(if is_aggregated { format!("{key}_aggregated") } else { key }, value);
+        }
+    }
+    Ok(Value::Object(figures))
+}
+
+/// The gateway of a number.
+fn gateway(hop: usize, is_ipv4: bool) -> IpAddr {
+    let last = 20 + hop as u8;
+    if is_ipv4 {
+        [10, 2, 0, last].into()
+    } else {
+        Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, last.into()).into()
+    }
+}
+
+fn mac(hop: usize, version: u8) -> String {
+    format!("02:aa:00:00:{version:02x}:{:02x}", 20 + hop)
+}
+
+fn measure(lab: &mut Lab, settings: Settings, is_aggregated: bool) -> Result<Map<String, Value>> {
+    let Settings { routes, hops, is_ipv4 } = settings;
+    lab.step(format!(
+        "making host a and router r1; flows are {}",
+        if is_aggregated { "few" } else { "plain" }
+    ));
+    let mut site = OneRouter::create(lab)?;
+    site.node.configure_daemon(&format!("fib_aggregation = {is_aggregated}"))?;
+    let alone = Alone::create(lab, site.node.host())?;
+    site.start(SHORT)?;
+    let base = sizes(&mut site)?;
+    site.r1.stop_client()?;
+    lab.step(format!("the guest's kernel gets {routes} routes by {hops} next hops"));
+    let mut lines: String =
+        if is_ipv4 { String::new() } else { "addr add fd00:2::1/64 dev lan2 nodad\n".to_owned() };
+    for hop in 0..hops {
+        let (gateway, mac) = (gateway(hop, is_ipv4), mac(hop, 0));
+        lines.push_str(&format!("neigh add {gateway} lladdr {mac} dev lan2 nud permanent\n"));
+    }
+    site.guest().ip_batch(&lines)?;
+    let table = Table::new(routes, is_ipv4, hops, lab.seed());
+    let mut writer = Writer::open(site.guest())?;
+    let line = |verb: &str, (addr, len, _): &(IpAddr, u8, usize), hop: usize| {
+        format!("route {verb} {addr}/{len} via {} dev lan2 proto 99\n", gateway(hop, is_ipv4))
+    };
+    let begun = Instant::now();
+    for chunk in table.routes.chunks(CHUNK) {
+        writer.write(&chunk.iter().map(|route| line("add", route, route.2)).collect::<String>())?;
+    }
+    let kernel = begun.elapsed();
+
+    lab.step("the client starts: all routes go to the switch");
+    let begun = Instant::now();
+    site.r1.start_client()?;
+    let lines = site.r1.watch()?.sessions()?;
+    let load = told(&lines)? - begun;
+    let full = sizes(&mut site)?;
+    let flows = alone.copy(site.node.host(), BRIDGE)?;
+    lab.step(format!("{load:.1?} for {routes} routes in {flows} flows; ovs-ofctl adds the same flows"));
+    let mut loads = Vec::new();
+    for _ in 0..LOADS {
+        loads.push(alone.load(site.node.host())?.as_secs_f64());
+    }
+    loads.sort_by(f64::total_cmp);
+    let ofctl = percentile(&loads, 50).unwrap_or_default();
+
+    lab.step(format!("{CHANGES} changes of a route, each beside a bare one"));
+    let mut watch = site.r1.watch()?;
+    let mut bare = Bare::connect(site.node.host())?;
+    let mut random = Random::new(lab.seed(), 9);
+    let (mut changes, mut bares) = (Vec::new(), Vec::new());
+    for _ in 0..CHANGES {
+        let at = random.below(table.routes.len());
+        let route = &table.routes[at];
+        for hop in [(route.2 + 1) % hops, route.2] {
+            writer.write(&line("replace", route, hop))?;
+            let took = watch.acked(SHORT)?.took().context("a change of a snapshot")?;
+            changes.push(took.as_secs_f64() * 1000.0);
+            bares.push(bare.change()?.as_secs_f64() * 1000.0);
+        }
+    }
+    lab.step("the next hop of most routes has another address");
+    let mut moved = Vec::new();
+    for version in 1..=10 {
+        let command = format!(
+            "neigh replace {} lladdr {} dev lan2 nud permanent\n",
+            gateway(0, is_ipv4),
+            mac(0, version)
+        );
+        site.guest().ip_batch(&command)?;
+        moved.push(watch.acked(SHORT)?.took().context("a change of a snapshot")?.as_secs_f64() * 1000.0);
+    }
+    drop(watch);
+    for times in [&mut changes, &mut bares, &mut moved] {
+        times.sort_by(f64::total_cmp);
+    }
+    let of = |times: &[f64], percent| percentile(times, percent).unwrap_or_default();
+
+    lab.step("the daemon is killed, and started without a memory");
+    site.node.kill_daemon()?;
+    let restarted = Instant::now();
+    site.node.spawn_daemon()?;
+    let restart = told(&lines)? - restarted;
+    let flow_mods = site.node.daemon()?.log();
+    let flow_mods =
+        flow_mods.lines().rev().find_map(|line| line.split("changes=").nth(1)?.trim().parse::<u64>().ok());
+
+    let per_route = |name: usize| (full[name] - base[name]) / routes as f64;
+    let (load, restart) = (load.as_secs_f64(), restart.as_secs_f64());
+    let figures = json!({
+        "flows": flows,
+        "kernel_s": round(kernel.as_secs_f64()),
+        "load_s": round(load),
+        "ofctl_s": round(ofctl),
+        "load_over_ofctl": round(load / ofctl),
+        "change_ms_p50": round(of(&changes, 50)),
+        "change_ms_p99": round(of(&changes, 99)),
+        "bare_ms_p50": round(of(&bares, 50)),
+        "bare_ms_p99": round(of(&bares, 99)),
+        "change_over_bare_p99": round(of(&changes, 99) / of(&bares, 99)),
+        "nexthop_ms_p50": round(of(&moved, 50)),
+        "nexthop_over_change": round(of(&moved, 50) / of(&changes, 50)),
+        "restart_s": round(restart),
+        "restart_over_load": round(restart / load),
+        "restart_flow_mods": flow_mods,
+        "dom0_bytes_per_route": round(per_route(0)),
+        "guest_bytes_per_route": round(per_route(1)),
+    });
+    let Value::Object(figures) = figures else { unreachable!("it is one") };
+    Ok(figures)
+}
+
+/// When the host has acknowledged all of a session's tables.
+fn told(lines: &Sessions) -> Result<Instant> {
+    let deadline = Instant::now() + LONG;
+    let mut end = None;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (at, line) = lines.next(left).context("no session, or no end of it")?;
+        match line.state.as_deref() {
+            Some("up") => end = line.seq,
+            Some(_) => end = None,
+            None if line.acked.is_some() && end.is_some() && line.acked >= end => return Ok(at),
+            None => {}
+        }
+    }
+}
+
+/// Bytes that the daemon and the client have in memory.
+fn sizes(site: &mut OneRouter) -> Result<[f64; 2]> {
+    let ids = [site.node.daemon()?.id(), site.r1.client()?.id()];
+    let size = |id: u32| -> Result<f64> {
+        let text = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+        let kib = text
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
+        kib.map(|kib: f64| kib * 1024.0).context("no VmRSS")
+    };
+    Ok([size(ids[0])?, size(ids[1])?])
+}

@@ -211,7 +211,7 @@ impl Core {
             node,
             hold: None,
             slice: SLICE,
-            app: App::new(max_objects_per_router),
+            app: App::new(max_objects_per_router).with_aggregation(false),
             desired: None,
             kept_ms: None,
             ports: None,
@@ -272,10 +272,10 @@ impl Core {
         Self { app: self.app.with_max_bytes(bytes), ..self }
     }
 
-    /// A core that forwards by a flow for each prefix, or by fewer that forward the same.
+    /// A core that forwards by a flow for each prefix, as by default, or by fewer that forward the same.
     #[must_use]
     pub fn with_aggregation(self, is_aggregated: bool) -> Self {
-        Self { app: if is_aggregated { self.app } else { self.app.without_aggregation() }, ..self }
+        Self { app: self.app.with_aggregation(is_aggregated), ..self }
     }
 
     /// Takes in an event; what is to be done for it comes back, in order.

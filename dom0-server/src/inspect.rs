@@ -374,7 +374,7 @@ mod tests {
             Question::Routes(r1.clone(), Which::Covering("::1".parse().unwrap()), Some(key))
         );
         assert_eq!(
-            routes(r#"{"request":"flows","router":"r1","after":"route 254 10.0.0.0/8 0 20"}"#),
+            routes(r#"{"request":"flows","router":"r1","after":"local 254 10.0.0.0/8 0 20"}"#),
             Question::Flows(r1, Some(FlowCursor::Local(Some(key))))
         );
     }

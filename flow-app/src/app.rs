@@ -159,10 +159,10 @@ impl App {
         Self { max_buckets, ..self }
     }
 
-    /// An app with a flow for each prefix, and not only as many as it takes to forward the same.
+    /// An app with as few flows of prefixes as it takes, as by default, or with one for each.
     #[must_use]
-    pub fn without_aggregation(self) -> Self {
-        Self { is_aggregated: false, ..self }
+    pub fn with_aggregation(self, is_aggregated: bool) -> Self {
+        Self { is_aggregated, ..self }
     }
 
     /// The topology it works on.

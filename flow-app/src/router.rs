@@ -15,7 +15,7 @@ use crate::fast_path;
 use crate::fib::{Adjacency, Binding, Fib, Ruling};
 use crate::flow::{FlowChange, FlowKey};
 use crate::group::Groups;
-use crate::limit::{Limit, Prefix};
+use crate::limit::{Limit, Moved, Prefix};
 use crate::rib::{Quota, Rib, Sweep, TooMuch};
 use crate::table::{self, Outcome, Side};
 use crate::topology::{FastPath, RouterId, Topology};
@@ -105,8 +105,9 @@ pub(crate) struct Router {
     covers: BTreeSet<Prefix>,
     /// With the mark behind which the guest said it, where it is about a route.
     waiting: HashMap<Place, u64>,
-    /// Of the routes among them those that [`Due::Block`] stands for.
+    /// Of the routes among them those that [`Due::Block`] stands for, and how many these are.
     blocks: BTreeMap<(u32, IpNet), Vec<Prefix>>,
+    in_blocks: usize,
     /// What became of the last due, before the next one's turn.
     ready: VecDeque<FlowChange>,
     /// As far as the switch was told.
@@ -150,6 +151,7 @@ impl Router {
             covers: BTreeSet::new(),
             waiting: HashMap::new(),
             blocks: BTreeMap::new(),
+            in_blocks: 0,
             ready: VecDeque::new(),
             limit: Limit::new(max_routes),
             entries: Entries::new(id, is_aggregated),
@@ -268,6 +270,7 @@ impl Router {
                 self.due.push_back(Due::Block(block));
             }
             waiting.push(prefix);
+            self.in_blocks += 1;
         }
     }
 
@@ -432,15 +435,19 @@ impl Router {
         };
         let ruling = self.ruling(prefix, &self.binding);
         let moved = self.limit.set(prefix, ruling.is_some());
-        // Each step of these is one that packets may meet.
+        // Each step of these is one that packets may meet, and for which the switch has room.
+        let is_step = moved != Moved::default();
         for other in moved.before {
             self.say_moved(other);
             self.settle();
         }
         self.say_route(prefix, ruling, after);
-        for other in moved.after {
+        if is_step {
             self.settle();
+        }
+        for other in moved.after {
             self.say_moved(other);
+            self.settle();
         }
     }
 
@@ -514,7 +521,7 @@ impl Router {
 
     /// How many things are due.
     pub(crate) fn backlog(&self) -> usize {
-        self.ready.len() + self.due.len()
+        self.ready.len() + self.due.len() + self.in_blocks
     }
 
     /// Anything to do?
@@ -537,6 +544,7 @@ impl Router {
                 }
                 Due::Block(block) => {
                     let prefixes = self.blocks.remove(&block).unwrap_or_default();
+                    self.in_blocks -= prefixes.len();
                     *work = work.saturating_sub(prefixes.len());
                     for prefix in prefixes {
                         let place = Place::Route(prefix);

@@ -72,6 +72,7 @@ impl Router {
         self.next_hops.clear();
         self.covers.clear();
         self.blocks.clear();
+        self.in_blocks = 0;
         self.before = None;
         (self.asks_again, self.has_room_again) = (false, false);
         let policy = topology.policy(self.id);

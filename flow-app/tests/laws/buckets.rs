@@ -26,13 +26,13 @@ fn group_of(flow: &Flow) -> Option<u32> {
 
 /// How many prefixes found no group.
 fn short((plan, events, flap): History, max: usize) -> Result<usize, String> {
-    let app = App::new(LIMIT).with_max_buckets(max).without_aggregation();
+    let app = App::new(LIMIT).with_max_buckets(max).with_aggregation(false);
     let mut run = Run::by(app, plan, Model::default());
     for event in events {
         run.step(event)?;
     }
     run.finish(flap)?;
-    let (app, model, mut fresh) = run.end_of(App::new(LIMIT).without_aggregation());
+    let (app, model, mut fresh) = run.end_of(App::new(LIMIT).with_aggregation(false));
     let lacking = compare(app, model, &mut fresh, max)?;
     for id in (0..6).map(router_id) {
         answers(&run, id, app, &fresh)?;
@@ -105,7 +105,7 @@ fn what_becomes_free_is_asked_for_again_step_by_step() {
     let (lacking, asked) = (Cell::new(0), Cell::new(0));
     let step = (0..12_u8, vec((2..8_u8, 1..4_u32), 0..4));
     law(400, (vec(step, 1..60), 4..16_usize, 1..6_usize), |(steps, max, pause)| {
-        let plain = || App::new(LIMIT).without_aggregation();
+        let plain = || App::new(LIMIT).with_aggregation(false);
         let mut app = chain_of(plain().with_max_buckets(max), 1, Family::V4, Family::V4);
         let mut fresh = chain_of(plain(), 1, Family::V4, Family::V4);
         let (mut model, id) = (Model::default(), router_id(0));

@@ -331,7 +331,7 @@ type Standing = (Option<Stance>, bool, bool);
 
 /// How many changes lead to each from the one before, and how many prefixes have flows then.
 fn costs(routes: u16, steps: &[Standing]) -> Vec<(usize, usize)> {
-    let (mut app, mut model) = (App::new(50_000).without_aggregation(), Model::default());
+    let (mut app, mut model) = (App::new(50_000).with_aggregation(false), Model::default());
     let (stance, plugged, away) = steps[0];
     app.set_topology(host(stance, plugged, away));
     let route = |n: u16| route(&format!("172.{}.{}.0/24", 16 + n / 256, n % 256), Some([10, 1, 0, 9]), 2);

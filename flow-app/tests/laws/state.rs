@@ -598,7 +598,7 @@ fn a_reconcile_that_does_not_delete_is_noticed() {
 #[test]
 fn a_word_about_a_whole_table_is_many_small_steps() {
     let id = router_id(0);
-    let plain = App::new(LIMIT).without_aggregation();
+    let plain = App::new(LIMIT).with_aggregation(false);
     let mut app = chain_of(plain, 1, super::world::Family::V4, super::world::Family::V4);
     let mut model = Model::default();
     let hop = |last: Option<u8>| {

@@ -73,8 +73,7 @@ pub fn plan() -> impl Strategy<Value = Plan> {
 impl Plan {
     /// An app that knows nothing yet.
     pub fn empty(&self) -> App {
-        let app = App::new(LIMIT);
-        if self.is_plain { app.without_aggregation() } else { app }
+        App::new(LIMIT).with_aggregation(!self.is_plain)
     }
 
     pub fn topology(&self) -> Topology {

@@ -276,6 +276,7 @@ fn host() -> World {
         // Queue 5, and of it 100 is EF to or from port 53 or 80, and 101 all TCP; of the other network queue 9 alone. All but
         // 101 have a maximum, at either uplink.
         queues: [(5, vec![[201, 1, 1, 2], [100, 0, 2, 0]]), (1, Vec::new())],
+        is_plain: false,
     };
     let tables = |r| (r, sane(&plan, r).into_iter().map(|object| (object.key(), object)).collect());
     let tables = (0..3).map(tables).collect();

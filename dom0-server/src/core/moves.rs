@@ -188,7 +188,7 @@ impl Core {
             let (mut facts, why) = self.moves.with_others(id, row, facts);
             let is_whole = self.moves.whole.contains(&id);
             if row.is_some_and(|row| row.to == self.node) && facts.stance.gate == Gate::Open && !is_whole {
-                // To nothing yet, or not to all.
+                // To nothing any more, or not to all.
                 facts.stance.gate = Gate::Closed;
             }
             let is_told = facts.staged;
@@ -196,7 +196,15 @@ impl Core {
             facts.staged &=
                 sight.sources.contains(&id) && row.is_some_and(|row| self.moves.ahead.contains(&row.number));
             let open = row.map(|row| open(row, &self.node));
-            let step = sequencer::step(open.as_ref(), &facts, &self.moves.limits);
+            let mut step = sequencer::step(open.as_ref(), &facts, &self.moves.limits);
+            if row.is_some_and(|row| row.to == self.node && row.phase < Phase::Announced)
+                && step.stance.gate == Gate::Open
+                && !is_whole
+            {
+                // The guest would get what it cannot hand on yet.
+                let is_late = facts.stance.gate == Gate::Late;
+                step.stance.gate = if is_late { Gate::Late } else { Gate::Closed };
+            }
             self.moves.memory.ask(id, step.stance, self.now);
             let is_as_ever = match step.stance {
                 Stance::HOME => seen.is_plugged,

@@ -455,11 +455,20 @@ fn a_node_that_got_a_guest_by_hand_goes_on_when_the_switch_has_the_last_of_its_t
     assert!(!bundles.is_empty());
     while let Some(id) = bundles.pop_front() {
         assert!(!is_due(&pair.b), "the switch has not all of its tables");
-        for effect in pair.b.handle(Event::Confirmed(id, TOOK)) {
+        let gate = pair.stances()[1].gate;
+        assert_eq!(gate, Gate::Closed, "the guest would get what it cannot hand on yet");
+        let effects = pair.b.handle(Event::Confirmed(id, TOOK));
+        let is_last = bundles.is_empty() && pair.b.app.backlog(RouterId(1)) == 0;
+        if is_last {
+            quiet(&mut pair.b, effects);
+            break;
+        }
+        for effect in effects {
             if let Effect::Send(id, ..) = effect {
                 bundles.push_back(id);
             }
         }
     }
+    assert_eq!(pair.stances()[1].gate, Gate::Open);
     assert!(is_due(&pair.b));
 }

@@ -16,8 +16,8 @@
 //! do so behind all that, shorter ones first, since nobody meets a shorter one any more whose place a longer one does not take.
 //!
 //! **Cost.** One block is at most 511 nodes, passed twice: two microseconds. A change of a prefix settles its own block, and those that
-//! count on it: two for a prefix of 15 bits, none for one of 17 to 22. Kept are eight bytes for a prefix and as many for an entry,
-//! and about 130 for a block.
+//! count on it: at most two for a prefix of 15 bits, 128 for one of 9. Kept are eight bytes for a prefix and as many for an entry, and
+//! about 130 for a block.
 //!
 //! Knows nothing of what labels stand for.
 
@@ -84,6 +84,9 @@ impl Aggregate {
     /// A prefix has that label now; none: it is gone. Gives the label that it had.
     pub(crate) fn set(&mut self, prefix: Prefix, label: Option<Label>) -> Option<Label> {
         let (root, node) = place_of(prefix);
+        if label.is_none() && !self.blocks.contains_key(&(prefix.table, root)) {
+            return None;
+        }
         let block = self.blocks.entry((prefix.table, root)).or_default();
         let at = block.prefixes.binary_search_by_key(&node, |(node, _)| *node);
         let before = at.ok().map(|at| block.prefixes[at].1);
@@ -98,7 +101,8 @@ impl Aggregate {
         }
         self.unsettled.insert((prefix.table, root));
         let below = root.prefix_len() + STRIDE;
-        if prefix.dst.prefix_len() + REACH >= below && below < prefix.dst.max_prefix_len() {
+        let may_count = prefix.dst.prefix_len() + REACH >= below && below < prefix.dst.max_prefix_len();
+        if may_count && !self.is_plain {
             for root in prefix.dst.trunc().subnets(below).into_iter().flatten() {
                 if self.blocks.contains_key(&(prefix.table, root)) {
                     self.unsettled.insert((prefix.table, root));

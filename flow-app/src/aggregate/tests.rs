@@ -106,6 +106,7 @@ proptest! {
             make(&mut held, changes, &before, &wanted)?;
             prop_assert!(held.len() <= wanted.len(), "{} entries for {} prefixes", held.len(), wanted.len());
             prop_assert_eq!(aggregate.entries, held.len());
+            prop_assert!(aggregate.blocks.values().all(|block| !block.prefixes.is_empty()), "nothing is left behind");
             let mut all = Aggregate::default();
             for (prefix, label) in &wanted {
                 all.set(*prefix, Some(*label));

@@ -54,7 +54,6 @@ pub(crate) struct Aggregate {
     unsettled: BTreeSet<(u32, IpNet)>,
     /// Entries are the prefixes.
     is_plain: bool,
-    entries: usize,
 }
 
 /// Prefixes and their entries; both sorted, each once.
@@ -74,11 +73,6 @@ impl Aggregate {
     /// There is an entry for each prefix.
     pub(crate) fn is_plain(&self) -> bool {
         self.is_plain
-    }
-
-    /// How many entries.
-    pub(crate) fn len(&self) -> usize {
-        self.entries
     }
 
     /// A prefix has that label now; none: it is gone. Gives the label that it had.
@@ -151,7 +145,6 @@ impl Aggregate {
             let now = self.desired(key);
             let Some(block) = self.blocks.get_mut(&key) else { continue };
             let before = std::mem::replace(&mut block.entries, now);
-            self.entries = self.entries + block.entries.len() - before.len();
             let held = |of: &[Entry], node| of.binary_search_by_key(&node, |(node, _)| *node).ok();
             for entry in &block.entries {
                 if held(&before, entry.0).is_none_or(|at| before[at] != *entry) {

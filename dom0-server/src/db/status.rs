@@ -53,8 +53,7 @@ pub struct Counts {
     pub neighbors: u64,
     /// Next-hop objects.
     pub next_hops: u64,
-    /// Prefixes by what becomes of them under the limit: `forwarded`, `punted`, `absent`; and how many `flows` stand for
-    /// them. May be empty.
+    /// Prefixes by what becomes of them under the limit: `forwarded`, `punted`, `absent`; may be empty.
     pub prefixes: BTreeMap<String, u64>,
 }
 

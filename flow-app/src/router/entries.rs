@@ -46,11 +46,6 @@ impl Entries {
         !self.aggregate.is_plain()
     }
 
-    /// How many flows.
-    pub(super) fn len(&self) -> usize {
-        self.aggregate.len()
-    }
-
     /// The packets of a prefix are to meet this; none: what those of a shorter one do.
     pub(super) fn set(&mut self, prefix: Prefix, outcome: Option<Outcome>) {
         let label = outcome.map(|outcome| self.take(outcome));

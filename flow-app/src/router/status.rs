@@ -40,8 +40,6 @@ pub struct RouteCounts {
     pub punted: usize,
     /// Above twice of it: a shorter prefix hands these to the guest.
     pub absent: usize,
-    /// Flows that stand for all these prefixes.
-    pub flows: usize,
     /// Four fifths of it are in use.
     pub is_near: bool,
 }
@@ -93,7 +91,6 @@ impl Router {
             forwarded: self.limit.forwarded(),
             punted: self.limit.punted(),
             absent: self.limit.absent(),
-            flows: self.entries.len(),
             is_near: self.limit.is_near(),
         }
     }

@@ -108,16 +108,18 @@ pub(crate) struct Host {
     kept: Option<(BTreeMap<FlowKey, Flow>, u64)>,
     /// Flows may be missing because the switch refused them.
     is_tainted: bool,
+    /// It may have fewer flows than routes.
+    is_aggregated: bool,
     /// The control: what a lost session told is withdrawn.
     withdraws: bool,
     pub(crate) counts: Counts,
 }
 
 impl Host {
-    pub(crate) fn new(node: &str, withdraws: bool) -> Self {
+    pub(crate) fn new(node: &str, is_aggregated: bool, withdraws: bool) -> Self {
         let node: Name = node.parse().unwrap();
         let mut host = Self {
-            core: Core::new(node.clone(), LIMIT),
+            core: core(&node, is_aggregated),
             node,
             switch: Switch::default(),
             is_plugged: false,
@@ -127,6 +129,7 @@ impl Host {
             begun: None,
             kept: None,
             is_tainted: false,
+            is_aggregated,
             withdraws,
             counts: Counts::default(),
         };
@@ -137,7 +140,7 @@ impl Host {
 
     /// The daemon is killed and started: the switch keeps what it holds.
     pub(crate) fn restart(&mut self) -> Vec<Output> {
-        self.core = Core::new(self.node.clone(), LIMIT);
+        self.core = core(&self.node, self.is_aggregated);
         self.switch.orders.clear();
         self.switch.answers.clear();
         (self.waits, self.speaking, self.begun) = (false, None, None);
@@ -407,7 +410,7 @@ impl Host {
     fn app(&self, tables: &BTreeMap<Key, Object>) -> App {
         let (topology, _) =
             bind(&self.node, &desired(self.max_routes), &ports(self.is_plugged), &Numbers::default());
-        let mut app = App::new(LIMIT);
+        let mut app = App::new(LIMIT).with_aggregation(self.is_aggregated);
         app.set_topology(topology);
         app.begin_snapshot(ROUTER);
         for object in tables.values() {
@@ -447,6 +450,10 @@ impl Host {
         let missing = want.difference(&have).next().map(|flow| format!("missing: {flow}"));
         missing.or_else(|| have.difference(&want).next().map(|flow| format!("too much: {flow}")))
     }
+}
+
+fn core(node: &Name, is_aggregated: bool) -> Core {
+    Core::new(node.clone(), LIMIT).with_aggregation(is_aggregated)
 }
 
 impl Switch {

@@ -161,7 +161,7 @@ impl World {
         let audit_after = *random.pick(&[AUDIT_SOON, AUDIT_AFTER]);
         let mut kernel = Kernel::new();
         let guest = Guest::start(1, &mut kernel, now, audit_after, faults);
-        let mut hosts = ["a", "b"].map(|node| Host::new(node, faults.withdraws));
+        let mut hosts = ["a", "b"].map(|node| Host::new(node, random.percent(50), faults.withdraws));
         hosts[0].plug(true);
         Self {
             // The controls see what they are for, and nothing else.

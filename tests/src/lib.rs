@@ -13,6 +13,7 @@ pub mod benches;
 pub mod capture;
 pub mod churn;
 pub mod cpu;
+pub mod drops;
 pub mod endhost;
 pub mod figures;
 pub mod flood;

@@ -154,7 +154,7 @@ pub struct ProbeReport {
     pub longest_delay_ms: f64,
     /// Longest run of lost numbers, in packets.
     pub longest_loss: u64,
-    /// How long the sender sent, in seconds.
+    /// How long the sender sent all but its first packet, in seconds.
     pub seconds: f64,
     /// The first [`MAX_EVENTS`] packets that were late, out of order, or came after missing ones.
     pub events: Vec<Event>,
@@ -404,7 +404,6 @@ fn send(args: &SendArgs, driver: &Driver) -> Result<()> {
     let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, None);
     let mut errors = 0;
     let mut number = 0_u64;
-    let begin = Instant::now();
     if args.first_alone {
         socket.send_to(&packet(args.stream, number, now()?, args.size), args.to).context("cannot send")?;
         number = 1;
@@ -444,7 +443,7 @@ fn send(args: &SendArgs, driver: &Driver) -> Result<()> {
         }
         std::thread::sleep(TICK);
     }
-    tell(&Tell::Sent { packets: number, errors, seconds: begin.elapsed().as_secs_f64() })
+    tell(&Tell::Sent { packets: number, errors, seconds: start.elapsed().as_secs_f64() })
 }
 
 /// The lab's clock of the day, since 1970: the one by which kernels stamp packets.

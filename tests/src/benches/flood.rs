@@ -17,6 +17,7 @@ use self::kinds::Kind;
 use self::site::{FRESH, Site, TARGET, Victim};
 use super::{Options, percentile, round};
 use crate::cpu::Meter;
+use crate::drops::Datapath;
 use crate::endhost::NIC;
 use crate::flood::Flood;
 use crate::fresh::{Fresh, FreshReport};
@@ -185,16 +186,16 @@ fn phase(lab: &Lab, site: &mut Site, kind: Option<&Kind>, plan: &Plan) -> Result
     let mut processes = site.processes()?;
     processes.extend(flood.as_ref().map(|flood| ("sender", flood.id())));
     let meter = Meter::start(&processes)?;
-    let before = site.datapath()?;
+    let before = Datapath::of(site.host())?;
     let (vm_before, _) = site.router()?.packets("lan1")?;
     let start = Instant::now();
     let mut flows_max = before.flows;
     while start.elapsed() < plan.time {
         std::thread::sleep(Duration::from_millis(500));
-        flows_max = flows_max.max(site.datapath()?.flows);
+        flows_max = flows_max.max(Datapath::of(site.host())?.flows);
     }
     let seconds = start.elapsed().as_secs_f64();
-    let after = site.datapath()?;
+    let after = Datapath::of(site.host())?;
     let (vm_after, _) = site.router()?.packets("lan1")?;
     let cpu = meter.percent()?;
     let fresh = fresh.into_iter().map(Fresh::stop).collect::<Result<Vec<_>>>()?;

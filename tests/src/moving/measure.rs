@@ -27,6 +27,8 @@ const AROUND: Duration = Duration::from_millis(700);
 pub struct Seen {
     /// Sent between neighbors.
     pub sent: u64,
+    /// So many a second.
+    pub pps: f64,
     /// Which of them never came.
     pub lost: u64,
     /// Which came again.
@@ -53,6 +55,7 @@ impl Seen {
     /// Counts what a probe between neighbors has seen as well.
     pub fn add(&mut self, report: &ProbeReport) {
         self.sent += report.sent;
+        self.pps += report.sent as f64 / report.seconds;
         self.lost += report.lost;
         self.duplicated += report.duplicated;
         self.reordered += report.reordered;
@@ -106,7 +109,7 @@ impl Seen {
     #[must_use]
     pub fn figures(&self) -> Value {
         json!({
-            "sent": self.sent, "lost": self.lost, "duplicated": self.duplicated, "reordered": self.reordered,
+            "sent": self.sent, "pps": self.pps.round(), "lost": self.lost, "duplicated": self.duplicated, "reordered": self.reordered,
             "delay_ms": self.delay_ms, "gap_ms": self.gap_ms, "control_sent": self.control_sent,
             "control_lost": self.control_lost, "control_duplicated": self.control_duplicated,
             "events": self.events,

@@ -195,26 +195,6 @@ impl Site {
         }
         .context("no router")
     }
-
-    /// Flows of the kernel datapath, and its packets so far that no flow matched and whose upcalls were lost.
-    pub(super) fn datapath(&self) -> Result<Datapath> {
-        // Not through ovs-vswitchd, which is busy.
-        let text = process::output(self.host().command("ovs-dpctl").arg("show"))?;
-        datapath(&text).with_context(|| format!("ovs-dpctl show said {text:?}"))
-    }
-}
-
-/// Counters of the kernel datapath.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Datapath {
-    pub(super) flows: u64,
-    pub(super) missed: u64,
-    pub(super) lost: u64,
-}
-
-fn datapath(text: &str) -> Option<Datapath> {
-    let value = |name: &str| text.split_once(name)?.1.split_whitespace().next()?.parse().ok();
-    Some(Datapath { flows: value("flows: ")?, missed: value("missed:")?, lost: value("lost:")? })
 }
 
 /// End hosts, plugged in by `plug` (port, segment, VLAN, end host, MAC address): victims, attacker, sink.
@@ -265,17 +245,4 @@ fn routes(ns: &Netns, floods: bool) -> Result<()> {
         ));
     }
     ns.ip_batch(&lines)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counters_of_the_datapath_are_read() {
-        let text =
-            "system@ovs-system:\n  lookups: hit:217 missed:9 lost:1\n  flows: 3\n  masks: hit:380 total:2\n";
-        assert_eq!(datapath(text), Some(Datapath { flows: 3, missed: 9, lost: 1 }));
-        assert_eq!(datapath("ovs-dpctl: no datapath"), None);
-    }
 }

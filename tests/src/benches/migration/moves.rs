@@ -8,9 +8,12 @@ use serde_json::{Value, json};
 
 use super::bulk::{self, Bulk};
 use super::{Setting, round};
+use crate::drops::Drops;
+use crate::endhost::EndHost;
 use crate::moving::measure::{self, Seen};
 use crate::moving::site::Site;
 use crate::moving::vm::Moved;
+use crate::node::Node;
 use crate::process::wait_for;
 use crate::scenario::Lab;
 use crate::trunk::fabric_port;
@@ -25,6 +28,8 @@ pub(super) struct Cell {
     pub(super) seen: Seen,
     pub(super) flaps: u64,
     moved: Moved,
+    /// What became of packets that were lost, and of others.
+    drops: Drops,
     /// From the thaw until the new host's data plane was proven.
     pub(super) verified_ms: Option<f64>,
     /// From its beginning until the new host had told others.
@@ -69,13 +74,13 @@ impl Tried {
 impl Cell {
     fn new(at: Setting, seen: Seen, moved: Moved) -> Self {
         let (verified_ms, total_ms) = (None, None);
-        Self { at, seen, flaps: 0, moved, verified_ms, total_ms, row: Value::Null }
+        Self { at, seen, flaps: 0, moved, drops: Drops::default(), verified_ms, total_ms, row: Value::Null }
     }
 
     pub(super) fn figures(&self, tried: &Tried) -> Value {
         json!({
             "routes": self.at.routes(), "freeze_ms": self.at.pace().freeze_ms, "rate_percent": self.at.percent,
-            "packets": packets(&self.seen), "flaps": self.flaps, "toolstack": measure::moved(&self.moved),
+            "packets": packets(&self.seen), "drops": self.drops, "flaps": self.flaps, "toolstack": measure::moved(&self.moved),
             "thaw_to_verified_ms": self.verified_ms.map(round), "total_ms": self.total_ms.map(round),
             "delay_extra_ms": tried.extra_delay(self).map(round), "migration": self.row,
         })
@@ -141,12 +146,14 @@ pub(super) fn uneven(lab: &Lab, site: &mut Site, at: Setting, ms: u32) -> Result
 /// The router goes, and the daemons know.
 pub(super) fn planned(lab: &Lab, site: &mut Site, at: Setting, to: &str) -> Result<Cell> {
     site.vm.set_pace(at.pace())?;
+    let before = drops(site)?;
     let begun_ms = epoch_ms()?;
     let (row, seen) = measure::during(lab, site, at.rate(), || site.migrate(to))?;
+    let drops = drops(site)?.since(before);
     site.check_owner(to)?;
     let moved = site.vm.moved(row.number)?;
     let reached = |phase: Phase| row.reached.get(phase.as_str()).map(|at_ms| *at_ms as f64);
-    let mut cell = Cell::new(at, seen, moved);
+    let mut cell = Cell { drops, ..Cell::new(at, seen, moved) };
     cell.verified_ms = reached(Phase::Verified).map(|at_ms| at_ms - cell.moved.thawed_epoch_ms);
     // The packets run for a while before the command does.
     let begun_ms = reached(Phase::Staging).unwrap_or(begun_ms);
@@ -206,6 +213,11 @@ fn watch(site: &mut Site, cell: &mut Cell, to: &str) -> Result<()> {
     let changes = site.watch.changes()?;
     cell.flaps = u64::try_from(measure::flaps(&changes, &fabric_port(to)))?;
     Ok(())
+}
+
+fn drops(site: &Site) -> Result<Drops> {
+    let hosts = site.nodes.iter().map(Node::host);
+    Drops::so_far(hosts, site.h.iter().map(EndHost::netns))
 }
 
 fn epoch_ms() -> Result<f64> {

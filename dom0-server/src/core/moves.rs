@@ -25,7 +25,7 @@ use crate::migration::announce;
 use crate::migration::carrier::{Carried, Post, Posts};
 use crate::migration::megaflows;
 use crate::migration::memory::{Look, Memory};
-use crate::migration::sequencer::{self, Drive, Facts, Guest, Limits, Open, Owner, Role, Run, Step};
+use crate::migration::sequencer::{self, Drive, Facts, Guest, Limits, Open, Owner, Role, Run, Step, Wake};
 use crate::ports::{SwitchPort, SwitchPorts};
 
 /// A transaction that a router waits for.
@@ -131,8 +131,7 @@ impl<'a> Sight<'a> {
     }
 
     fn seen(&self, router: RouterId, topology: &Topology) -> Seen {
-        let mut seen =
-            Seen { ports: BTreeSet::new(), was_home: false, is_plugged: false, places: BTreeSet::new() };
+        let mut seen = Seen { is_whole: true, ..Seen::default() };
         for (_, vif) in topology.vifs_of(router) {
             if let Some(port) = vif.port.and_then(|number| self.up.get(&number)) {
                 seen.ports.insert(port.row);
@@ -140,6 +139,7 @@ impl<'a> Sight<'a> {
             }
             let Some(vlan) = vif.vlan() else { continue };
             seen.is_plugged |= vif.port.is_some();
+            seen.is_whole &= vif.port.is_some();
             let place =
                 self.segments.get(&vlan).map(|segment| Place { segment: (*segment).clone(), mac: vif.mac });
             seen.places.extend(place);
@@ -149,11 +149,14 @@ impl<'a> Sight<'a> {
 }
 
 /// What the rows and the ports say of one router.
+#[derive(Default)]
 struct Seen {
     ports: BTreeSet<Uuid>,
     was_home: bool,
-    /// Its ports on segments are bound here.
+    /// Some of its ports on segments is bound here.
     is_plugged: bool,
+    /// All are.
+    is_whole: bool,
     places: BTreeSet<Place>,
 }
 
@@ -206,8 +209,10 @@ impl Core {
                 step.stance.gate = if is_late { Gate::Late } else { Gate::Closed };
             }
             self.moves.memory.ask(id, step.stance, self.now);
+            let grace = self.moves.grace(id, seen.is_whole, self.now).filter(|_| step.stance == Stance::HOME);
+            step.wake = step.wake.or(grace);
             let is_as_ever = match step.stance {
-                Stance::HOME => seen.is_plugged,
+                Stance::HOME => seen.is_plugged && grace.is_none(),
                 // Flows of a former life of the daemon, with no tables to compare them with, have to be taken away first.
                 Stance::NONE => !seen.is_plugged && (facts.stance == Stance::NONE || self.app.is_synced(id)),
                 _ => false,
@@ -498,6 +503,14 @@ impl Moves {
             ..facts
         };
         (facts, why)
+    }
+
+    /// How long a guest's routes are kept that go by ports which have gone, where others stayed: toolstacks take them away one by one, and
+    /// it may be on its way. None: all are here, or for too long were not.
+    fn grace(&self, id: RouterId, is_whole: bool, now: Duration) -> Option<Wake> {
+        let since = self.memory.thinned_for(id, now).filter(|_| !is_whole)?;
+        let after = self.limits.gone.checked_sub(since).filter(|left| !left.is_zero())?;
+        Some(Wake { after, why: "the rest of the guest's ports may follow" })
     }
 
     /// What is to be reported with this write: the last of the node's own.

@@ -9,6 +9,7 @@ mod moves;
 mod progress;
 mod queues;
 mod resume;
+mod thinned;
 mod turns;
 
 use std::net::IpAddr;

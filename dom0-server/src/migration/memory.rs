@@ -42,7 +42,9 @@ struct Known {
     ran: bool,
     /// It had ports, and they went then.
     gone: Option<Duration>,
-    had_ports: bool,
+    /// One of its ports went last then, and others stayed.
+    thinned: Option<Duration>,
+    ports: BTreeSet<Uuid>,
     /// When its open row was first read in its phase.
     phase: Option<(u64, Phase, Duration)>,
     /// The count of late frames, since when it has been that, and when it was last.
@@ -75,7 +77,8 @@ impl Memory {
                 home: BTreeSet::new(),
                 ran: false,
                 gone: None,
-                had_ports: false,
+                thinned: None,
+                ports: BTreeSet::new(),
                 phase: None,
                 late: None,
                 asked: stance,
@@ -85,12 +88,15 @@ impl Memory {
             }
         });
         let is_here = !look.ports.is_empty();
-        match (known.had_ports, is_here) {
-            (true, false) => known.gone = Some(look.now),
+        match (!known.ports.is_empty(), is_here) {
+            (true, false) => (known.gone, known.thinned) = (Some(look.now), None),
             (_, true) => known.gone = None,
             (false, false) => {}
         }
-        known.had_ports = is_here;
+        if is_here && !known.ports.is_subset(&look.ports) {
+            known.thinned = Some(look.now);
+        }
+        known.ports.clone_from(&look.ports);
         known.ran = is_here && (known.ran || look.session);
         known.home.retain(|port| look.ports.contains(port));
         if look.owner == Owner::Here {
@@ -122,6 +128,12 @@ impl Memory {
             unable: false,
             in_phase: known.phase.map_or(Duration::ZERO, |(.., since)| look.now.saturating_sub(since)),
         }
+    }
+
+    /// For how long a router's ports are fewer than they were, or others: some went, some stayed. None: not since they came.
+    #[must_use]
+    pub fn thinned_for(&self, router: RouterId, now: Duration) -> Option<Duration> {
+        Some(now.saturating_sub(self.routers.get(&router)?.thinned?))
     }
 
     /// A router is to stand so from now on. True: it was to stand otherwise.

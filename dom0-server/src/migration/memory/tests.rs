@@ -39,6 +39,20 @@ fn a_guest_runs_once_it_has_spoken_and_is_gone_with_its_ports() {
 }
 
 #[test]
+fn ports_are_thinned_when_some_go_and_some_stay() {
+    let mut memory = Memory::default();
+    let mut at = |now, ports: &[u128]| {
+        memory.look(R, &look(now, ports, Owner::Here), STILL);
+        memory.thinned_for(R, s(now)).map(|since| since.as_secs())
+    };
+    assert_eq!(at(0, &[1]), None);
+    assert_eq!(at(1, &[1, 2, 3]), None, "more come");
+    assert_eq!((at(2, &[2, 3]), at(4, &[2, 3])), (Some(0), Some(2)));
+    assert_eq!((at(5, &[3]), at(9, &[3, 4])), (Some(0), Some(4)));
+    assert_eq!((at(10, &[]), at(11, &[1])), (None, None), "all have gone");
+}
+
+#[test]
 fn a_port_has_stayed_only_if_it_was_here_with_the_addresses() {
     let mut memory = Memory::default();
     let mut stayed = |look: Look| memory.look(R, &look, STILL).stayed;

@@ -37,8 +37,8 @@ impl Meter {
     }
 }
 
-/// User and system time of a process with all its threads, in seconds.
-fn seconds(id: u32) -> Result<f64> {
+/// User and system time of a process with all its threads so far, in seconds.
+pub fn seconds(id: u32) -> Result<f64> {
     let path = format!("/proc/{id}/stat");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     ticks(&text).map(|ticks| ticks / USER_HZ).with_context(|| format!("{path} holds {text:?}"))

@@ -18,6 +18,7 @@ use serde_json::{Map, Value, json};
 use self::switch::{Alone, Bare};
 use self::table::Table;
 use super::{Options, percentile, round};
+use crate::cpu;
 use crate::node::BRIDGE;
 use crate::one_router::OneRouter;
 use crate::oracle::random::Random;
@@ -130,19 +131,29 @@ fn measure(lab: &mut Lab, settings: Settings, is_aggregated: bool) -> Result<Map
     let kernel = begun.elapsed();
 
     lab.step("the client starts: all routes go to the switch");
+    let ids = [site.node.daemon()?.id(), site.node.host_mut().vswitchd()?.id()];
+    let before = [cpu::seconds(ids[0])?, cpu::seconds(ids[1])?];
     let begun = Instant::now();
     site.r1.start_client()?;
     let lines = site.r1.watch()?.sessions()?;
     let load = told(&lines)? - begun;
+    let busy = json!({
+        "xenflow-guest": round(cpu::seconds(site.r1.client()?.id())?),
+        "xenflow-dom0": round(cpu::seconds(ids[0])? - before[0]),
+        "ovs-vswitchd": round(cpu::seconds(ids[1])? - before[1]),
+    });
     let full = sizes(&mut site)?;
     let flows = alone.copy(site.node.host(), BRIDGE)?;
     lab.step(format!("{load:.1?} for {routes} routes in {flows} flows; ovs-ofctl adds the same flows"));
     let mut loads = Vec::new();
+    let before = cpu::seconds(ids[1])?;
     for _ in 0..LOADS {
         loads.push(alone.load(site.node.host())?.as_secs_f64());
     }
     loads.sort_by(f64::total_cmp);
     let ofctl = percentile(&loads, 50).unwrap_or_default();
+    // With the time that it takes to delete them.
+    let ofctl_busy = (cpu::seconds(ids[1])? - before) / LOADS as f64;
 
     lab.step(format!("{CHANGES} changes of a route, each beside a bare one"));
     let mut watch = site.r1.watch()?;
@@ -191,7 +202,9 @@ fn measure(lab: &mut Lab, settings: Settings, is_aggregated: bool) -> Result<Map
         "flows": flows,
         "kernel_s": round(kernel.as_secs_f64()),
         "load_s": round(load),
+        "load_cpu_s": busy,
         "ofctl_s": round(ofctl),
+        "ofctl_vswitchd_cpu_s": round(ofctl_busy),
         "load_over_ofctl": round(load / ofctl),
         "change_ms_p50": round(of(&changes, 50)),
         "change_ms_p99": round(of(&changes, 99)),

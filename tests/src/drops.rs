@@ -60,8 +60,7 @@ impl Drops {
         let text = std::fs::read_to_string("/proc/net/softnet_stat")?;
         drops.backlog = backlog(&text).with_context(|| format!("/proc/net/softnet_stat is {text:?}"))?;
         for receiver in receivers {
-            let text = process::output(receiver.command("cat").arg("/proc/net/snmp"))?;
-            drops.sockets += sockets(&text).with_context(|| format!("/proc/net/snmp is {text:?}"))?;
+            drops.sockets += receiver.snmp("Udp", "RcvbufErrors")?;
         }
         Ok(drops)
     }
@@ -84,13 +83,6 @@ fn backlog(text: &str) -> Option<u64> {
     text.lines().map(dropped).sum()
 }
 
-/// `RcvbufErrors` of UDP: a line of names, and one of numbers.
-fn sockets(text: &str) -> Option<u64> {
-    let mut lines = text.lines().filter(|line| line.starts_with("Udp:"));
-    let at = lines.next()?.split_whitespace().position(|name| name == "RcvbufErrors")?;
-    lines.next()?.split_whitespace().nth(at)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,8 +95,5 @@ mod tests {
         assert_eq!(Datapath::parse("ovs-dpctl: no datapath"), None);
         assert_eq!(backlog("00000010 00000003 00000000\n00000011 0000000a 00000000\n"), Some(13));
         assert_eq!(backlog("00000010\n"), None);
-        let text = "Ip: Forwarding\nIp: 1\nUdp: InDatagrams InErrors RcvbufErrors\nUdp: 7 5 4\nUdpLite: RcvbufErrors\nUdpLite: 9\n";
-        assert_eq!(sockets(text), Some(4));
-        assert_eq!(sockets("Udp: InDatagrams\nUdp: 7\n"), None);
     }
 }

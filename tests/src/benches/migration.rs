@@ -20,7 +20,7 @@ use crate::scenario::{Lab, Scenario};
 /// The registry's entry.
 pub(super) const BENCH: Scenario = Scenario {
     name: "migration",
-    about: "packets lost while a router moves (--rounds N, --only ours|plain|paper, --pps N instead of the search for it)",
+    about: "packets lost while a router moves (--rounds N, --only ours|plain|paper, --routes N, --percent N, --pps N instead of the search for it)",
     memory_mib: 4096,
     limit: std::time::Duration::from_secs(3600),
     needs_product: true,
@@ -94,6 +94,8 @@ fn run(lab: &mut Lab) -> Result<Value> {
     let rounds: usize = options.take("--rounds", 3)?;
     let only: String = options.take("--only", "all".to_owned())?;
     let pps: u32 = options.take("--pps", 0)?;
+    let routes: u32 = options.take("--routes", 0)?;
+    let percent: u32 = options.take("--percent", 0)?;
     options.end()?;
     ensure!((1..=20).contains(&rounds), "{rounds} rounds is not 1 to 20");
     let wanted: Vec<Variant> =
@@ -112,7 +114,7 @@ fn run(lab: &mut Lab) -> Result<Value> {
         let pps = if pps == 0 { limit::search(lab, &site)? } else { pps };
         let mut tried = Tried::default();
         let end = match variant {
-            Variant::Ours => matrix(lab, &mut site, pps, rounds, &mut tried),
+            Variant::Ours => matrix(lab, &mut site, Cells { pps, rounds, routes, percent }, &mut tried),
             Variant::Plain | Variant::Paper => one(lab, &mut site, variant, pps, &mut tried),
         };
         report(&mut figures, variant, pps, &tried);
@@ -170,16 +172,30 @@ fn one(lab: &Lab, site: &mut Site, variant: Variant, pps: u32, tried: &mut Tried
     Ok(())
 }
 
+/// Which cells of the matrix there are to be.
+#[derive(Debug, Clone, Copy)]
+struct Cells {
+    pps: u32,
+    rounds: usize,
+    /// Only with so many; 0: with all.
+    routes: u32,
+    /// Only at that rate; 0: at all.
+    percent: u32,
+}
+
 /// All tables, freezes and rates: in each round each freeze at another rate.
-fn matrix(lab: &Lab, site: &mut Site, pps: u32, rounds: usize, tried: &mut Tried) -> Result<()> {
-    for (table, (routes, _)) in TABLES.into_iter().enumerate() {
+fn matrix(lab: &Lab, site: &mut Site, cells: Cells, tried: &mut Tried) -> Result<()> {
+    let Cells { pps, rounds, .. } = cells;
+    let tables = TABLES.into_iter().enumerate();
+    for (table, (routes, _)) in tables.filter(|(_, (routes, _))| [0, *routes].contains(&cells.routes)) {
         site.grow(lab, routes)?;
         let all = |round: usize| {
             let setting = move |freeze| {
                 let percent = RATES[(round + freeze) % RATES.len()];
                 Setting { table, freeze, percent, pps }
             };
-            (0..FREEZES_MS.len()).map(setting)
+            let is_wanted = move |at: &Setting| [0, at.percent].contains(&cells.percent);
+            (0..FREEZES_MS.len()).map(setting).filter(is_wanted)
         };
         for at in all(0) {
             lab.step(format!("control: the bystander moves: {at:?}"));

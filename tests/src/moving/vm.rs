@@ -25,6 +25,9 @@ use crate::scenario::Lab;
 /// carrier of one whose peer has the same index up to a second late (`linkwatch_urgent_event`).
 const FIRST_INDEX: usize = 1000;
 
+/// Unicast probes of a neighbor, one a second: for longer than any machine here is frozen.
+const PROBES: &str = "30";
+
 /// One of a machine's interfaces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vif {
@@ -231,6 +234,12 @@ impl Vm {
             .with_context(|| format!("in the batch {pairs:?}"))?;
         hypervisor.ip_batch(&inside)?;
         guest.ip_batch(&ups)?;
+        // The kernel of a machine that is frozen stands still, and this one does not: a neighbor that it happens to probe when the freeze
+        // begins would be given up before the thaw.
+        for Vif { interface, .. } in &vifs {
+            let probes = |family: &str| format!("net.{family}.neigh.{interface}.ucast_solicit");
+            guest.sysctls(&[(&probes("ipv4"), PROBES), (&probes("ipv6"), PROBES)])?;
+        }
         for vif in &vifs {
             first.quiet(&vif.port)?;
         }

@@ -224,6 +224,9 @@ impl Core {
             if is_rehearsed {
                 topology.rehearsed.insert(id);
             }
+            // Nobody sends by an open gate either while the guest is on its way, and what nothing comes by is gone after ten seconds.
+            let is_awaited = is_told && row.is_some_and(|row| row.phase < Phase::Announced);
+            let is_ahead = is_rehearsed || (is_awaited && step.stance.gate == Gate::Open);
             claim(&step, &seen.places, whereabouts, here);
             let parties = row.map(|row| (row.number, &row.from, &row.to));
             let parties = parties
@@ -236,7 +239,7 @@ impl Core {
                 };
                 let vifs = topology.vifs_of(id).filter_map(|(_, vif)| Some((vif.vlan()?, vif.mac)));
                 let nodes = [node_mac(from), node_mac(to)];
-                let open = megaflows::Move { role, is_ahead: is_rehearsed, vifs: vifs.collect(), nodes };
+                let open = megaflows::Move { role, is_ahead, vifs: vifs.collect(), nodes };
                 megaflows.open.insert(number, open);
             }
             if let Some(row) = row {

@@ -5,6 +5,7 @@
 //! source then. So the source tells what the router's packets have in its datapath ([`told`]), and the destination takes in a
 //! frame like each of them while its gate is closed ([`to_router`]): it goes nowhere, but its flow looks at all that the router
 //! looks at ([`pipeline::REHEARSED`](xenflow_flow_app::pipeline::REHEARSED)), and when the gate opens it only does something else.
+//! While the guest is on its way behind an open gate these frames are routed, and whoever gets them drops them.
 //! Every node does so for the frames that its own hosts will get ([`from_router`]); these do come to the host, which drops them.
 //!
 //! Flows that somebody else than Open vSwitch makes do not stay: it finds that they do not look at all that it looks at
@@ -55,7 +56,8 @@ pub struct Host {
 pub struct Move {
     /// What this node is in it; none: only a host of some of the router's neighbors.
     pub role: Option<Role>,
-    /// At its destination packets rehearse for the router: what is for it goes nowhere yet.
+    /// At its destination packets rehearse for the router, and what is for it goes nowhere yet; or its gate is open, and nobody knows of
+    /// that.
     pub is_ahead: bool,
     /// The router's addresses.
     pub vifs: BTreeMap<VlanId, MacAddr>,

@@ -254,6 +254,8 @@ fn a_planned_move_runs_to_its_end() {
     let effects = pair.b.handle(Event::Ports(ports(&[1])));
     quiet(&mut pair.b, effects);
     assert_eq!(pair.transact(), None, "nobody has said that the guest runs there");
+    let is_ahead = |pair: &Pair| pair.b.megaflows().open[&NUMBER].is_ahead;
+    assert_eq!((pair.stances()[1].gate, is_ahead(&pair)), (Gate::Open, true), "nothing else keeps them");
     pair.a.handle(Event::Ran(NUMBER, Run::Ended, None));
     assert_eq!(pair.transact(), Some(("a", Write::Left)));
     assert_eq!(pair.transact(), Some(("b", Write::Advance(Phase::Arrived))));
@@ -268,6 +270,7 @@ fn a_planned_move_runs_to_its_end() {
     assert_eq!(pair.transact(), Some(("b", Write::Announce)));
     let [a, b] = pair.stances();
     assert_eq!((b.emission, b.gate, b.mute), (Emission::Router, Gate::Open, false));
+    assert!(!is_ahead(&pair), "packets come");
     assert_eq!((a.emission, a.gate), (Emission::Node, Gate::Late));
     assert!(pair.b.posts().routers[&RouterId(1)].tell);
     assert!(pair.a.posts().routers[&RouterId(1)].end_mark);

@@ -18,6 +18,7 @@ mod progress;
 mod refused;
 mod report;
 mod sessions;
+mod standbys;
 mod switch;
 mod view;
 
@@ -304,6 +305,10 @@ impl Core {
                 self.set_topology();
             }
             Event::Whereabouts(whereabouts) => {
+                let told = self.whereabouts.iter().flat_map(|told| &told.problems).collect::<BTreeSet<_>>();
+                for problem in whereabouts.problems.iter().filter(|problem| !told.contains(problem)) {
+                    tracing::warn!(name: "problem", "{problem}");
+                }
                 self.whereabouts = Some(whereabouts);
                 self.set_topology();
             }
@@ -373,6 +378,7 @@ impl Core {
             Event::Silent(id) => self.effects.push(Effect::Tell(id, HostMessage::Ping(id.0))),
             Event::Closed(id) => self.close(id),
             Event::SourceOpened(id, router, number) => self.open_source(id, &router, number),
+            Event::StandbyOpened(id, router, node) => self.open_standby(id, &router, &node),
             Event::SourceSaid(id, message) => self.source_said(id, message),
             Event::Feed(number, fed) => self.feed_said(number, fed),
             Event::Ran(number, run, why_not) => self.ran(number, run, why_not),

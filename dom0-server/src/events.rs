@@ -32,7 +32,7 @@ const MAX_SUBJECT: usize = 128;
 pub const MAX_WAITING: usize = 8;
 
 /// What events there are, in the order of their names.
-pub const KINDS: [&str; 38] = [
+pub const KINDS: [&str; 39] = [
     "bridge-repaired",
     "certificate-renewed",
     "certificates-read",
@@ -66,6 +66,7 @@ pub const KINDS: [&str; 38] = [
     "session-resumed",
     "session-up",
     "snapshot-complete",
+    "standby-ready",
     "switch-lost",
     "switch-up",
     "tables-repaired",

@@ -17,6 +17,7 @@ use xenflow_proto::Name;
 use crate::db::location::{self, GENERATION_MAX, Located, Place};
 use crate::db::migration::Migration;
 use crate::db::{Rows, table};
+use crate::migration::standby;
 use crate::migration::toolstack::GUEST_KEY;
 
 /// What the rows say at one instant.
@@ -34,6 +35,12 @@ pub struct Whereabouts {
     pub addresses: BTreeMap<Name, SocketAddr>,
     /// What their guests are called, where that is not the router's name.
     pub guests: BTreeMap<Name, String>,
+    /// The nodes that routers name as their standbys.
+    pub standbys: BTreeMap<Name, Vec<Name>>,
+    /// Who has which of [`elsewhere`](Self::elsewhere), where any router has a standby.
+    pub hosts: BTreeMap<Place, Name>,
+    /// For people: what is no list of standbys.
+    pub problems: Vec<String>,
 }
 
 impl Whereabouts {
@@ -52,13 +59,21 @@ impl Whereabouts {
             let guest = row.map_get("external_ids", GUEST_KEY).ok()??.to_owned();
             Some((row.str("name").ok()?.parse::<Name>().ok()?, guest))
         });
+        let (standbys, problems) = standby::read(rows);
+        let is_wanted = |node: &Name| {
+            moves.values().any(|row| row.to == *node) || standbys.values().any(|named| named.contains(node))
+        };
+        let elsewhere = located.winners().filter(|(_, winner, _)| *winner != node && !standbys.is_empty());
         Self {
+            hosts: elsewhere.map(|(place, winner, _)| (place.clone(), winner.clone())).collect(),
             elsewhere: located.elsewhere(node),
             own: located.of(node),
-            addresses: addresses.filter(|(node, _)| moves.values().any(|row| row.to == *node)).collect(),
+            addresses: addresses.filter(|(node, _)| is_wanted(node)).collect(),
             guests: guests.filter(|(router, _)| moves.contains_key(router)).collect(),
             moves,
             others,
+            standbys,
+            problems,
         }
     }
 }

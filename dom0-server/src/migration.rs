@@ -4,7 +4,8 @@
 //! one transaction that one of the two nodes makes, and what a daemon has to do follows from the row and from what it finds on
 //! its own host, whatever it, its peer or the database did before. [`punts`] keeps frames for a guest that is on its way, and is
 //! pure as well; [`peer`] is the link over which the two nodes pass on tables and frames; [`announce`] has the frames that a node
-//! says for a router, [`toolstack`] what moves the guest, and [`plan`] what an operator may ask for.
+//! says for a router, [`toolstack`] what moves the guest, [`plan`] what an operator may ask for, and [`standby`] where tables are
+//! before anybody asks.
 
 pub mod announce;
 pub mod carrier;
@@ -18,4 +19,5 @@ pub mod plan;
 pub mod punts;
 pub mod sequencer;
 pub mod shell;
+pub mod standby;
 pub mod toolstack;

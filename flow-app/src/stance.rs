@@ -66,6 +66,8 @@ impl Stance {
         answers: false,
         mute: true,
     };
+    /// Of a router that is not here, and whose tables are kept for when it comes.
+    pub const STANDBY: Self = Self { tables: true, ..Self::NONE };
     /// Of a router that is here.
     pub const HOME: Self = Self {
         tables: true,
@@ -82,9 +84,9 @@ impl Stance {
     /// The guest has left, or may have: the node forwards for it.
     pub const AWAY: Self = Self { punts: Punts::Relayed, ..Self::YIELDED };
     /// The guest is about to come.
-    pub const AWAITED: Self = Self { tables: true, punts: Punts::Kept, ..Self::NONE };
+    pub const AWAITED: Self = Self { punts: Punts::Kept, ..Self::STANDBY };
     /// The guest is here, and the others do not know yet.
     pub const ARRIVED: Self = Self { gate: Gate::Open, punts: Punts::Ordered, ..Self::AWAITED };
     /// The others know that the router is elsewhere.
-    pub const LATE: Self = Self { tables: true, gate: Gate::Late, ..Self::NONE };
+    pub const LATE: Self = Self { gate: Gate::Late, ..Self::STANDBY };
 }

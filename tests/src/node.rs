@@ -148,6 +148,11 @@ impl Node {
         &self.xenflow
     }
 
+    /// Where its daemon answers.
+    pub fn control_socket(&self) -> PathBuf {
+        self.host.rundir().join("control.sock")
+    }
+
     /// The command `xenflow` of this node's database, to add arguments to.
     pub fn xenflow_command(&self) -> Command {
         // Only the socket matters, so it may run outside the namespace: cheaper.

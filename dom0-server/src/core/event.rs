@@ -93,6 +93,8 @@ pub enum Event {
     Closed(SessionId),
     /// The node that a router leaves is connected, and may speak for it: the router, and the number of the migration.
     SourceOpened(SessionId, Name, u64),
+    /// A node is connected that says it has this router, whose tables this node is to keep: the router, and that node.
+    StandbyOpened(SessionId, Name, Name),
     /// It says something of the router's tables. Its next message of them comes after [`Effect::Taken`].
     SourceSaid(SessionId, SourceMessage),
     /// A stream of this number to a destination.

@@ -8,6 +8,7 @@ use xenflow_proto::node::{Held, SourceMessage};
 use xenflow_proto::{Name, Seq};
 
 use super::{Core, Effect, Session, SessionId, Stage, ToPeer};
+use crate::migration::standby;
 
 /// What a session of a node has beside a guest's.
 #[derive(Debug, Clone, Copy)]
@@ -127,6 +128,10 @@ impl Core {
         source.end = None;
         if source.own == Some(said) {
             self.moves.staged.insert(router, source.number);
+            if standby::is_standby(source.number) {
+                let router = self.router_name(router);
+                tracing::info!(name: "standby-ready", router, "the router's tables are here for when it comes");
+            }
             self.effects.push(Effect::Peer(ToPeer::Staged(id, seq, said)));
             self.set_topology();
         } else {

@@ -38,7 +38,7 @@ impl Core {
         let Some(hold) = self.hold else { return };
         let mut lone = BTreeMap::new();
         for id in self.app.topology().routers() {
-            if self.has_session(id) || self.is_on_its_way(id) {
+            if self.has_session(id) || self.is_on_its_way(id) || self.moves.standbys.contains_key(&id) {
                 continue;
             }
             let before = self.lone.get(&id).copied();

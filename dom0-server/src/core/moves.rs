@@ -15,6 +15,7 @@ use xenflow_proto::control::node_mac;
 use xenflow_proto::{Name, VlanId};
 
 use super::entries::Counted;
+use super::standbys::Standby;
 use super::{Core, Effect, Session, SessionId};
 use crate::counters::Poll;
 use crate::db::Desired;
@@ -26,6 +27,7 @@ use crate::migration::carrier::{Carried, Post, Posts};
 use crate::migration::megaflows;
 use crate::migration::memory::{Look, Memory};
 use crate::migration::sequencer::{self, Drive, Facts, Guest, Limits, Open, Owner, Role, Run, Step, Wake};
+use crate::migration::standby;
 use crate::ports::{SwitchPort, SwitchPorts};
 
 /// A transaction that a router waits for.
@@ -46,11 +48,11 @@ pub struct Due {
 /// A connection that there is to be to a destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stream {
-    /// Of the migration.
+    /// Of the migration, or [of the standby](standby::number).
     pub number: u64,
     /// Whose.
     pub router: Name,
-    /// The destination.
+    /// The destination, or the standby.
     pub to: Name,
     /// Where that listens.
     pub address: SocketAddr,
@@ -86,7 +88,9 @@ pub(super) struct Moves {
     home: Arc<BTreeSet<Uuid>>,
     /// Migrations whose tables are here, by their routers.
     pub(super) staged: BTreeMap<RouterId, u64>,
-    /// Of routers with an open migration those whose tables the switch has had in full since it is in step.
+    /// Routers whose standby this node is, and who has them.
+    pub(super) standbys: BTreeMap<RouterId, Name>,
+    /// Of routers with an open migration or a standby here those whose tables the switch has had in full since it is in step.
     whole: BTreeSet<RouterId>,
     /// How the toolstack is, by migration, and what keeps it from running.
     runs: BTreeMap<u64, (Run, Option<String>)>,
@@ -171,6 +175,7 @@ impl Core {
         let mut streams = BTreeMap::new();
         let mut errands = BTreeMap::new();
         let mut feeds = BTreeMap::new();
+        let mut standbys = BTreeMap::new();
         let mut megaflows = self.datapath(topology);
         let mut posts = Posts { uplinks: topology.uplinks.clone(), ..Posts::default() };
         posts.node_mac = topology.node_mac;
@@ -189,12 +194,14 @@ impl Core {
             };
             let facts = self.moves.memory.look(id, &look, self.moves.limits.still);
             let (mut facts, why) = self.moves.with_others(id, row, facts);
+            let standby = Standby::find(name, (&self.node, facts.owner), &seen.places, whereabouts);
+            facts.standby = matches!(standby, Some(Standby::Of(_)));
             let is_whole = self.moves.whole.contains(&id);
             if row.is_some_and(|row| row.to == self.node) && facts.stance.gate == Gate::Open && !is_whole {
                 // To nothing any more, or not to all.
                 facts.stance.gate = Gate::Closed;
             }
-            let is_told = facts.staged;
+            let is_told = facts.staged || (facts.standby && self.app.is_synced(id));
             // What is told of them later comes as well. Flows of the datapath are the last before others may have the source yield.
             facts.staged &=
                 sight.sources.contains(&id) && row.is_some_and(|row| self.moves.ahead.contains(&row.number));
@@ -242,6 +249,17 @@ impl Core {
                 let open = megaflows::Move { role, is_ahead, vifs: vifs.collect(), nodes };
                 megaflows.open.insert(number, open);
             }
+            match standby {
+                Some(Standby::Of(host)) => _ = standbys.insert(id, host.clone()),
+                Some(Standby::At(to)) if row.is_none() => {
+                    if let Some(address) = whereabouts.addresses.get(to).copied() {
+                        let (number, router, to) = (standby::number(id), name.clone(), to.clone());
+                        streams.insert(id, Stream { number, router, to, address });
+                        feeds.insert(id, number);
+                    }
+                }
+                Some(Standby::At(_)) | None => {}
+            }
             if let Some(row) = row {
                 let role = if row.from == self.node { Role::Source } else { Role::Destination };
                 posts.roles.insert(id, (row.number, role));
@@ -281,6 +299,7 @@ impl Core {
             steps.insert(id, step);
         }
         self.moves.memory.retain(&steps.keys().copied().collect());
+        self.moves.standbys = standbys;
         self.moves.forget_others(&whereabouts.moves);
         self.log_steps(&steps);
         self.moves.steps = steps;
@@ -387,8 +406,8 @@ impl Core {
             let was_whole = self.moves.whole.contains(&id);
             self.app.is_in_step(id) && (was_whole || (self.app.backlog(id) == 0 && !is_under_way()))
         };
-        let whole: BTreeSet<RouterId> =
-            self.moves.posts.roles.keys().copied().filter(|id| is_whole(*id)).collect();
+        let behind_gates = self.moves.posts.roles.keys().chain(self.moves.standbys.keys());
+        let whole: BTreeSet<RouterId> = behind_gates.copied().filter(|id| is_whole(*id)).collect();
         if whole != self.moves.whole {
             self.moves.whole = whole;
             self.set_topology();
@@ -421,7 +440,8 @@ impl Core {
         if std::mem::take(&mut self.moves.is_unproven) {
             self.moves.proving = None;
         }
-        if self.moves.steps.values().any(|step| step.wake.is_some() || step.write.is_some()) {
+        let waits = |step: &Step| step.wake.is_some() || step.write.is_some();
+        if self.moves.memory.wants_counts() || self.moves.steps.values().any(waits) {
             self.set_topology();
         }
     }
@@ -536,7 +556,7 @@ impl Moves {
     fn forget_others(&mut self, open: &BTreeMap<Name, Migration>) {
         let numbers: BTreeSet<u64> = open.values().map(|row| row.number).collect();
         self.runs.retain(|number, _| numbers.contains(number));
-        self.staged.retain(|_, number| numbers.contains(number));
+        self.staged.retain(|id, number| numbers.contains(number) || self.standbys.contains_key(id));
         self.ahead.retain(|number| numbers.contains(number));
         self.tallies.retain(|_, (number, _)| numbers.contains(number));
         self.carried.retain(|_, it| it.migration.is_some_and(|number| numbers.contains(&number)));

@@ -19,6 +19,7 @@ use super::peer::incoming::{self, Answer, Answers, ConnectionId, Opened, Standin
 use super::peer::outgoing::{Dial, Event as Said, Outgoing, Said as Tables};
 use crate::core::{Event, Fed, SessionId, Stream};
 use crate::db::migration::Migration;
+use crate::migration::standby;
 use crate::tls;
 
 /// Sessions of nodes are numbered apart from guests'.
@@ -176,10 +177,11 @@ impl Links {
         let wanted = self.setup.streams.borrow_and_update().clone();
         let is_over = |id: &RouterId, link: &mut Link| wanted.get(id) != Some(&link.stream);
         let over: Vec<_> = self.out.extract_if(.., is_over).collect();
-        for (id, _) in over {
+        for (id, _) in over.iter().filter(|(_, link)| !standby::is_standby(link.stream.number)) {
             // Its task goes on until the carrier has taken back what the guest may not have.
-            let _ = self.setup.linked.send(Linked::Stream(id, None)).await;
+            let _ = self.setup.linked.send(Linked::Stream(*id, None)).await;
         }
+        drop(over);
         for (id, stream) in wanted.iter() {
             if self.out.contains_key(id) {
                 continue;
@@ -188,11 +190,15 @@ impl Links {
             let dial = Dial { own: self.setup.node.clone(), node: to, address, migration: number, router };
             match Outgoing::start(dial, self.setup.access.clone()) {
                 Ok(outgoing) => {
-                    let (punts, megaflows) = (outgoing.punts.clone(), outgoing.megaflows.clone());
+                    // No frames go to a standby: the guest is here.
+                    let punts = (!standby::is_standby(number)).then(|| outgoing.punts.clone());
+                    let megaflows = outgoing.megaflows.clone();
                     let (tables, said) = mpsc::channel(1);
                     let task = tokio::spawn(follow(number, outgoing, said, self.setup.events.clone()));
                     self.out.insert(*id, Link { stream: stream.clone(), tables, megaflows, task });
-                    let _ = self.setup.linked.send(Linked::Stream(*id, Some(punts))).await;
+                    if punts.is_some() {
+                        let _ = self.setup.linked.send(Linked::Stream(*id, punts)).await;
+                    }
                 }
                 Err(error) => tracing::error!(%error, "no stream to the destination can begin"),
             }
@@ -288,9 +294,13 @@ impl Links {
         }
     }
 
-    /// Whether a source may speak is what the rows say.
+    /// Whether a source may speak is what the rows say; of a standby's, what the core does.
     async fn opened(&mut self, opened: Opened) -> bool {
         let Opened { id, node, hello, mut answers } = opened;
+        if standby::is_standby(hello.migration) {
+            let id = self.insert(id, hello.migration, answers, 1);
+            return self.setup.events.send(Event::StandbyOpened(id, hello.router, node)).await.is_ok();
+        }
         let rows = self.setup.rows.borrow().clone();
         let row = match admit(rows.values(), &self.setup.node, &node, &hello) {
             Ok(row) => row,
@@ -305,11 +315,14 @@ impl Links {
             return false;
         }
         let next_punt = answer.await.unwrap_or(1);
-        let id = session(id);
-        let (waiting, taken) = (VecDeque::new(), None);
-        let (migration, router) = (row.number, row.router.clone());
+        let id = self.insert(id, row.number, answers, next_punt);
+        self.setup.events.send(Event::SourceOpened(id, row.router.clone(), row.number)).await.is_ok()
+    }
+
+    fn insert(&mut self, id: ConnectionId, migration: u64, answers: Answers, next_punt: u64) -> SessionId {
+        let (id, waiting, taken) = (session(id), VecDeque::new(), None);
         self.sources.insert(id, Source { migration, answers, next_punt, waiting, taken });
-        self.setup.events.send(Event::SourceOpened(id, router, migration)).await.is_ok()
+        id
     }
 }
 
@@ -325,8 +338,8 @@ async fn follow(
     events: mpsc::Sender<Event>,
 ) {
     let Outgoing { tables: sender, punts, events: mut happens, megaflows: _, counters: _ } = outgoing;
-    // The carrier has the other: once that is gone, so is the stream.
-    drop(punts);
+    // The carrier has the other: once that is gone, so is the stream. Of a standby's this is the only one.
+    let _punts = standby::is_standby(number).then_some(punts);
     let (mut is_begun, mut is_over) = (false, false);
     let mut room = None;
     loop {
@@ -356,6 +369,7 @@ async fn follow(
             tables = said.recv(), if !is_over => match (tables, room.take()) {
                 (Some(tables), Some(permit)) => _ = permit.send(tables),
                 (Some(_), None) => {}
+                (None, _) if standby::is_standby(number) => return,
                 (None, _) => is_over = true,
             },
         }

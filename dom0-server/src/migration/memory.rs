@@ -120,6 +120,7 @@ impl Memory {
             gone_for: known.gone.map_or(Duration::MAX, |since| look.now.saturating_sub(since)),
             owner: look.owner,
             stance: known.proven,
+            standby: false,
             run: Run::None,
             staged: false,
             end_mark: false,

@@ -15,7 +15,8 @@
 //! verified  destination: the source has yielded,    "                                   tells everybody
 //!           and switches were told
 //! announced destination: punts are in order         takes what comes by uplinks only    emits as the router, "
-//! draining  source: nothing came for a while        "; then removes everything          as any router
+//! draining  source: nothing came for a while        "; then removes everything, or      as any router
+//!                                                   all but the tables of a standby
 //! done
 //! aborting  source: the guest is back, as before    as before, or as in moving          as before
 //! aborted
@@ -81,7 +82,12 @@ fn alone(facts: &Facts, limits: &Limits) -> Step {
 
 /// The gate first, what is behind it then: whatever order the switch takes, nobody is let in to nothing.
 fn closed(facts: &Facts) -> Stance {
-    Stance { tables: facts.stance.gate != Gate::Closed, ..Stance::NONE }
+    if facts.stance.gate == Gate::Closed { elsewhere(facts) } else { Stance::STANDBY }
+}
+
+/// Of a router that has nothing to do with this node, or nothing but its tables.
+fn elsewhere(facts: &Facts) -> Stance {
+    if facts.standby { Stance::STANDBY } else { Stance::NONE }
 }
 
 /// Forwards what comes late, for as long as any comes. While this node says anything as the router, more may come at any time.
@@ -151,7 +157,7 @@ fn source(open: &Open, facts: &Facts, limits: &Limits) -> Step {
         Phase::Announced | Phase::Draining => {
             let is_draining = open.phase == Phase::Draining;
             let still = Facts { still: facts.still && is_draining, ..*facts };
-            let is_done = is_draining && facts.stance == Stance::NONE;
+            let is_done = is_draining && facts.stance == elsewhere(facts);
             Step {
                 end_mark: facts.stance.punts == Punts::Elsewhere,
                 write: is_done.then_some(Write::Advance(Phase::Done)),

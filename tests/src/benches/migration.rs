@@ -96,6 +96,7 @@ fn run(lab: &mut Lab) -> Result<Value> {
     let pps: u32 = options.take("--pps", 0)?;
     let routes: u32 = options.take("--routes", 0)?;
     let percent: u32 = options.take("--percent", 0)?;
+    let standby: u32 = options.take("--standby", 1)?;
     options.end()?;
     ensure!((1..=20).contains(&rounds), "{rounds} rounds is not 1 to 20");
     let wanted: Vec<Variant> =
@@ -111,6 +112,9 @@ fn run(lab: &mut Lab) -> Result<Value> {
             lab.ready()?;
         }
         site.grow(lab, TABLES[0].0)?;
+        if site.by == By::Planned && standby > 0 {
+            site.keep_standby(lab)?;
+        }
         let pps = if pps == 0 { limit::search(lab, &site)? } else { pps };
         let mut tried = Tried::default();
         let end = match variant {

@@ -80,6 +80,7 @@ pub struct Site {
     _management: Netns,
     writer: Writer,
     routes: u32,
+    has_standby: bool,
 }
 
 impl Site {
@@ -179,6 +180,7 @@ impl Site {
             _management: management,
             writer,
             routes: 0,
+            has_standby: false,
         };
         if by != By::Plain {
             site.r1.start_client()?;
@@ -202,6 +204,29 @@ impl Site {
             self.routes = until;
         }
         self.wait_told()
+    }
+
+    /// Has a and b keep r1's tables for one another from now on, and waits until b has them.
+    pub fn keep_standby(&mut self, lab: &Lab) -> Result<()> {
+        lab.step("b gets r1's tables to keep: it is its standby");
+        self.nodes[2].xenflow(&["router", "set", "r1", "--external-id", "standby=a,b"])?;
+        self.has_standby = true;
+        self.wait_standby("b", 0)
+    }
+
+    /// How often a node has had all of r1's tables as its standby.
+    fn standbys(&self, node: &str) -> Result<usize> {
+        let node = self.node(node)?;
+        let mut command = Command::new(node.program());
+        command.args(["events", "--json", "--kind", "standby-ready", "--socket"]).arg(node.control_socket());
+        Ok(process::output(&mut command)?.lines().count())
+    }
+
+    /// Waits until it has had them once more than so often.
+    fn wait_standby(&self, node: &str, before: usize) -> Result<()> {
+        wait_for("the standby to have r1's tables", LIMIT, || {
+            Ok((self.standbys(node)? > before).then_some(()))
+        })
     }
 
     /// Has the switches log each flow of their datapaths that comes, changes or goes.
@@ -260,8 +285,18 @@ impl Site {
         })
     }
 
-    /// Has the daemons move r1 to a node, and waits for the end; the row of it.
+    /// Has the daemons move r1 to a node, and waits for the end, and for the standby to be ready again; the row of it.
     pub fn migrate(&self, to: &str) -> Result<Migration> {
+        let from = self.vm.node()?;
+        let before = if self.has_standby { self.standbys(&from)? } else { 0 };
+        let row = self.migrate_once(to)?;
+        if self.has_standby {
+            self.wait_standby(&from, before)?;
+        }
+        Ok(row)
+    }
+
+    fn migrate_once(&self, to: &str) -> Result<Migration> {
         let said =
             process::output(self.nodes[2].xenflow_command().args(["migrate", "r1", to, "--via", "lab"]));
         let last = || self.migrations()?.pop().context("there is no migration");

@@ -15,6 +15,7 @@ use crate::db::migration::{Migration, Phase, Via};
 use crate::migration::carrier::Carried;
 use crate::migration::peer::outgoing::Tables;
 use crate::migration::sequencer::{Run, Write};
+use crate::migration::standby;
 
 const NUMBER: u64 = 7;
 const SOURCE: SessionId = SessionId(1 << 63 | 1);
@@ -45,6 +46,10 @@ struct Pair {
     b: Core,
     row: Migration,
     owner: &'static str,
+    /// Either node is the other's standby.
+    has_standby: bool,
+    /// Of what is said by a connection.
+    number: u64,
     seq: u64,
     /// What was said over the connection, and is not answered.
     staged: Option<Digest>,
@@ -68,7 +73,9 @@ impl Pair {
         };
         let none = SwitchPorts { ports: Vec::new(), ..ports(&[1]) };
         let (a, b) = (core("a", ports(&[1])), core("b", none));
-        let mut pair = Self { a, b, row: row(Phase::Aborted), owner: "a", seq: 0, staged: None };
+        let (has_standby, number) = (false, NUMBER);
+        let mut pair =
+            Self { a, b, row: row(Phase::Aborted), owner: "a", has_standby, number, seq: 0, staged: None };
         pair.read();
         pair.row = row(Phase::Staging);
         open_as(&mut pair.a, 1);
@@ -86,12 +93,17 @@ impl Pair {
         let places = places(&self.a);
         let is_open = !self.row.phase.is_over();
         Whereabouts {
-            others: BTreeMap::new(),
             elsewhere: if its { BTreeSet::new() } else { places.clone() },
+            hosts: places.iter().filter(|_| !its).map(|place| (place.clone(), name(self.owner))).collect(),
             own: if its { places } else { BTreeSet::new() },
             moves: is_open.then(|| (name("r1"), self.row.clone())).into_iter().collect(),
-            addresses: [(name("b"), "192.0.2.2:6642".parse().unwrap())].into(),
-            guests: BTreeMap::new(),
+            addresses: ["a", "b"].map(|node| (name(node), "192.0.2.2:6642".parse().unwrap())).into(),
+            standbys: self
+                .has_standby
+                .then(|| (name("r1"), vec![name("a"), name("b")]))
+                .into_iter()
+                .collect(),
+            ..Whereabouts::default()
         }
     }
 
@@ -132,13 +144,18 @@ impl Pair {
 
     /// The connection comes up, and the destination says what it holds.
     fn connect(&mut self) {
-        let welcomed = self.b.handle(Event::SourceOpened(SOURCE, name("r1"), NUMBER));
+        let opened = if standby::is_standby(self.number) {
+            Event::StandbyOpened(SOURCE, name("r1"), name("a"))
+        } else {
+            Event::SourceOpened(SOURCE, name("r1"), self.number)
+        };
+        let welcomed = self.b.handle(opened);
         let held = welcomed.iter().find_map(|effect| match effect {
             Effect::Peer(ToPeer::Welcome(SOURCE, held)) => Some(*held),
             _ => None,
         });
         let held = held.unwrap_or_else(|| panic!("not welcome: {welcomed:?}"));
-        let effects = self.a.handle(Event::Feed(NUMBER, Fed::Connected { held, goes_on: false }));
+        let effects = self.a.handle(Event::Feed(self.number, Fed::Connected { held, goes_on: false }));
         assert!(
             !effects.iter().any(|effect| matches!(effect, Effect::Peer(ToPeer::Feed(..)))),
             "there is no room yet"
@@ -147,9 +164,9 @@ impl Pair {
 
     /// One message of tables, if there is one: what it was.
     fn say_one(&mut self) -> Option<Tables> {
-        let effects = self.a.handle(Event::Feed(NUMBER, Fed::Room));
+        let effects = self.a.handle(Event::Feed(self.number, Fed::Room));
         let said = effects.into_iter().find_map(|effect| match effect {
-            Effect::Peer(ToPeer::Feed(NUMBER, said)) => Some(said.tables),
+            Effect::Peer(ToPeer::Feed(number, said)) if number == self.number => Some(said.tables),
             _ => None,
         })?;
         self.seq += 1;
@@ -170,7 +187,7 @@ impl Pair {
             Effect::Peer(ToPeer::Staged(SOURCE, of, digest)) if *of == seq => Some(*digest),
             _ => None,
         });
-        if self.staged.is_some() {
+        if self.staged.is_some() && self.number == NUMBER {
             assert!(self.b.due().is_empty(), "the datapath has no flows yet");
             let effects = self.b.handle(Event::Ahead(BTreeSet::from([NUMBER])));
             quiet(&mut self.b, effects);
@@ -300,6 +317,64 @@ fn a_planned_move_runs_to_its_end() {
     assert_eq!(pair.transact(), Some(("a", Write::Advance(Phase::Done))));
     assert_eq!(pair.stances(), [Stance::NONE, Stance::HOME]);
     assert!(pair.a.streams().is_empty() && pair.a.errands().is_empty());
+}
+
+#[test]
+fn a_standby_has_the_tables_before_a_move_and_after_it() {
+    let r1 = RouterId(1);
+    let mut pair = Pair::new();
+    (pair.has_standby, pair.row.phase, pair.number) = (true, Phase::Aborted, standby::number(r1));
+    pair.read();
+    assert_eq!(pair.stances(), [Stance::HOME, Stance::STANDBY]);
+    let streams = |core: &Core| -> Vec<(u64, String)> {
+        core.streams().values().map(|stream| (stream.number, stream.to.to_string())).collect()
+    };
+    assert_eq!(streams(&pair.a), [(pair.number, "b".to_owned())]);
+    // Only by who has the router.
+    let stranger = SessionId(SOURCE.0 + 1);
+    let effects = pair.b.handle(Event::StandbyOpened(stranger, name("r1"), name("c")));
+    assert!(matches!(&effects[..], [Effect::Refuse(of, ..)] if *of == stranger), "{effects:?}");
+    pair.connect();
+    assert_eq!(pair.say_one(), Some(Tables::Snapshot(BOOT)));
+    let rehearses = |core: &Core| core.app.topology().rehearsed.contains(&r1);
+    assert!(!rehearses(&pair.b), "its tables are not whole");
+    while pair.say_one().is_some() {}
+    let held = |core: &Core| core.app.held(r1, &BOOT);
+    assert_eq!(held(&pair.b), held(&pair.a));
+    assert!(rehearses(&pair.b));
+    assert!(pair.a.due().is_empty() && pair.b.due().is_empty());
+    // Whatever time passes.
+    let effects = pair.b.handle(Event::Tick(Duration::from_secs(100_000)));
+    quiet(&mut pair.b, effects);
+    assert_eq!(held(&pair.b), held(&pair.a));
+
+    // A move has nothing to tell but that.
+    (pair.row.phase, pair.number, pair.seq) = (Phase::Staging, NUMBER, 0);
+    pair.read();
+    assert_eq!(pair.stances(), [Stance::HOME, Stance::AWAITED]);
+    assert_eq!(streams(&pair.a), [(NUMBER, "b".to_owned())]);
+    assert!(rehearses(&pair.b), "no flow of the datapath is to be made anew");
+    pair.connect();
+    assert_eq!(pair.say_one(), Some(Tables::Resume));
+    assert!(matches!(pair.say_one(), Some(Tables::End(_))));
+    assert_eq!(pair.transact(), Some(("b", Write::Advance(Phase::Staged))));
+
+    // It is done; the guest is there.
+    (pair.row.phase, pair.owner) = (Phase::Done, "b");
+    let none = SwitchPorts { ports: Vec::new(), ..ports(&[1]) };
+    let effects = pair.a.handle(Event::Ports(none));
+    quiet(&mut pair.a, effects);
+    pair.read();
+    for second in 1..10 {
+        let effects = pair.a.handle(Event::Tick(Duration::from_secs(second)));
+        quiet(&mut pair.a, effects);
+        let effects = pair.a.handle(Event::Counted(Poll::default()));
+        quiet(&mut pair.a, effects);
+    }
+    assert_eq!(pair.stances()[0], Stance::STANDBY);
+    assert!(rehearses(&pair.a), "they are whole, as they were");
+    assert!(held(&pair.a).is_some_and(|digest| digest.objects > 0));
+    assert_eq!(streams(&pair.b), [(standby::number(r1), "a".to_owned())]);
 }
 
 #[test]

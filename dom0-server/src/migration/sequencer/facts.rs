@@ -79,6 +79,8 @@ pub struct Facts {
     pub owner: Owner,
     /// What the switch has, as proven: by barrier, and by the datapath where a packet could take the older way.
     pub stance: Stance,
+    /// The router's tables stay, or come, where it is not: this node is its standby.
+    pub standby: bool,
     /// Source: how the toolstack is.
     pub run: Run,
     /// Destination: all that the source has told is installed and confirmed, and their digests are equal.

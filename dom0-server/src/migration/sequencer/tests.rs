@@ -36,6 +36,17 @@ fn a_move_that_nothing_disturbs_is_done() {
     }
 }
 
+/// The tables that are there before do not change what may happen, and stay at either node.
+#[test]
+fn a_standby_keeps_the_tables_whatever_happens() {
+    let standby = |budget| explore(World::new(budget).with_standby(), step).unwrap();
+    let found = standby(Budget { crashes: 1, aborts: 1, ..PLANNED });
+    assert!(found.done > 0 && found.aborted > 0, "{found:?}");
+    for budget in [BY_HAND, Budget { planned: 2, ..NOTHING }, Budget { presumed_dead: 1, ..PLANNED }] {
+        assert!(standby(budget).done > 0);
+    }
+}
+
 #[test]
 fn any_daemon_dies_at_any_step_of_a_planned_move() {
     assert!(holds(Budget { crashes: 2, ..PLANNED }).done > 0);
@@ -219,6 +230,7 @@ const HOME: Facts = Facts {
     gone_for: Duration::ZERO,
     owner: Owner::Here,
     stance: Stance::HOME,
+    standby: false,
     run: Run::None,
     staged: false,
     end_mark: false,

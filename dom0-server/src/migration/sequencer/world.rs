@@ -86,6 +86,8 @@ pub(super) struct World {
     flying: Option<Index>,
     /// A destination has taken its source for dead.
     presumed: bool,
+    /// Each node keeps the router's tables where it is not.
+    standby: bool,
     budget: Budget,
 }
 
@@ -170,8 +172,16 @@ impl World {
             path: 0,
             flying: None,
             presumed: false,
+            standby: false,
             budget,
         }
+    }
+
+    /// The same, where the other node is the router's standby, whichever that is.
+    pub(super) fn with_standby(mut self) -> Self {
+        self.standby = true;
+        self.nodes[1].stance = Stance::STANDBY;
+        self
     }
 
     fn seen_open(&self, n: Index) -> Option<Open> {
@@ -205,6 +215,7 @@ impl World {
             gone_for: Duration::ZERO,
             owner,
             stance: node.stance,
+            standby: self.standby,
             run,
             staged: node.staged,
             end_mark: node.end_mark,
@@ -277,7 +288,8 @@ impl World {
         let Some(here) = self.database.owner() else { return false };
         let (home, other) = (&self.nodes[here], &self.nodes[1 - here]);
         let is_home = home.alive && home.guest == Guest::Running && home.stance == Stance::HOME;
-        let is_gone = other.alive && other.guest == Guest::Gone && other.stance == Stance::NONE;
+        let elsewhere = if self.standby { Stance::STANDBY } else { Stance::NONE };
+        let is_gone = other.alive && other.guest == Guest::Gone && other.stance == elsewhere;
         let is_gone = is_gone && self.database.generations[1 - here] == 0;
         is_home && (is_gone || other.dead) && self.path == here && self.database.open().is_none()
     }

@@ -9,14 +9,16 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use xenflow_flow_app::RouterId;
 use xenflow_proto::node::{Megaflow, RefusalReason, SourceMessage};
 use xenflow_proto::{Name, Seq, message};
 
 use super::carrier::task::{Given, Linked};
-use super::peer::admission::admit;
+use super::peer::admission::{Unwelcome, admit};
 use super::peer::incoming::{self, Answer, Answers, ConnectionId, Opened, Standing, Taken};
 use super::peer::outgoing::{Dial, Event as Said, Outgoing, Said as Tables};
+use crate::clock::until;
 use crate::core::{Event, Fed, SessionId, Stream};
 use crate::db::migration::Migration;
 use crate::migration::standby;
@@ -28,6 +30,9 @@ const SOURCES: u64 = 1 << 63;
 const RETRY: Duration = Duration::from_secs(1);
 /// What sources say that waits.
 const SAID: usize = 64;
+/// A source that has read its row first waits for this node to have read it, for so long; and so many may.
+const UNREAD: Duration = Duration::from_secs(2);
+const MAX_UNREAD: usize = 64;
 
 /// What the core says.
 #[derive(Debug)]
@@ -113,6 +118,8 @@ struct Links {
     setup: Setup,
     out: BTreeMap<RouterId, Link>,
     sources: HashMap<SessionId, Source>,
+    /// Sources of moves that no row is known of yet, and until when they wait.
+    unread: VecDeque<(Instant, Opened)>,
 }
 
 /// Runs until the core is gone.
@@ -121,8 +128,9 @@ pub async fn run(setup: Setup) {
     let listener = setup
         .listen
         .map(|address| tokio::spawn(listen(address, setup.node.clone(), setup.access.clone(), said)));
-    let mut links = Links { setup, out: BTreeMap::new(), sources: HashMap::new() };
+    let mut links = Links { setup, out: BTreeMap::new(), sources: HashMap::new(), unread: VecDeque::new() };
     loop {
+        let unread_until = links.unread.front().map(|(until, _)| *until);
         let goes_on = tokio::select! {
             changed = links.setup.streams.changed() => {
                 let is_there = changed.is_ok();
@@ -142,6 +150,8 @@ pub async fn run(setup: Setup) {
                 true
             }
             Some(said) = incoming.recv() => links.heard(said).await,
+            changed = links.setup.rows.changed() => changed.is_ok() && links.read().await,
+            () = until(unread_until) => links.read().await,
         };
         if !goes_on {
             break;
@@ -257,7 +267,7 @@ impl Links {
 
     async fn heard(&mut self, said: incoming::Event) -> bool {
         match said {
-            incoming::Event::Opened(opened) => self.opened(opened).await,
+            incoming::Event::Opened(opened) => self.opened(opened, true).await,
             incoming::Event::Said(connection, message, taken) => {
                 let id = session(connection);
                 let Some(source) = self.sources.get_mut(&id) else { return true };
@@ -288,6 +298,7 @@ impl Links {
                 }
             }
             incoming::Event::Closed(connection) => {
+                self.unread.retain(|(_, opened)| opened.id != connection);
                 let id = session(connection);
                 self.sources.remove(&id).is_none() || self.setup.events.send(Event::Closed(id)).await.is_ok()
             }
@@ -295,15 +306,19 @@ impl Links {
     }
 
     /// Whether a source may speak is what the rows say; of a standby's, what the core does.
-    async fn opened(&mut self, opened: Opened) -> bool {
+    async fn opened(&mut self, opened: Opened, may_wait: bool) -> bool {
         let Opened { id, node, hello, mut answers } = opened;
         if standby::is_standby(hello.migration) {
             let id = self.insert(id, hello.migration, answers, 1);
             return self.setup.events.send(Event::StandbyOpened(id, hello.router, node)).await.is_ok();
         }
-        let rows = self.setup.rows.borrow().clone();
+        let rows = self.setup.rows.borrow_and_update().clone();
         let row = match admit(rows.values(), &self.setup.node, &node, &hello) {
             Ok(row) => row,
+            Err(Unwelcome::Unknown { .. }) if may_wait && self.unread.len() < MAX_UNREAD => {
+                self.unread.push_back((Instant::now() + UNREAD, Opened { id, node, hello, answers }));
+                return true;
+            }
             Err(unwelcome) => {
                 answers.say(Answer::Refuse(unwelcome.reason(), unwelcome.to_string()));
                 return true;
@@ -317,6 +332,21 @@ impl Links {
         let next_punt = answer.await.unwrap_or(1);
         let id = self.insert(id, row.number, answers, next_punt);
         self.setup.events.send(Event::SourceOpened(id, row.router.clone(), row.number)).await.is_ok()
+    }
+
+    /// Those that have waited for rows look again.
+    async fn read(&mut self) -> bool {
+        let now = Instant::now();
+        for (until, opened) in std::mem::take(&mut self.unread) {
+            let is_over = until <= now;
+            let rows = self.setup.rows.borrow().clone();
+            if !is_over && !rows.values().any(|row| row.number == opened.hello.migration) {
+                self.unread.push_back((until, opened));
+            } else if !self.opened(opened, false).await {
+                return false;
+            }
+        }
+        true
     }
 
     fn insert(&mut self, id: ConnectionId, migration: u64, answers: Answers, next_punt: u64) -> SessionId {

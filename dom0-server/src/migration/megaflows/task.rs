@@ -63,11 +63,11 @@ pub async fn run(setup: Setup) {
                 if changed.is_err() {
                     return;
                 }
-                next = looked + REST;
+                next = task.next(looked);
             }
             Some((number, flows)) = task.setup.told.recv() => {
                 task.told.insert(number, flows);
-                next = looked + REST;
+                next = task.next(looked);
             }
             () = sleep_until(next), if is_open => {
                 let moves = task.setup.moves.borrow().clone();
@@ -78,27 +78,44 @@ pub async fn run(setup: Setup) {
                 }
                 looked = Instant::now();
                 let Ok(waits) = task.report(&moves, begun).await else { return };
-                next = looked + if waits { REST } else { EVERY };
+                next = waits.unwrap_or(looked + EVERY);
             }
         }
     }
 }
 
 impl Task {
-    /// Says for which moves all that can be is done, by what a look that began then has found: the core is gone, or whether
+    /// When to look, the last look having been then. A source's word that is waited for makes another look necessary, so there is none
+    /// before; but where this node has to say something itself nobody may wait.
+    fn next(&mut self, looked: Instant) -> Instant {
+        let moves = self.setup.moves.borrow_and_update().clone();
+        let is_asked = moves.open.values().any(|open| open.role == Some(Role::Source));
+        let waits = self.waits(&moves, Instant::now());
+        waits.filter(|_| !is_asked).unwrap_or(looked + REST)
+    }
+
+    /// Until when a source's word is waited for, if any is.
+    fn waits(&mut self, moves: &Moves, now: Instant) -> Option<Instant> {
+        let is_awaited = |open: &Move| open.role == Some(Role::Destination) && open.is_ahead;
+        self.since.retain(|number, _| moves.open.contains_key(number));
+        for (number, _) in moves.open.iter().filter(|(_, open)| is_awaited(open)) {
+            self.since.entry(*number).or_insert(now);
+        }
+        let untold = self.since.iter().filter(|(number, _)| !self.told.contains_key(number));
+        untold.map(|(_, since)| *since + PATIENCE).filter(|until| *until > now).min()
+    }
+
+    /// Says for which moves all that can be is done, by what a look that began then has found: the core is gone, or until when
     /// any source's word is waited for.
-    async fn report(&mut self, moves: &Moves, begun: Instant) -> Result<bool, ()> {
+    async fn report(&mut self, moves: &Moves, begun: Instant) -> Result<Option<Instant>, ()> {
         let is_to = |open: &Move| open.role == Some(Role::Destination);
-        self.since.retain(|number, _| moves.open.get(number).is_some_and(is_to));
         self.ahead.retain(|number| moves.open.get(number).is_some_and(is_to));
+        let waits = self.waits(moves, begun);
         let mut ahead = self.ahead.clone();
-        let mut waits = false;
         for (number, _) in moves.open.iter().filter(|(_, open)| is_to(open) && open.is_ahead) {
-            let since = *self.since.entry(*number).or_insert(begun);
-            if self.told.contains_key(number) || begun - since >= PATIENCE {
+            let is_over = self.since.get(number).is_some_and(|since| *since + PATIENCE <= begun);
+            if self.told.contains_key(number) || is_over {
                 ahead.insert(*number);
-            } else {
-                waits = true;
             }
         }
         if self.ahead != ahead {

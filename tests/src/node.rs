@@ -195,8 +195,9 @@ impl Node {
     pub fn spawn_daemon(&mut self) -> Result<()> {
         self.starts += 1;
         let log = self.logs.join(format!("{}-xenflow-dom0-{}.log", self.host.name(), self.starts));
-        let mut command = self.host.command(&self.dom0);
-        command.arg("run").arg("--config").arg(&self.config);
+        // As its unit does.
+        let mut command = self.host.command("nice");
+        command.args(["-n", "-5"]).arg(&self.dom0).arg("run").arg("--config").arg(&self.config);
         let name = format!("xenflow-dom0 of {}", self.host.name());
         self.daemon = Some(Process::spawn(&name, &mut command, &log)?);
         Ok(())

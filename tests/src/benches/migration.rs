@@ -1,8 +1,8 @@
 //! `migration`: what packets lose while a router moves, and how long its new host takes: by XenFlow, and beside it (a) with
 //! plain switches and packets through the guest, (b) in the paper's order, where nothing is made before the guest is there.
 //!
-//! XenFlow's moves are of all sizes of tables, freezes and rates, in rounds; of (a) and (b) there is one each. Controls
-//! are moves of a bystander, which cost what bare moves cost: what delays its packets is the lab.
+//! XenFlow's moves are of all sizes of tables, freezes and rates, in rounds, between a router's node and its standby; with each table
+//! there is one (*cold*) to a node that is none and gets the tables in the move. Of (a) and (b) there is one each. Controls are moves of a bystander, which cost what bare moves cost: what delays its packets is the lab.
 
 mod bulk;
 mod limit;
@@ -20,7 +20,7 @@ use crate::scenario::{Lab, Scenario};
 /// The registry's entry.
 pub(super) const BENCH: Scenario = Scenario {
     name: "migration",
-    about: "packets lost while a router moves (--rounds N, --only ours|plain|paper, --routes N, --percent N, --pps N instead of the search for it)",
+    about: "packets lost while a router moves (--rounds N, --only ours|plain|paper, --routes N, --percent N, --pps N instead of the search for it; --standby 0: all of ours cold)",
     memory_mib: 4096,
     limit: std::time::Duration::from_secs(3600),
     needs_product: true,
@@ -126,10 +126,18 @@ fn run(lab: &mut Lab) -> Result<Value> {
         site.end(lab, variant.name())?;
     }
     let figures = Value::Object(figures);
-    let wrong: Vec<_> = ["lost", "duplicated", "reordered", "control_lost", "flaps"]
-        .into_iter()
-        .filter(|key| figures.get(key).is_some_and(|value| *value != 0))
-        .collect();
+    const ZEROS: [&str; 8] = [
+        "lost",
+        "duplicated",
+        "reordered",
+        "control_lost",
+        "flaps",
+        "lost_cold",
+        "duplicated_cold",
+        "control_lost_cold",
+    ];
+    let wrong: Vec<_> =
+        ZEROS.into_iter().filter(|key| figures.get(key).is_some_and(|value| *value != 0)).collect();
     ensure!(wrong.is_empty(), "{} must be 0: {figures}", wrong.join(", "));
     ensure!(figures.get("lost_plain").is_none_or(|lost| *lost != 0), "(a) loses nothing: {figures}");
     Ok(figures)
@@ -211,6 +219,13 @@ fn matrix(lab: &Lab, site: &mut Site, cells: Cells, tried: &mut Tried) -> Result
             tried.cells.push(moves::planned(lab, site, at, to)?);
         }
         let at = Setting { table, freeze: 1, percent: RATES[0], pps };
+        if site.has_standby() {
+            site.drop_standby()?;
+            let to = site.elsewhere()?;
+            lab.step(format!("without a standby r1 moves to {to}: {at:?}"));
+            tried.cold.push(moves::planned(lab, site, at, to)?);
+            site.keep_standby(lab)?;
+        }
         lab.step(format!("TCP while the bystander moves, and r1: {at:?}"));
         tried.bulk.push(moves::bulk(site, at, site.elsewhere()?)?);
         site.watch.changes()?;
@@ -248,6 +263,18 @@ fn report(figures: &mut Map<String, Value>, variant: Variant, pps: u32, tried: &
             greatest(of_table().filter_map(|cell| tried.extra_total(cell))),
         );
     }
+    let sum_cold = |of: fn(&Cell) -> u64| -> Value { tried.cold.iter().map(of).sum::<u64>().into() };
+    if !tried.cold.is_empty() {
+        put("lost_cold", sum_cold(|cell| cell.seen.lost));
+        put("duplicated_cold", sum_cold(|cell| cell.seen.duplicated));
+        put("reordered_cold", sum_cold(|cell| cell.seen.reordered));
+        put("control_lost_cold", sum_cold(|cell| cell.seen.control_lost));
+    }
+    for cell in &tried.cold {
+        let (_, name) = TABLES[cell.at.table];
+        put(&format!("thaw_to_verified_ms_{name}_cold"), json!(cell.verified_ms.map(round)));
+        put(&format!("extra_total_ms_{name}_cold"), json!(tried.extra_total(cell).map(round)));
+    }
     if let Some(uneven) = &tried.uneven {
         put(&format!("reordered_{UNEVEN_MS}ms"), uneven.reordered.into());
         put(&format!("lost_{UNEVEN_MS}ms"), uneven.lost.into());
@@ -258,6 +285,8 @@ fn report(figures: &mut Map<String, Value>, variant: Variant, pps: u32, tried: &
     }
     let cells: Vec<Value> = tried.cells.iter().map(|cell| cell.figures(tried)).collect();
     put("cells", cells.into());
+    let cold: Vec<Value> = tried.cold.iter().map(|cell| cell.figures(tried)).collect();
+    put("cold_cells", cold.into());
     let bare: Vec<Value> = tried.bare.iter().map(Bare::figures).collect();
     put("bare_moves", bare.into());
 }

@@ -15,6 +15,7 @@ use dom0_server::db::migration::{Migration, Phase};
 use dom0_server::db::{DATABASE, table};
 use ovsdb::{Connection, OpResult, Operation, Options, Remote, Row};
 use serde_json::Value;
+use xenflow_flow_app::pipeline;
 
 use super::fdb::Watch;
 use super::measure::Seen;
@@ -206,12 +207,36 @@ impl Site {
         self.wait_told()
     }
 
-    /// Has a and b keep r1's tables for one another from now on, and waits until b has them.
+    /// Has a and b keep r1's tables for one another from now on, and waits until the one has them that r1 is not on.
     pub fn keep_standby(&mut self, lab: &Lab) -> Result<()> {
-        lab.step("b gets r1's tables to keep: it is its standby");
+        let standby = self.elsewhere()?;
+        let before = self.standbys(standby)?;
+        lab.step(format!("{standby} gets r1's tables to keep: it is its standby"));
         self.nodes[2].xenflow(&["router", "set", "r1", "--external-id", "standby=a,b"])?;
         self.has_standby = true;
-        self.wait_standby("b", 0)
+        self.wait_standby(standby, before)
+    }
+
+    /// See [`keep_standby`](Self::keep_standby).
+    #[must_use]
+    pub fn has_standby(&self) -> bool {
+        self.has_standby
+    }
+
+    /// Nobody keeps them any more; waits until their flows are gone.
+    pub fn drop_standby(&mut self) -> Result<()> {
+        self.has_standby = false;
+        let standby = self.node(self.elsewhere()?)?.host();
+        let routes = || -> Result<u64> {
+            let said = standby.ofctl(&["dump-aggregate", BRIDGE, &format!("table={}", pipeline::ROUTE)])?;
+            let count = said.split_once("flow_count=").and_then(|(_, count)| count.trim().parse().ok());
+            count.with_context(|| format!("{said:?} counts no flows"))
+        };
+        let before = routes()?;
+        self.nodes[2].xenflow(&["router", "set", "r1", "--external-id", "standby"])?;
+        wait_for("the standby to have no flow of r1's routes", LIMIT, || {
+            Ok((routes()? + u64::from(self.routes) <= before).then_some(()))
+        })
     }
 
     /// How often a node has had all of r1's tables as its standby.

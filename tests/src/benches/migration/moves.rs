@@ -50,6 +50,8 @@ pub(super) struct Bare {
 pub(super) struct Tried {
     pub(super) cells: Vec<Cell>,
     pub(super) bare: Vec<Bare>,
+    /// To nodes that are no standby.
+    pub(super) cold: Vec<Cell>,
     /// Of there and back with one path longer than the other.
     pub(super) uneven: Option<Seen>,
     /// TCP, with each table: while the bystander moves, and while the router does.

@@ -149,7 +149,8 @@ impl Binding {
         let vif_links = links_of_vifs.map(|link| link.ifindex).collect();
         let widest = links.values().map(|vif| vif.mtu.0).max().unwrap_or(0);
         // Where no packet comes in there is nothing to look up: a router that has left may have a million routes.
-        let main = (!links.is_empty()).then_some(TABLE_MAIN);
+        let is_here = topology.vifs_of(router).any(|(id, vif)| topology.is_bound(id, vif));
+        let main = is_here.then_some(TABLE_MAIN);
         let tables = links.values().map(|vif| vif.table).chain(main).collect();
         let down = rib.links().filter(|link| !link.up).map(|link| link.ifindex).collect();
         Self { links, vif_links, down, tables, widest: widest.max(topology.max_mtu).max(ETHERNET_MTU) }
@@ -172,7 +173,7 @@ impl Binding {
         self.links.iter().map(|(ifindex, vif)| (*ifindex, vif))
     }
 
-    /// Routing tables that have flows: the main one, and those that packets of vifs are looked up in. None without a vif.
+    /// Routing tables that have flows: the main one, and those that packets of vifs are looked up in. None where no vif counts.
     #[must_use]
     pub fn tables(&self) -> &BTreeSet<u32> {
         &self.tables

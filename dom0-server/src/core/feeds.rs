@@ -30,6 +30,8 @@ pub enum Fed {
 #[derive(Debug)]
 struct Feed {
     number: u64,
+    /// See [`Stream::feed`](super::Stream::feed).
+    serial: u64,
     has_room: bool,
     /// What it begins with, once it is connected; and then nothing.
     beginning: Option<Beginning>,
@@ -48,33 +50,48 @@ enum Beginning {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Feeds(BTreeMap<RouterId, Feed>);
+pub(super) struct Feeds {
+    all: BTreeMap<RouterId, Feed>,
+    /// Of the last that began.
+    last: u64,
+}
+
+impl Feeds {
+    /// Which one tells a router's tables now.
+    pub(super) fn of(&self, id: RouterId) -> Option<u64> {
+        Some(self.all.get(&id)?.serial)
+    }
+}
 
 impl Core {
     /// These streams there are to be: others end, and new ones wait for their connection.
     pub(super) fn set_feeds(&mut self, wanted: &BTreeMap<RouterId, u64>) {
         let ended: Vec<RouterId> = {
             let is_ended = |(id, feed): &(&RouterId, &Feed)| wanted.get(id) != Some(&feed.number);
-            self.feeds.0.iter().filter(is_ended).map(|(id, _)| *id).collect()
+            self.feeds.all.iter().filter(is_ended).map(|(id, _)| *id).collect()
         };
         for id in ended {
-            self.feeds.0.remove(&id);
+            self.feeds.all.remove(&id);
             self.app.unfollow(id);
         }
         for (id, number) in wanted {
-            self.feeds.0.entry(*id).or_insert(Feed {
-                number: *number,
-                has_room: false,
-                beginning: None,
-                boot: None,
-                is_whole: false,
-                mark: 0,
+            self.feeds.all.entry(*id).or_insert_with(|| {
+                self.feeds.last += 1;
+                Feed {
+                    number: *number,
+                    serial: self.feeds.last,
+                    has_room: false,
+                    beginning: None,
+                    boot: None,
+                    is_whole: false,
+                    mark: 0,
+                }
             });
         }
     }
 
     pub(super) fn feed_said(&mut self, number: u64, said: Fed) {
-        let Some((&id, feed)) = self.feeds.0.iter_mut().find(|(_, feed)| feed.number == number) else {
+        let Some((&id, feed)) = self.feeds.all.iter_mut().find(|(_, feed)| feed.number == number) else {
             return;
         };
         match said {
@@ -93,7 +110,7 @@ impl Core {
 
     /// The guest's tables, or if the destination has them what changes from now on.
     fn begin_feed(&mut self, id: RouterId, boot: Option<[u8; 16]>, from_the_beginning: bool) {
-        let Some(feed) = self.feeds.0.get_mut(&id) else { return };
+        let Some(feed) = self.feeds.all.get_mut(&id) else { return };
         let begin = if from_the_beginning { Beginning::Snapshot } else { Beginning::Resume };
         feed.beginning = boot.map(begin);
         feed.boot = boot;
@@ -104,10 +121,10 @@ impl Core {
     /// Says what there is to say where there is room.
     pub(super) fn feed(&mut self) {
         let ready: Vec<RouterId> =
-            self.feeds.0.iter().filter(|(_, feed)| feed.has_room).map(|(id, _)| *id).collect();
+            self.feeds.all.iter().filter(|(_, feed)| feed.has_room).map(|(id, _)| *id).collect();
         for id in ready {
             let Some(tables) = self.next_of_feed(id) else { continue };
-            let Some(feed) = self.feeds.0.get_mut(&id) else { continue };
+            let Some(feed) = self.feeds.all.get_mut(&id) else { continue };
             feed.has_room = false;
             feed.mark += 1;
             let said = Said { mark: feed.mark, tables };
@@ -118,11 +135,11 @@ impl Core {
     fn next_of_feed(&mut self, id: RouterId) -> Option<Tables> {
         let boot = self.app.boot_of(id)?;
         // The guest was started anew, or its first word came after the connection.
-        let told = self.feeds.0.get(&id)?.boot;
+        let told = self.feeds.all.get(&id)?.boot;
         if told != Some(boot) {
             self.begin_feed(id, Some(boot), true);
         }
-        let feed = self.feeds.0.get_mut(&id)?;
+        let feed = self.feeds.all.get_mut(&id)?;
         match feed.beginning.take() {
             Some(Beginning::Snapshot(boot)) => return Some(Tables::Snapshot(boot)),
             Some(Beginning::Resume(_)) => return Some(Tables::Resume),

@@ -56,6 +56,8 @@ pub struct Stream {
     pub to: Name,
     /// Where that listens.
     pub address: SocketAddr,
+    /// Which one this is that tells the router's tables: each begins with a connection of its own.
+    pub feed: u64,
 }
 
 /// What a toolstack has to do for a migration.
@@ -254,7 +256,7 @@ impl Core {
                 Some(Standby::At(to)) if row.is_none() => {
                     if let Some(address) = whereabouts.addresses.get(to).copied() {
                         let (number, router, to) = (standby::number(id), name.clone(), to.clone());
-                        streams.insert(id, Stream { number, router, to, address });
+                        streams.insert(id, Stream { number, router, to, address, feed: 0 });
                         feeds.insert(id, number);
                     }
                 }
@@ -266,7 +268,7 @@ impl Core {
                 let address = whereabouts.addresses.get(&row.to).copied();
                 if let Some(address) = address.filter(|_| row.from == self.node) {
                     let (router, to) = (name.clone(), row.to.clone());
-                    streams.insert(id, Stream { number: row.number, router, to, address });
+                    streams.insert(id, Stream { number: row.number, router, to, address, feed: 0 });
                 }
                 if step.stream {
                     feeds.insert(id, row.number);
@@ -307,11 +309,16 @@ impl Core {
         let home = self.moves.memory.home();
         renew(&mut self.moves.due, due);
         renew(&mut self.moves.home, home);
+        self.set_feeds(&feeds);
+        for (id, stream) in &mut streams {
+            // One that tells tables no more goes on as it is.
+            let before = self.moves.streams.get(id).filter(|before| before.number == stream.number);
+            stream.feed = self.feeds.of(*id).or_else(|| Some(before?.feed)).unwrap_or_default();
+        }
         renew(&mut self.moves.streams, streams);
         renew(&mut self.moves.errands, errands);
         renew(&mut self.moves.posts, posts);
         renew(&mut self.moves.megaflows, megaflows);
-        self.set_feeds(&feeds);
     }
 
     /// The vifs of a router on segments; with their addresses, where anything is said for it.

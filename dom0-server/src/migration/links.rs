@@ -196,7 +196,7 @@ impl Links {
             if self.out.contains_key(id) {
                 continue;
             }
-            let Stream { number, router, to, address } = stream.clone();
+            let Stream { number, router, to, address, feed: _ } = stream.clone();
             let dial = Dial { own: self.setup.node.clone(), node: to, address, migration: number, router };
             match Outgoing::start(dial, self.setup.access.clone()) {
                 Ok(outgoing) => {

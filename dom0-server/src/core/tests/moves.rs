@@ -10,6 +10,7 @@ use xenflow_proto::Digest;
 use xenflow_proto::node::SourceMessage;
 
 use super::*;
+use crate::core::Stream;
 use crate::core::feeds::Fed;
 use crate::db::migration::{Migration, Phase, Via};
 use crate::migration::carrier::Carried;
@@ -375,6 +376,22 @@ fn a_standby_has_the_tables_before_a_move_and_after_it() {
     assert!(rehearses(&pair.a), "they are whole, as they were");
     assert!(held(&pair.a).is_some_and(|digest| digest.objects > 0));
     assert_eq!(streams(&pair.b), [(standby::number(r1), "a".to_owned())]);
+}
+
+/// Whoever keeps the connections sees only the last of several values.
+#[test]
+fn tables_that_are_told_anew_are_told_by_another_connection() {
+    let mut pair = Pair::new();
+    (pair.has_standby, pair.row.phase) = (true, Phase::Aborted);
+    pair.read();
+    let before = pair.a.streams().clone();
+    for has_standby in [false, true] {
+        pair.has_standby = has_standby;
+        pair.read();
+    }
+    let number = |streams: &BTreeMap<RouterId, Stream>| streams[&RouterId(1)].number;
+    assert_eq!(number(&before), number(pair.a.streams()));
+    assert_ne!(before, *pair.a.streams());
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod progress;
 mod refused;
 mod report;
 mod sessions;
+mod sight;
 mod standbys;
 mod switch;
 mod view;

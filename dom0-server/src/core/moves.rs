@@ -15,10 +15,10 @@ use xenflow_proto::control::node_mac;
 use xenflow_proto::{Name, VlanId};
 
 use super::entries::Counted;
+use super::sight::Sight;
 use super::standbys::Standby;
-use super::{Core, Effect, Session, SessionId};
+use super::{Core, Effect};
 use crate::counters::Poll;
-use crate::db::Desired;
 use crate::db::location::Place;
 use crate::db::migration::{Migration, Phase, Via};
 use crate::locations::Whereabouts;
@@ -28,7 +28,6 @@ use crate::migration::megaflows;
 use crate::migration::memory::{Look, Memory};
 use crate::migration::sequencer::{self, Drive, Facts, Guest, Limits, Open, Owner, Role, Run, Step, Wake};
 use crate::migration::standby;
-use crate::ports::{SwitchPort, SwitchPorts};
 
 /// A transaction that a router waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,64 +105,6 @@ pub(super) struct Moves {
     errands: Arc<BTreeMap<u64, Errand>>,
     posts: Arc<Posts>,
     megaflows: Arc<megaflows::Moves>,
-}
-
-/// What is the same for all routers.
-struct Sight<'a> {
-    segments: BTreeMap<VlanId, &'a Name>,
-    /// Ports that have a link.
-    up: BTreeMap<PortNo, &'a SwitchPort>,
-    /// Routers whose guests have a session.
-    guests: BTreeSet<RouterId>,
-    /// Those whose tables another node tells.
-    sources: BTreeSet<RouterId>,
-}
-
-impl<'a> Sight<'a> {
-    fn of(
-        desired: &'a Desired,
-        ports: Option<&'a SwitchPorts>,
-        sessions: &BTreeMap<SessionId, Session>,
-    ) -> Self {
-        let ports = ports.into_iter().flat_map(|ports| &ports.ports).filter(|port| port.is_up);
-        let (guests, sources): (Vec<&Session>, Vec<&Session>) =
-            sessions.values().partition(|session| session.source.is_none());
-        Self {
-            segments: desired.segments.values().map(|segment| (segment.vlan, &segment.name)).collect(),
-            up: ports.map(|port| (port.number, port)).collect(),
-            guests: guests.into_iter().map(|session| session.router).collect(),
-            sources: sources.into_iter().map(|session| session.router).collect(),
-        }
-    }
-
-    fn seen(&self, router: RouterId, topology: &Topology) -> Seen {
-        let mut seen = Seen { is_whole: true, ..Seen::default() };
-        for (_, vif) in topology.vifs_of(router) {
-            if let Some(port) = vif.port.and_then(|number| self.up.get(&number)) {
-                seen.ports.insert(port.row);
-                seen.was_home |= port.was_home;
-            }
-            let Some(vlan) = vif.vlan() else { continue };
-            seen.is_plugged |= vif.port.is_some();
-            seen.is_whole &= vif.port.is_some();
-            let place =
-                self.segments.get(&vlan).map(|segment| Place { segment: (*segment).clone(), mac: vif.mac });
-            seen.places.extend(place);
-        }
-        seen
-    }
-}
-
-/// What the rows and the ports say of one router.
-#[derive(Default)]
-struct Seen {
-    ports: BTreeSet<Uuid>,
-    was_home: bool,
-    /// Some of its ports on segments is bound here.
-    is_plugged: bool,
-    /// All are.
-    is_whole: bool,
-    places: BTreeSet<Place>,
 }
 
 impl Core {

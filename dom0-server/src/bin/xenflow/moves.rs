@@ -40,7 +40,8 @@ pub(crate) enum MoveCommand {
     #[command(after_long_help = "Examples:
   xenflow migrate r1 host-b --dry-run       # what would be refused, and what would be done
   xenflow migrate r1 host-b                 # by xl, or what external_ids:toolstack of the router says
-  xenflow migrate r1 host-b --via virsh --timeout 120 --json")]
+  xenflow migrate r1 host-b --via virsh --timeout 120 --json
+  xenflow router set r1 --external-id standby=host-a,host-b   # its tables are ready at the other one from then on")]
     Migrate(MigrateArgs),
     /// Routers on their way, and the newest that were: one line each
     #[command(

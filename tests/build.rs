@@ -1,4 +1,4 @@
-//! Compiles `src/clock.c`, which the lab's switches are started with; `CLOCK` is where it is.
+//! Compiles `src/clock.c`, which the lab's switches are started with; `CLOCK` is where it is now.
 
 use std::path::PathBuf;
 use std::process::Command;

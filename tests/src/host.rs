@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::net::{self, Netns};
 use crate::process::{self, Process, retry, wait_for};
 use crate::progress::uptime_s;
 use crate::scenario::Lab;
 
-/// A clock for `ovs-vswitchd` that costs what it costs elsewhere; see there.
-const CLOCK: &str = env!("CLOCK");
+/// A clock for `ovs-vswitchd` that costs what it costs elsewhere; see there. Its bytes: where it was built there may be another folder in
+/// the lab, and a switch that does not find it goes on without.
+const CLOCK: &[u8] = include_bytes!(env!("CLOCK"));
 /// `ovs-vswitchd` 3.1 that starts before this uptime runs with zero handler threads and loses every upcall until
 /// then: it counts processors through a cache that is "fresh" while the monotonic clock is below ten seconds.
 const OVS_MIN_UPTIME_S: f64 = 10.1;
@@ -209,19 +210,28 @@ impl Host {
     pub fn start_vswitchd(&mut self) -> Result<()> {
         wait_uptime()?;
         let control = self.run.join("ovs-vswitchd.ctl");
+        let clock = self.run.join("clock.so");
+        if !clock.exists() {
+            std::fs::write(&clock, CLOCK)?;
+        }
         let mut command = self.daemon("ovs-vswitchd");
         command
             .arg(format!("unix:{}", self.db_socket().display()))
             .arg(format!("--pidfile={}", self.run.join("ovs-vswitchd.pid").display()))
             .arg(format!("--unixctl={}", control.display()))
             .args(["-vconsole:info", "-vsyslog:off", "-vfile:off"])
-            .env("LD_PRELOAD", CLOCK);
+            .env("LD_PRELOAD", &clock);
         let log = self.logs.join(format!("{}-ovs-vswitchd.log", self.name));
         let mut process = Process::spawn(&format!("ovs-vswitchd of {}", self.name), &mut command, &log)?;
         retry("ovs-vswitchd to answer", START, || {
             process.check()?;
             self.appctl(&["version"])
         })?;
+        ensure!(
+            !process.log().contains("cannot be preloaded"),
+            "the switch has not found its clock: {}",
+            process.log()
+        );
         self.vswitchd = Some(process);
         // Any transaction that waits for the switch does.
         self.vsctl(&["get", "Open_vSwitch", ".", "cur_cfg"])?;

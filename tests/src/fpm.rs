@@ -117,12 +117,22 @@ pub struct FlowMonitor(Process);
 impl FlowMonitor {
     /// Watches a bridge from now on; what is there already comes first.
     pub fn start(lab: &Lab, host: &Host, bridge: &str) -> Result<Self> {
+        Self::start_at(lab, host, bridge, "")
+    }
+
+    /// The same, only what a match as `ovs-ofctl` takes it lets in.
+    pub fn start_at(lab: &Lab, host: &Host, bridge: &str, of: &str) -> Result<Self> {
         let mut command = host.command("ovs-ofctl");
-        command.args(["--timestamp", "-O", "OpenFlow15", "monitor", bridge, "watch:"]);
+        command.args(["--timestamp", "-O", "OpenFlow15", "monitor", bridge, &format!("watch:{of}")]);
         let log = lab.results().join("flow-monitor.log");
         let mut process = Process::spawn("ovs-ofctl monitor", &mut command, &log)?;
         process.wait_for_log("OFPST_FLOW_MONITOR reply", START)?;
         Ok(Self(process))
+    }
+
+    /// How often something was said of flows.
+    pub fn events(&self) -> usize {
+        self.0.log().matches(" event=").count()
     }
 
     /// Flows of a table for prefixes of both families: `there` if what they do contains one of these actions.

@@ -89,6 +89,25 @@ impl Lab {
         self.job.seed
     }
 
+    /// Takes away what is in the work folder, where nobody needs it any more, so that there may be another site; what the last has
+    /// logged goes to a folder of its own.
+    pub fn clear(&self, name: &str) -> Result<()> {
+        for entry in std::fs::read_dir(&self.work)? {
+            let path = entry?.path();
+            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) }
+                .with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        let logs = self.results.join(name);
+        std::fs::create_dir(&logs)?;
+        for entry in std::fs::read_dir(&self.results)? {
+            let path = entry?.path();
+            if let Some(file) = path.file_name().filter(|_| path.extension().is_some_and(|it| it == "log")) {
+                std::fs::rename(&path, logs.join(file))?;
+            }
+        }
+        Ok(())
+    }
+
     /// A number not given out before.
     pub fn next_id(&self) -> u32 {
         self.next_id.fetch_add(1, Ordering::Relaxed)

@@ -4,8 +4,11 @@
 //! Open vSwitch has them. A load is from the client's start to the acknowledgement of its end-of-RIB, with which the switch has
 //! confirmed the last flow. Beside it `ovs-ofctl` adds the very same flows to a bridge of the same switch from a file, and a change is
 //! measured beside a flow-mod and its barrier over a connection that is open. Twice: with a flow for each prefix, and with as few as
-//! it takes.
+//! it takes; changes also with a thousand routes. Then what packets meet.
 
+mod ecmp;
+mod forward;
+mod halves;
 mod switch;
 mod table;
 
@@ -29,7 +32,7 @@ use crate::virtual_router::Sessions;
 /// The registry's entry.
 pub(super) const BENCH: Scenario = Scenario {
     name: "routes",
-    about: "a full table into the switch, and changes of it, beside the switch alone (--routes N, --hops N, --ipv6 1)",
+    about: "a full table into the switch, and changes of it, beside the switch alone (--routes N, --hops N, --ipv6 1, --only load|forward)",
     memory_mib: 12 << 10,
     limit: Duration::from_secs(3600),
     needs_product: true,
@@ -39,10 +42,14 @@ pub(super) const BENCH: Scenario = Scenario {
         ("load_over_ofctl_aggregated", "less than 0.7 with two next hops"),
         ("change_over_bare_p99", "at most 3"),
         ("nexthop_over_change", "at most 1.2"),
+        ("ecmp_over_change", "at most 1.2"),
         ("restart_over_load", "at most 0.3"),
         ("restart_flow_mods", "0"),
+        ("change_over_1k", "at most 1.2"),
         ("dom0_bytes_per_route", "at most 120"),
         ("guest_bytes_per_route", "at most 64"),
+        ("forward_ratio_1hop", "at least 0.97"),
+        ("first_packet_ratio", "at most 1.3"),
     ],
     run,
 };
@@ -53,6 +60,8 @@ const SHORT: Duration = Duration::from_secs(30);
 const CHUNK: usize = 10_000;
 /// Single changes, each beside a bare one.
 const CHANGES: usize = 300;
+/// Changes must not cost more in a larger table than in one of so many routes.
+const FEW: usize = 1000;
 /// Loads by `ovs-ofctl`: the median counts.
 const LOADS: usize = 3;
 
@@ -69,18 +78,35 @@ fn run(lab: &mut Lab) -> Result<Value> {
     let routes: usize = options.take("--routes", 100_000)?;
     let hops: usize = options.take("--hops", 2)?;
     let ipv6: u8 = options.take("--ipv6", 0)?;
+    let only: String = options.take("--only", "all".to_owned())?;
     options.end()?;
+    ensure!(["all", "load", "forward"].contains(&only.as_str()), "--only {only} is neither load nor forward");
     ensure!((100..=2_000_000).contains(&routes), "{routes} routes is not 100 to 2000000");
     ensure!((2..=64).contains(&hops), "{hops} next hops is not 2 to 64");
     let settings = Settings { routes, hops, is_ipv4: ipv6 == 0 };
     let mut figures = Map::new();
     figures.insert("routes".to_owned(), routes.into());
     figures.insert("hops".to_owned(), hops.into());
-    for is_aggregated in [false, true] {
-        let of = measure(lab, settings, is_aggregated)?;
-        for (key, value) in of {
-            figures.insert(if is_aggregated { format!("{key}_aggregated") } else { key }, value);
+    if only != "forward" {
+        for is_aggregated in [false, true] {
+            let of = measure(lab, settings, is_aggregated)?;
+            lab.clear(if is_aggregated { "few" } else { "plain" })?;
+            for (key, value) in of {
+                figures.insert(if is_aggregated { format!("{key}_aggregated") } else { key }, value);
+            }
         }
+        figures.extend(ecmp::measure(lab, routes)?);
+        lab.clear("ecmp")?;
+        let few = measure(lab, Settings { routes: FEW, ..settings }, false)?;
+        lab.clear("1k")?;
+        let p50 = |of: &Map<String, Value>| of.get("change_ms_p50").and_then(Value::as_f64);
+        if let (Some(many), Some(few)) = (p50(&figures), p50(&few)) {
+            figures.insert("change_ms_p50_1k".to_owned(), few.into());
+            figures.insert("change_over_1k".to_owned(), round(many / few).into());
+        }
+    }
+    if only != "load" {
+        figures.extend(forward::measure(lab, routes)?);
     }
     Ok(Value::Object(figures))
 }
@@ -182,6 +208,13 @@ fn measure(lab: &mut Lab, settings: Settings, is_aggregated: bool) -> Result<Map
         moved.push(watch.acked(SHORT)?.took().context("a change of a snapshot")?.as_secs_f64() * 1000.0);
     }
     drop(watch);
+    let halves = if is_ipv4 {
+        let added: Vec<String> = table.routes.iter().map(|route| line("add", route, route.2)).collect();
+        let gateways = [0, 1].map(|hop| gateway(hop, true).to_string());
+        halves::measure(lab, &site, &alone, &added, gateways)?
+    } else {
+        Map::new()
+    };
     for times in [&mut changes, &mut bares, &mut moved] {
         times.sort_by(f64::total_cmp);
     }
@@ -206,6 +239,7 @@ fn measure(lab: &mut Lab, settings: Settings, is_aggregated: bool) -> Result<Map
         "ofctl_s": round(ofctl),
         "ofctl_vswitchd_cpu_s": round(ofctl_busy),
         "load_over_ofctl": round(load / ofctl),
+        "load_over_kernel": round(load / kernel.as_secs_f64()),
         "change_ms_p50": round(of(&changes, 50)),
         "change_ms_p99": round(of(&changes, 99)),
         "bare_ms_p50": round(of(&bares, 50)),
@@ -219,7 +253,8 @@ fn measure(lab: &mut Lab, settings: Settings, is_aggregated: bool) -> Result<Map
         "dom0_bytes_per_route": round(per_route(0)),
         "guest_bytes_per_route": round(per_route(1)),
     });
-    let Value::Object(figures) = figures else { unreachable!("it is one") };
+    let Value::Object(mut figures) = figures else { unreachable!("it is one") };
+    figures.extend(halves);
     Ok(figures)
 }
 

@@ -340,23 +340,10 @@ impl Site {
         Ok(row)
     }
 
-    /// Ends everything, so that there may be another site; its logs go to a folder of their own.
+    /// Ends everything, so that there may be another site ([`Lab::clear`]).
     pub fn end(self, lab: &Lab, name: &str) -> Result<()> {
         drop(self);
-        for entry in std::fs::read_dir(lab.work())? {
-            let path = entry?.path();
-            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) }
-                .with_context(|| format!("cannot remove {}", path.display()))?;
-        }
-        let logs = lab.results().join(name);
-        std::fs::create_dir(&logs)?;
-        for entry in std::fs::read_dir(lab.results())? {
-            let path = entry?.path();
-            if let Some(file) = path.file_name().filter(|_| path.extension().is_some_and(|it| it == "log")) {
-                std::fs::rename(&path, logs.join(file))?;
-            }
-        }
-        Ok(())
+        lab.clear(name)
     }
 
     /// Cuts node c off for a moment: packets are lost.

@@ -61,6 +61,29 @@ impl Alone {
         Ok(flows.len())
     }
 
+    /// How long it takes to delete every other one, and to add these again, both in bundles.
+    pub(super) fn halves(&self, host: &Host) -> Result<[Duration; 2]> {
+        process::output(ofctl(host).args(["--bundle", "add-flows", BRIDGE]).arg(&self.file))?;
+        let all = std::fs::read_to_string(&self.file)?;
+        let half: Vec<&str> = all.lines().step_by(2).collect();
+        let strict = |line: &&str| -> Option<String> {
+            let (matching, _) = line.split_once(" actions=")?;
+            Some(format!("delete_strict {}\n", matching.get(matching.find("table=")?..)?))
+        };
+        let deletions: String = half.iter().filter_map(strict).collect();
+        let additions: String = half.iter().map(|line| format!("add {line}\n")).collect();
+        let file = self.file.with_extension("half");
+        let mut took = [Duration::ZERO; 2];
+        for (took, lines) in took.iter_mut().zip([deletions, additions]) {
+            std::fs::write(&file, lines)?;
+            let start = Instant::now();
+            process::output(ofctl(host).args(["--bundle", "add-flows", BRIDGE]).arg(&file))?;
+            *took = start.elapsed();
+        }
+        process::output(ofctl(host).args(["del-flows", BRIDGE]))?;
+        Ok(took)
+    }
+
     /// How long it takes to add all of them, until the last barrier. They are gone afterwards.
     pub(super) fn load(&self, host: &Host) -> Result<Duration> {
         let mut command = ofctl(host);

@@ -1,0 +1,71 @@
+//! One of two next hops of all routes dies, as routing daemons say it: the next-hop object that the routes use is another one. Beside
+//! changes of one route in the same table.
+
+use anyhow::{Context, Result};
+use serde_json::{Map, Value, json};
+
+use super::table::Table;
+use super::{CHUNK, LONG, SHORT, gateway, mac};
+use crate::benches::{percentile, round};
+use crate::one_router::OneRouter;
+use crate::process::wait_for;
+use crate::routes::Writer;
+use crate::scenario::Lab;
+
+/// The objects: one next hop each, and what all routes use.
+const HOPS: [u32; 2] = [11, 12];
+const GROUP: u32 = 30;
+/// Times that one dies, and comes back.
+const TIMES: usize = 10;
+
+pub(super) fn measure(lab: &Lab, routes: usize) -> Result<Map<String, Value>> {
+    lab.step(format!("{routes} routes by one of two next hops each, of which one dies"));
+    let mut site = OneRouter::create(lab)?;
+    site.node.configure_daemon("fib_aggregation = false")?;
+    site.start(SHORT)?;
+    let mut lines = String::new();
+    for (at, id) in HOPS.into_iter().enumerate() {
+        let via = gateway(at, true);
+        lines.push_str(&format!("neigh add {via} lladdr {} dev lan2 nud permanent\n", mac(at, 0)));
+        lines.push_str(&format!("nexthop add id {id} via {via} dev lan2\n"));
+    }
+    let [first, second] = HOPS;
+    lines.push_str(&format!("nexthop add id {GROUP} group {first}/{second}\n"));
+    site.guest().ip_batch(&lines)?;
+    let table = Table::new(routes, true, 2, lab.seed());
+    let mut writer = Writer::open(site.guest())?;
+    for chunk in table.routes.chunks(CHUNK) {
+        let line = |(addr, len, _): &(std::net::IpAddr, u8, usize)| {
+            format!("route add {addr}/{len} nhid {GROUP} proto 99\n")
+        };
+        writer.write(&chunk.iter().map(line).collect::<String>())?;
+    }
+    wait_for("the host to have all routes", LONG, || {
+        let state = site.r1.client_state()?;
+        let is_told = state.routes >= routes as u64 && state.backlog == 0 && state.acked == state.seq;
+        Ok(is_told.then_some(()))
+    })?;
+    let mut watch = site.r1.watch()?;
+    let mut died = Vec::new();
+    for time in 0..2 * TIMES {
+        let group = if time % 2 == 0 { first.to_string() } else { format!("{first}/{second}") };
+        site.guest().ip_batch(&format!("nexthop replace id {GROUP} group {group}\n"))?;
+        died.push(watch.acked(SHORT)?.took().context("a change of a snapshot")?.as_secs_f64() * 1000.0);
+    }
+    let mut changes = Vec::new();
+    for (addr, len, _) in table.routes.iter().take(TIMES) {
+        for to in [format!("via {} dev lan2", gateway(0, true)), format!("nhid {GROUP}")] {
+            writer.write(&format!("route replace {addr}/{len} {to} proto 99\n"))?;
+            changes
+                .push(watch.acked(SHORT)?.took().context("a change of a snapshot")?.as_secs_f64() * 1000.0);
+        }
+    }
+    let median = |times: &mut Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        percentile(times, 50).context("nothing was measured")
+    };
+    let (died, change) = (median(&mut died)?, median(&mut changes)?);
+    let figures = json!({ "ecmp_ms_p50": round(died), "ecmp_over_change": round(died / change) });
+    let Value::Object(figures) = figures else { unreachable!("it is one") };
+    Ok(figures)
+}

@@ -194,11 +194,9 @@ impl App {
             self.routers.remove(&id);
         }
         // One that has left keeps its tables, and has no flow by them.
-        let has_vif =
-            |topology: &Topology, id| topology.vifs_of(id).any(|(vif, of)| topology.is_bound(vif, of));
         let left: Vec<RouterId> = self.routers.keys().copied().collect();
         for id in left {
-            if has_vif(&self.topology, id) && !has_vif(&topology, id) {
+            if self.topology.is_here(id) && !topology.is_here(id) {
                 self.remove_flows(id);
             }
         }

@@ -149,8 +149,7 @@ impl Binding {
         let vif_links = links_of_vifs.map(|link| link.ifindex).collect();
         let widest = links.values().map(|vif| vif.mtu.0).max().unwrap_or(0);
         // Where no packet comes in there is nothing to look up: a router that has left may have a million routes.
-        let is_here = topology.vifs_of(router).any(|(id, vif)| topology.is_bound(id, vif));
-        let main = is_here.then_some(TABLE_MAIN);
+        let main = topology.is_here(router).then_some(TABLE_MAIN);
         let tables = links.values().map(|vif| vif.table).chain(main).collect();
         let down = rib.links().filter(|link| !link.up).map(|link| link.ifindex).collect();
         Self { links, vif_links, down, tables, widest: widest.max(topology.max_mtu).max(ETHERNET_MTU) }

@@ -152,6 +152,12 @@ impl Topology {
         self.stance(id.router).map_or(vif.port.is_some(), |stance| stance.tables)
     }
 
+    /// Some vif of the router counts here: packets may come in by it.
+    #[must_use]
+    pub fn is_here(&self, router: RouterId) -> bool {
+        self.vifs_of(router).any(|(id, vif)| self.is_bound(id, vif))
+    }
+
     /// Vifs that sit on a segment, plugged in here or not: id, vif, segment.
     pub fn segment_vifs(&self) -> impl Iterator<Item = (VifId, &Vif, VlanId)> {
         self.vifs.iter().filter_map(|(id, vif)| Some((*id, vif, vif.vlan()?)))

@@ -192,28 +192,27 @@ impl Core {
                 let open = megaflows::Move { role, is_ahead, vifs: vifs.collect(), nodes };
                 megaflows.open.insert(number, open);
             }
-            match standby {
-                Some(Standby::Of(host)) => _ = standbys.insert(id, host.clone()),
-                Some(Standby::At(to)) if row.is_none() => {
-                    if let Some(address) = whereabouts.addresses.get(to).copied() {
-                        let (number, router, to) = (standby::number(id), name.clone(), to.clone());
-                        streams.insert(id, Stream { number, router, to, address, feed: 0 });
-                        feeds.insert(id, number);
-                    }
+            if let Some(Standby::Of(host)) = standby {
+                standbys.insert(id, host.clone());
+            }
+            // Where its tables are told, or its frames; a move comes first.
+            let told = match (row, standby) {
+                (Some(row), _) => (row.from == self.node).then_some((row.number, &row.to, step.stream)),
+                (None, Some(Standby::At(to))) => Some((standby::number(id), to, true)),
+                (None, Some(Standby::Of(_)) | None) => None,
+            };
+            if let Some((number, to, has_tables)) = told {
+                if let Some(address) = whereabouts.addresses.get(to).copied() {
+                    let (router, to) = (name.clone(), to.clone());
+                    streams.insert(id, Stream { number, router, to, address, feed: 0 });
                 }
-                Some(Standby::At(_)) | None => {}
+                if has_tables {
+                    feeds.insert(id, number);
+                }
             }
             if let Some(row) = row {
                 let role = if row.from == self.node { Role::Source } else { Role::Destination };
                 posts.roles.insert(id, (row.number, role));
-                let address = whereabouts.addresses.get(&row.to).copied();
-                if let Some(address) = address.filter(|_| row.from == self.node) {
-                    let (router, to) = (name.clone(), row.to.clone());
-                    streams.insert(id, Stream { number: row.number, router, to, address, feed: 0 });
-                }
-                if step.stream {
-                    feeds.insert(id, row.number);
-                }
                 if row.from == self.node && row.via != Via::Other {
                     let guest = whereabouts.guests.get(name).cloned();
                     errands.insert(row.number, Errand { row: row.clone(), guest, drive: step.drive });

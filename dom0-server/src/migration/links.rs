@@ -17,7 +17,7 @@ use xenflow_proto::{Name, Seq, message};
 use super::carrier::task::{Given, Linked};
 use super::peer::admission::{Unwelcome, admit};
 use super::peer::incoming::{self, Answer, Answers, ConnectionId, Opened, Standing, Taken};
-use super::peer::outgoing::{Dial, Event as Said, Outgoing, Said as Tables};
+use super::peer::outgoing::{Dial, Event as Said, Outgoing, Relayed, Said as Tables};
 use crate::clock::until;
 use crate::core::{Event, Fed, SessionId, Stream};
 use crate::db::migration::Migration;
@@ -111,6 +111,8 @@ struct Link {
     stream: Stream,
     tables: mpsc::Sender<Tables>,
     megaflows: mpsc::Sender<Vec<Megaflow>>,
+    /// Of a standby's: the stream lives as long as this. No frames go there, since the guest is here, so the carrier has none.
+    punts: Option<mpsc::Sender<Relayed>>,
     task: JoinHandle<()>,
 }
 
@@ -187,11 +189,12 @@ impl Links {
         let wanted = self.setup.streams.borrow_and_update().clone();
         let is_over = |id: &RouterId, link: &mut Link| wanted.get(id) != Some(&link.stream);
         let over: Vec<_> = self.out.extract_if(.., is_over).collect();
-        for (id, _) in over.iter().filter(|(_, link)| !standby::is_standby(link.stream.number)) {
+        for (id, link) in over {
             // Its task goes on until the carrier has taken back what the guest may not have.
-            let _ = self.setup.linked.send(Linked::Stream(*id, None)).await;
+            if link.punts.is_none() {
+                let _ = self.setup.linked.send(Linked::Stream(id, None)).await;
+            }
         }
-        drop(over);
         for (id, stream) in wanted.iter() {
             if self.out.contains_key(id) {
                 continue;
@@ -200,14 +203,14 @@ impl Links {
             let dial = Dial { own: self.setup.node.clone(), node: to, address, migration: number, router };
             match Outgoing::start(dial, self.setup.access.clone()) {
                 Ok(outgoing) => {
-                    // No frames go to a standby: the guest is here.
-                    let punts = (!standby::is_standby(number)).then(|| outgoing.punts.clone());
-                    let megaflows = outgoing.megaflows.clone();
+                    let (punts, megaflows) = (outgoing.punts.clone(), outgoing.megaflows.clone());
                     let (tables, said) = mpsc::channel(1);
                     let task = tokio::spawn(follow(number, outgoing, said, self.setup.events.clone()));
-                    self.out.insert(*id, Link { stream: stream.clone(), tables, megaflows, task });
-                    if punts.is_some() {
-                        let _ = self.setup.linked.send(Linked::Stream(*id, punts)).await;
+                    let (stream, is_standby) = (stream.clone(), standby::is_standby(number));
+                    let (own, carriers) = if is_standby { (Some(punts), None) } else { (None, Some(punts)) };
+                    self.out.insert(*id, Link { stream, tables, megaflows, punts: own, task });
+                    if carriers.is_some() {
+                        let _ = self.setup.linked.send(Linked::Stream(*id, carriers)).await;
                     }
                 }
                 Err(error) => tracing::error!(%error, "no stream to the destination can begin"),
@@ -336,10 +339,9 @@ impl Links {
 
     /// Those that have waited for rows look again.
     async fn read(&mut self) -> bool {
-        let now = Instant::now();
+        let (now, rows) = (Instant::now(), self.setup.rows.borrow().clone());
         for (until, opened) in std::mem::take(&mut self.unread) {
             let is_over = until <= now;
-            let rows = self.setup.rows.borrow().clone();
             if !is_over && !rows.values().any(|row| row.number == opened.hello.migration) {
                 self.unread.push_back((until, opened));
             } else if !self.opened(opened, false).await {
@@ -368,8 +370,8 @@ async fn follow(
     events: mpsc::Sender<Event>,
 ) {
     let Outgoing { tables: sender, punts, events: mut happens, megaflows: _, counters: _ } = outgoing;
-    // The carrier has the other: once that is gone, so is the stream. Of a standby's this is the only one.
-    let _punts = standby::is_standby(number).then_some(punts);
+    // The carrier has the other, or the link: once that is gone, so is the stream.
+    drop(punts);
     let (mut is_begun, mut is_over) = (false, false);
     let mut room = None;
     loop {
@@ -399,7 +401,6 @@ async fn follow(
             tables = said.recv(), if !is_over => match (tables, room.take()) {
                 (Some(tables), Some(permit)) => _ = permit.send(tables),
                 (Some(_), None) => {}
-                (None, _) if standby::is_standby(number) => return,
                 (None, _) => is_over = true,
             },
         }

@@ -5,7 +5,7 @@
 
 use std::str::FromStr;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::scenario::Scenario;
 use crate::setup;
@@ -72,6 +72,12 @@ impl<'a> Options<'a> {
 fn percentile(sorted: &[f64], percent: usize) -> Option<f64> {
     let at = sorted.len() * percent / 100;
     sorted.get(at.min(sorted.len().saturating_sub(1))).copied()
+}
+
+/// Of values that need not be sorted.
+fn median(values: &mut [f64]) -> Result<f64> {
+    values.sort_by(f64::total_cmp);
+    percentile(values, 50).context("nothing was measured")
 }
 
 /// Three digits after the point.

@@ -211,6 +211,15 @@ impl VirtualRouter {
         Ok(())
     }
 
+    /// Waits until the host has confirmed all that the client has to tell, and the kernel has as many routes as wanted.
+    pub fn wait_told(&self, limit: Duration, is_wanted: impl Fn(u64) -> bool) -> Result<()> {
+        wait_for(&format!("the host to have all of {}'s tables", self.name), limit, || {
+            let state = self.client_state()?;
+            let is_told = state.state == "up" && state.backlog == 0 && state.acked == state.seq;
+            Ok((is_told && is_wanted(state.routes)).then_some(()))
+        })
+    }
+
     /// What the client says of itself now.
     pub fn client_state(&self) -> Result<ClientState> {
         let mut watch = self.watch()?;

@@ -269,11 +269,7 @@ impl Site {
         if self.by == By::Plain {
             return Ok(());
         }
-        wait_for("the host to have all of r1's tables", LIMIT, || {
-            let state = self.r1.client_state()?;
-            let has_all = state.routes >= u64::from(self.routes) && state.backlog == 0;
-            Ok((has_all && state.state == "up" && state.acked == state.seq).then_some(()))
-        })
+        self.r1.wait_told(LIMIT, |routes| routes >= u64::from(self.routes))
     }
 
     /// Changes routes of the router, so many a second, for as long as something happens: each comes and goes. With what it gave,

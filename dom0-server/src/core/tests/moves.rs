@@ -233,6 +233,16 @@ fn quiet(core: &mut Core, effects: Vec<Effect>) -> Vec<Effect> {
     }
 }
 
+/// Nothing is counted in by a late gate, twice, with more than the time between.
+fn nothing_comes(core: &mut Core) {
+    for second in 1..10 {
+        let effects = core.handle(Event::Tick(Duration::from_secs(second)));
+        quiet(core, effects);
+        let effects = core.handle(Event::Counted(Poll::default()));
+        quiet(core, effects);
+    }
+}
+
 #[test]
 fn a_planned_move_runs_to_its_end() {
     let mut pair = Pair::new();
@@ -307,13 +317,7 @@ fn a_planned_move_runs_to_its_end() {
     assert_eq!(pair.transact(), Some(("b", Write::Advance(Phase::Draining))));
     assert_eq!(pair.stances()[1], Stance::HOME);
     assert_eq!(pair.transact(), None, "late frames may come");
-    // Nothing is counted in, twice, with more than the time between.
-    for second in 1..10 {
-        let effects = pair.a.handle(Event::Tick(Duration::from_secs(second)));
-        quiet(&mut pair.a, effects);
-        let effects = pair.a.handle(Event::Counted(Poll::default()));
-        quiet(&mut pair.a, effects);
-    }
+    nothing_comes(&mut pair.a);
     assert_eq!(pair.stances()[0], Stance::NONE);
     assert_eq!(pair.transact(), Some(("a", Write::Advance(Phase::Done))));
     assert_eq!(pair.stances(), [Stance::NONE, Stance::HOME]);
@@ -366,12 +370,7 @@ fn a_standby_has_the_tables_before_a_move_and_after_it() {
     let effects = pair.a.handle(Event::Ports(none));
     quiet(&mut pair.a, effects);
     pair.read();
-    for second in 1..10 {
-        let effects = pair.a.handle(Event::Tick(Duration::from_secs(second)));
-        quiet(&mut pair.a, effects);
-        let effects = pair.a.handle(Event::Counted(Poll::default()));
-        quiet(&mut pair.a, effects);
-    }
+    nothing_comes(&mut pair.a);
     assert_eq!(pair.stances()[0], Stance::STANDBY);
     assert!(rehearses(&pair.a), "they are whole, as they were");
     assert!(held(&pair.a).is_some_and(|digest| digest.objects > 0));

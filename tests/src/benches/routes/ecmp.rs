@@ -6,9 +6,8 @@ use serde_json::{Map, Value, json};
 
 use super::table::Table;
 use super::{CHUNK, LONG, SHORT, gateway, mac};
-use crate::benches::{percentile, round};
+use crate::benches::{median, round};
 use crate::one_router::OneRouter;
-use crate::process::wait_for;
 use crate::routes::Writer;
 use crate::scenario::Lab;
 
@@ -40,11 +39,7 @@ pub(super) fn measure(lab: &Lab, routes: usize) -> Result<Map<String, Value>> {
         };
         writer.write(&chunk.iter().map(line).collect::<String>())?;
     }
-    wait_for("the host to have all routes", LONG, || {
-        let state = site.r1.client_state()?;
-        let is_told = state.routes >= routes as u64 && state.backlog == 0 && state.acked == state.seq;
-        Ok(is_told.then_some(()))
-    })?;
+    site.r1.wait_told(LONG, |has| has >= routes as u64)?;
     let mut watch = site.r1.watch()?;
     let mut died = Vec::new();
     for time in 0..2 * TIMES {
@@ -60,10 +55,6 @@ pub(super) fn measure(lab: &Lab, routes: usize) -> Result<Map<String, Value>> {
                 .push(watch.acked(SHORT)?.took().context("a change of a snapshot")?.as_secs_f64() * 1000.0);
         }
     }
-    let median = |times: &mut Vec<f64>| {
-        times.sort_by(f64::total_cmp);
-        percentile(times, 50).context("nothing was measured")
-    };
     let (died, change) = (median(&mut died)?, median(&mut changes)?);
     let figures = json!({ "ecmp_ms_p50": round(died), "ecmp_over_change": round(died / change) });
     let Value::Object(figures) = figures else { unreachable!("it is one") };

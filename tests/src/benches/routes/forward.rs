@@ -6,11 +6,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
 use super::table::Table;
-use crate::benches::{percentile, round};
+use super::{CHUNK, LONG};
+use crate::benches::{median, round};
 use crate::endhost::{EndHost, NIC};
 use crate::host::Vif;
 use crate::iperf;
@@ -32,7 +33,6 @@ const SECONDS: u32 = 1;
 /// First packets by each of two ways.
 const FIRST: usize = 100;
 const LIMIT: Duration = Duration::from_secs(60);
-const LONG: Duration = Duration::from_secs(1800);
 
 /// See the module.
 struct Site {
@@ -99,7 +99,8 @@ impl Site {
         self.node.start()?;
         self.routers.iter_mut().try_for_each(VirtualRouter::start_client)?;
         self.plain[0].wait_reachable(PLAIN_ADDRESSES[1], LIMIT)?;
-        for (at, k) in ENDS.into_iter().enumerate().skip(1) {
+        let [_, others @ ..] = ENDS;
+        for k in others {
             let target = address(k, 10);
             wait_for(&format!("the pipeline to forward to {target} and back"), LIMIT, || {
                 let forwarded = || -> Result<u64> {
@@ -108,7 +109,6 @@ impl Site {
                 };
                 let before = forwarded()?;
                 let ping = self.ends[0].ping(&target, 3, 20)?;
-                ensure!(at < self.ends.len(), "no end host {k}");
                 Ok((ping.lost() == 0 && forwarded()? == before).then_some(()))
             })?;
         }
@@ -137,14 +137,10 @@ pub(super) fn measure(lab: &Lab, routes: usize) -> Result<Map<String, Value>> {
         format!("route add {addr}/{len} via {} dev right proto 99\n", address(1, 10))
     };
     let mut writer = Writer::open(first.guest().netns())?;
-    for chunk in table.routes.chunks(super::CHUNK) {
+    for chunk in table.routes.chunks(CHUNK) {
         writer.write(&chunk.iter().map(line).collect::<String>())?;
     }
-    wait_for("the host to have all of r1's tables", LONG, || {
-        let state = first.client_state()?;
-        let has_all = state.routes >= routes as u64 && state.backlog == 0;
-        Ok((has_all && state.state == "up" && state.acked == state.seq).then_some(()))
-    })?;
+    first.wait_told(LONG, |has| has >= routes as u64)?;
     let mut figures = Map::new();
     throughput(lab, &site, &mut figures)?;
     first_packets(lab, &site, &table, &mut figures)?;
@@ -217,9 +213,4 @@ fn inside(addr: std::net::IpAddr) -> String {
         std::net::IpAddr::V4(addr) => std::net::Ipv4Addr::from_bits(addr.to_bits() | 1).to_string(),
         std::net::IpAddr::V6(addr) => std::net::Ipv6Addr::from_bits(addr.to_bits() | 1).to_string(),
     }
-}
-
-fn median(values: &mut [f64]) -> Result<f64> {
-    values.sort_by(f64::total_cmp);
-    percentile(values, 50).context("nothing was measured")
 }

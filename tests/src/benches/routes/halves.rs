@@ -13,7 +13,6 @@ use crate::benches::{percentile, round};
 use crate::fpm::FlowMonitor;
 use crate::node::BRIDGE;
 use crate::one_router::OneRouter;
-use crate::process::wait_for;
 use crate::routes::Writer;
 use crate::scenario::Lab;
 
@@ -33,6 +32,7 @@ pub(super) fn measure(
     gateways: [String; 2],
 ) -> Result<Map<String, Value>> {
     lab.step("half of the routes are withdrawn, and announced again");
+    let told = |routes: u64| site.r1.wait_told(LONG, |has| has == routes);
     let mut writer = Writer::open(site.guest())?;
     let all = site.r1.client_state()?.routes;
     let half: Vec<&str> = lines.iter().step_by(2).map(String::as_str).collect();
@@ -41,13 +41,13 @@ pub(super) fn measure(
     for chunk in half.chunks(CHUNK) {
         writer.write(&chunk.concat().replace("route add", "route del"))?;
     }
-    told(site, all - gone)?;
+    told(all - gone)?;
     let withdraw = begun.elapsed().as_secs_f64();
 
     let (host, is_over) = (site.node.host(), AtomicBool::new(false));
     let replace = |at: usize| format!("route replace {OTHER} via {} dev lan2 proto 99\n", gateways[at % 2]);
     writer.write(&replace(0))?;
-    told(site, all - gone + 1)?;
+    told(all - gone + 1)?;
     let monitor = FlowMonitor::start_at(lab, host, BRIDGE, &format!("ip,nw_dst={OTHER}"))?;
     let (announce, mut others) = std::thread::scope(|scope| {
         let changing = scope.spawn(|| -> Result<Vec<f64>> {
@@ -70,7 +70,7 @@ pub(super) fn measure(
         let announced = half
             .chunks(CHUNK)
             .try_for_each(|chunk| writer.write(&chunk.concat()))
-            .and_then(|()| told(site, all + 1));
+            .and_then(|()| told(all + 1));
         let announce = begun.elapsed().as_secs_f64();
         is_over.store(true, Ordering::Relaxed);
         let others = changing.join().map_err(|_| anyhow!("a thread panicked"))??;
@@ -91,13 +91,4 @@ pub(super) fn measure(
     });
     let Value::Object(figures) = figures else { unreachable!("it is one") };
     Ok(figures)
-}
-
-/// Waits until the host has confirmed all of so many routes.
-fn told(site: &OneRouter, routes: u64) -> Result<()> {
-    wait_for(&format!("the host to have {routes} routes"), LONG, || {
-        let state = site.r1.client_state()?;
-        let is_told = state.routes == routes && state.backlog == 0 && state.acked == state.seq;
-        Ok(is_told.then_some(()))
-    })
 }

@@ -274,8 +274,10 @@ pub mod cookie {
 /// MAC addresses learned on one segment, at most. With no room left a segment does not follow one that moves, either:
 /// Open vSwitch counts its new flow as one more (`ofproto_flow_mod_learn`).
 pub const LEARNED_LIMIT: u32 = 4096;
-/// Seconds without a packet until a learned MAC address goes.
-pub const LEARNED_IDLE_S: u16 = 300;
+/// Seconds without a packet from it until a learned MAC address goes. As a hard timeout: each packet that learns it begins it anew,
+/// while an idle one goes by packets *to* the address. One that goes while packets come takes the datapath's flows of
+/// those with it (`avoid_caching` of `xlate_learn_action`, for a limit is set).
+pub const LEARNED_S: u16 = 300;
 
 /// What names a next hop: router, vif and address as values of registers, so that it needs no table of numbers, and
 /// a restarted daemon finds the same ones. No two next hops have the same: register 7 is 0 for IPv6 and for 0.0.0.0

@@ -571,6 +571,33 @@ fn a_real_switch_learns_what_the_simulator_says() {
     assert_eq!(pair.dump(cookie::LEARNED).len(), 1);
 }
 
+/// An address that nobody sends to stays known while it sends, and its packets' flows in the datapath stay.
+#[test]
+fn a_real_switch_knows_an_address_for_as_long_as_it_sends() {
+    let (_, pair) = start("flow-app-lasting");
+    let frame =
+        live::Frame::ipv4(host_mac(0, 50), host_mac(0, 51), [10, 0, 0, 9], [10, 0, 0, 8], 17, 64).hex();
+    let seconds = |pair: &Pair| -> Option<f64> {
+        let table = format!("table={}", pipeline::LEARNED);
+        let said = pair.switch.run("ovs-ofctl", &["-OOpenFlow15", "dump-flows", "unix:br0.mgmt", &table]);
+        said.split("duration=").nth(1)?.split('s').next()?.parse().ok()
+    };
+    pair.switch.appctl(&["time/stop"]);
+    // Sooner than the datapath takes a flow for idle.
+    let (step, lasting) = (4, u32::from(pipeline::LEARNED_S) + 40);
+    for _ in 0..lasting / step {
+        pair.switch.appctl(&["netdev-dummy/receive", "p10", &frame]);
+        pair.switch.appctl(&["time/warp", &(step * 1000).to_string(), "500"]);
+    }
+    assert!(
+        seconds(&pair).is_some_and(|seconds| seconds > f64::from(lasting - 2 * step)),
+        "{:?}",
+        seconds(&pair)
+    );
+    pair.switch.appctl(&["time/warp", &(u32::from(pipeline::LEARNED_S) * 1000 + 20_000).to_string(), "5000"]);
+    assert_eq!(seconds(&pair), None, "it is silent");
+}
+
 #[test]
 fn a_real_switch_counts_the_routers_of_a_chain() {
     for (count, packets, gateways) in [(32, V4, V4), (33, V4, V4), (40, V4, V4), (32, V6, V6), (33, V4, V6)] {

@@ -128,7 +128,7 @@ fn learn_source(vlan: VlanId) -> Learn {
         table: pipeline::LEARNED,
         priority: priority::LEARNED,
         cookie: cookie::learned(vlan),
-        idle_timeout: pipeline::LEARNED_IDLE_S,
+        hard_timeout: pipeline::LEARNED_S,
         limit: pipeline::LEARNED_LIMIT,
         specs: vec![
             LearnSpec::Match(LearnSrc::Field(vid), (Field::VlanTci, 0)),

@@ -55,7 +55,7 @@ impl Frame {
         self
     }
 
-    fn hex(&self) -> String {
+    pub fn hex(&self) -> String {
         self.0.iter().fold(String::new(), |mut hex, byte| {
             write!(hex, "{byte:02x}").unwrap();
             hex

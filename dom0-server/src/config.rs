@@ -48,7 +48,7 @@ pub struct Config {
     /// Most links, addresses, routes, next hops and neighbors kept of one guest.
     #[serde(default = "default_max_objects")]
     pub max_objects_per_router: usize,
-    /// Most bytes that the daemon keeps of one guest's tables, by an estimate from above: a plain route is about 820, so
+    /// Most bytes that the daemon keeps of one guest's tables, by an estimate from above: a plain route is about 860, so
     /// that the default (2 GiB) has room for as many as `max_objects_per_router` by default. At least 1 MiB.
     #[serde(default = "default_max_bytes")]
     pub max_bytes_per_router: usize,

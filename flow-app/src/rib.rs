@@ -7,21 +7,21 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Bound;
-use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use xenflow_proto::digest::{Digest, Keyed};
+use xenflow_proto::routes::Routes;
 use xenflow_proto::table::{
-    AddressKey, IfIndex, Link, Neighbor, NeighborKey, NextHop, Obstacle, ObstacleKey, RouteKey, Settings,
+    AddressKey, Family, IfIndex, Link, Neighbor, NeighborKey, NextHop, Obstacle, ObstacleKey, Route,
+    RouteKey, Settings,
 };
 use xenflow_proto::{Change, Key, MacAddr, Object};
 
 mod follow;
 mod gateways;
-mod routes;
 mod size;
 
-pub use routes::{Attributes, RouteRef};
+pub use xenflow_proto::routes::{Attributes, RouteRef};
 
 /// A table entry and the snapshot that last confirmed it.
 #[derive(Debug, Clone)]
@@ -37,9 +37,8 @@ pub struct Rib {
     addresses: BTreeMap<AddressKey, Stamped<()>>,
     /// On how many links an address is.
     own: BTreeMap<IpAddr, usize>,
-    routes: BTreeMap<RouteKey, Stamped<Arc<Attributes>>>,
-    /// What routes say, each once.
-    attributes: BTreeSet<Arc<Attributes>>,
+    /// With the snapshot that last confirmed each.
+    routes: Routes<u32>,
     next_hops: BTreeMap<u32, Stamped<NextHop>>,
     neighbors: BTreeMap<NeighborKey, Stamped<MacAddr>>,
     /// At most one.
@@ -117,7 +116,7 @@ pub enum Sweep {
 pub struct Quota {
     /// Links, addresses, routes, next hops, neighbors and obstacles.
     pub objects: usize,
-    /// What the daemon keeps for them, by an estimate from above (`rib/size.rs`): a plain route is about 820.
+    /// What the daemon keeps for them, by an estimate from above (`rib/size.rs`): a plain route is about 860.
     pub bytes: usize,
 }
 
@@ -219,7 +218,7 @@ impl Rib {
         let (epoch, most) = (self.epoch, most.max(1));
         let (keys, next) = match *sweep {
             Sweep::Routes(after) => {
-                let (keys, last) = old(&self.routes, epoch, after, most, Key::Route);
+                let (keys, last) = self.old_routes(after, most);
                 (keys, last.map_or(Sweep::Neighbors(None), |last| Sweep::Routes(Some(last))))
             }
             Sweep::Neighbors(after) => {
@@ -250,6 +249,15 @@ impl Rib {
         };
         *sweep = next;
         keys
+    }
+
+    /// What is old of the next routes; the last of these, if there may be more.
+    fn old_routes(&self, after: Option<RouteKey>, most: usize) -> (Vec<Key>, Option<RouteKey>) {
+        let next = self.routes.range(behind(after)).take(most);
+        let next: Vec<(RouteKey, u32)> = next.map(|(route, epoch)| (route.key, epoch)).collect();
+        let last = next.last().filter(|_| next.len() == most).map(|(key, _)| *key);
+        let old = next.into_iter().filter(|(_, epoch)| *epoch != self.epoch);
+        (old.map(|(key, _)| Key::Route(key)).collect(), last)
     }
 
     /// Makes the change; true if anything is different now.
@@ -289,7 +297,7 @@ impl Rib {
         match key {
             Key::Link(ifindex) => self.links.get(ifindex).map(|entry| size::link_size(&entry.value)),
             Key::Address(key) => self.addresses.get(key).map(|_| size::size(&Object::Address(*key))),
-            Key::Route(key) => self.routes.get(key).map(|entry| size::route_size(&entry.value.target)),
+            Key::Route(key) => self.routes.get(*key).map(|(route, _)| size::route_size(&route.target)),
             Key::NextHop(id) => self.next_hops.get(id).map(|entry| size::next_hop_size(&entry.value)),
             Key::Neighbor(key) => {
                 let entry = self.neighbors.get(key)?;
@@ -314,7 +322,6 @@ impl Rib {
             next_hops,
             neighbors,
             obstacles,
-            attributes: _,
             settings: _,
             own: _,
             users: _,
@@ -359,17 +366,27 @@ impl Rib {
             }
             Object::Settings(it) => put(&mut self.settings, (), it, epoch, tally, settings_of),
             Object::Obstacle(it) => put(&mut self.obstacles, it.key, it.detail, epoch, tally, obstacle_of),
-            Object::Route(route) => {
-                let key = route.key;
-                self.count_route(key, false);
-                let before = self.routes.get(&key).map(|entry| Arc::clone(&entry.value));
-                let value = self.intern(Attributes::of(route));
-                let changed = put(&mut self.routes, key, value, epoch, &mut self.tally, route_of);
-                self.forget(before);
-                self.count_route(key, true);
-                changed
+            Object::Route(route) => self.put_route(route),
+        }
+    }
+
+    fn put_route(&mut self, route: Route) -> bool {
+        let (key, epoch) = (route.key, self.epoch);
+        self.count_route(key, false);
+        let before = self.routes.insert(route.clone(), epoch);
+        let said = self.routes.get(key).map(|(route, _)| route.attributes);
+        let changed = before.as_ref().map(|(attributes, _)| attributes.as_ref()) != said;
+        if let Some(tally) = &mut self.tally {
+            let counted = before.filter(|(_, at)| tally.has(*at, epoch));
+            if changed || counted.is_none() {
+                tally.add(&Object::Route(route));
+            }
+            if let Some((before, _)) = counted.filter(|_| changed) {
+                tally.remove(&Object::Route(before.to_route(key)));
             }
         }
+        self.count_route(key, true);
+        changed
     }
 
     fn remove(&mut self, key: Key) -> bool {
@@ -399,10 +416,11 @@ impl Rib {
             Key::Obstacle(key) => take(&mut self.obstacles, key, epoch, tally, obstacle_of),
             Key::Route(key) => {
                 self.count_route(key, false);
-                let before = self.routes.get(&key).map(|entry| Arc::clone(&entry.value));
-                let was_there = take(&mut self.routes, key, epoch, &mut self.tally, route_of);
-                self.forget(before);
-                was_there
+                let Some((before, at)) = self.routes.remove(key) else { return false };
+                if let Some(tally) = self.tally.as_mut().filter(|tally| tally.has(at, epoch)) {
+                    tally.remove(&Object::Route(before.to_route(key)));
+                }
+                true
             }
         }
     }
@@ -448,6 +466,31 @@ impl Rib {
         groups.chain([id]).filter(|id| self.routes_by(*id, None).next().is_some()).collect()
     }
 
+    /// Routes of that family refer to a next-hop object themselves.
+    #[must_use]
+    pub fn is_used_by(&self, id: u32, family: Family) -> bool {
+        // In each table IPv4 comes first.
+        let mut from = (id, FIRST);
+        loop {
+            let Some((_, key)) = self.users.range(from..).next().filter(|(of, _)| *of == id) else {
+                return false;
+            };
+            if Family::of(key.dst.addr()) == family {
+                return true;
+            }
+            let next = match family {
+                Family::V4 => key.table.checked_add(1).map(|table| RouteKey { table, ..FIRST }),
+                Family::V6 => {
+                    let dst = IpNet::V6(Ipv6Net::default());
+                    Some(RouteKey { table: key.table, dst, ..FIRST })
+                }
+            };
+            let Some(next) = next else { return false };
+            // What is behind it is of the other family, or in another table.
+            from = (id, next);
+        }
+    }
+
     /// Routes that refer to a next-hop object themselves, behind one of them.
     pub fn routes_by(&self, id: u32, after: Option<RouteKey>) -> impl Iterator<Item = RouteKey> {
         let from = match after {
@@ -460,31 +503,29 @@ impl Rib {
 
     /// Routes of one prefix in one table: by TOS, then in the kernel's order of preference.
     pub fn candidates(&self, table: u32, dst: IpNet) -> impl DoubleEndedIterator<Item = RouteRef<'_>> {
-        let first = RouteKey { table, dst, tos: 0, metric: 0 };
-        let last = RouteKey { table, dst, tos: u8::MAX, metric: u32::MAX };
-        self.routes.range(first..=last).map(routes::read)
+        self.routes.of_prefix(table, dst).map(|(route, _)| route)
     }
 
     /// All routes behind one, in the order of their keys.
     pub fn routes_after(&self, after: Option<RouteKey>) -> impl Iterator<Item = RouteRef<'_>> {
-        self.routes.range((behind(after), Bound::Unbounded)).map(routes::read)
+        self.routes_from(behind(after))
     }
 
     /// All routes from one on.
     pub fn routes_from(&self, from: Bound<RouteKey>) -> impl Iterator<Item = RouteRef<'_>> {
-        self.routes.range((from, Bound::Unbounded)).map(routes::read)
+        self.routes.range(from).map(|(route, _)| route)
     }
 
     /// The first routing table with that number or a higher one that has a route.
     #[must_use]
     pub fn first_table(&self, table: u32) -> Option<u32> {
         let from = RouteKey { table, ..FIRST };
-        self.routes.range(from..).next().map(|(key, _)| key.table)
+        self.routes_from(Bound::Included(from)).next().map(|route| route.key.table)
     }
 
     /// All routes.
     pub fn routes(&self) -> impl Iterator<Item = RouteRef<'_>> {
-        self.routes.iter().map(routes::read)
+        self.routes_from(Bound::Unbounded)
     }
 
     /// The link-layer address of a neighbor.
@@ -633,10 +674,6 @@ fn link_of(_: IfIndex, link: Link) -> Object {
 
 fn address_of(key: AddressKey, (): ()) -> Object {
     Object::Address(key)
-}
-
-fn route_of(key: RouteKey, attributes: Arc<Attributes>) -> Object {
-    Object::Route(RouteRef { key, attributes: &attributes }.to_route())
 }
 
 fn next_hop_of(_: u32, next_hop: NextHop) -> Object {

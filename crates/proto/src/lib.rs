@@ -2,7 +2,8 @@
 //!
 //! Owns the vocabulary of a router's tables ([`table`]), the messages ([`message`]; between nodes: [`node`]) with their frozen
 //! wire schemas (`schema/`), the frames around them ([`frame`]), the names and identities both ends
-//! check ([`identity`]), the digests that both ends compare ([`digest`]) and the constants of the control network ([`control`]).
+//! check ([`identity`]), the digests that both ends compare ([`digest`]), the form in which both keep routes ([`routes`]) and the
+//! constants of the control network ([`control`]).
 //!
 //! Does no I/O and keeps no state: bytes become values here, once, or are refused here.
 
@@ -13,6 +14,7 @@ pub mod fuzz;
 pub mod identity;
 pub mod message;
 pub mod node;
+pub mod routes;
 pub mod table;
 pub mod types;
 mod wire;

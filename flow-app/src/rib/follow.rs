@@ -8,7 +8,7 @@ use xenflow_proto::table::{AddressKey, IfIndex, NeighborKey, ObstacleKey, RouteK
 use xenflow_proto::{Change, Key, Object};
 
 use super::{
-    Rib, Stamped, address_of, behind, link_of, neighbor_of, next_hop_of, obstacle_of, route_of, settings_of,
+    Rib, RouteRef, Stamped, address_of, behind, link_of, neighbor_of, next_hop_of, obstacle_of, settings_of,
 };
 
 /// How far somebody has followed.
@@ -118,7 +118,9 @@ impl Rib {
                 (objects, last.map_or(Walk::Routes(None), |last| Walk::Obstacles(Some(last))))
             }
             Walk::Routes(after) => {
-                let (objects, last) = next(&self.routes, after, most, route_of);
+                let routes: Vec<RouteRef<'_>> = self.routes_after(after).take(most).collect();
+                let last = routes.last().filter(|_| routes.len() == most).map(|route| route.key);
+                let objects = routes.into_iter().map(|route| Object::Route(route.to_route())).collect();
                 (objects, last.map_or(Walk::Done, |last| Walk::Routes(Some(last))))
             }
             Walk::Done => (Vec::new(), Walk::Done),
@@ -138,7 +140,7 @@ impl Rib {
         match *key {
             Key::Link(key) => of(&self.links, key, link_of),
             Key::Address(key) => of(&self.addresses, key, address_of),
-            Key::Route(key) => of(&self.routes, key, route_of),
+            Key::Route(key) => self.routes.get(key).map(|(route, _)| Object::Route(route.to_route())),
             Key::NextHop(key) => of(&self.next_hops, key, next_hop_of),
             Key::Neighbor(key) => of(&self.neighbors, key, neighbor_of),
             Key::Settings => of(&self.settings, (), settings_of),

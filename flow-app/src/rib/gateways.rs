@@ -81,12 +81,11 @@ fn tally<K: Ord>(counts: &mut BTreeMap<K, u32>, key: K, comes: bool) -> bool {
 impl Rib {
     /// A route, as it is, counts among those of its next-hop object, and for its gateways; or no more.
     pub(super) fn count_route(&mut self, key: RouteKey, counts: bool) {
-        let Some(route) = self.routes.get(&key) else { return };
-        let id = match &route.value.target {
+        let Self { routes, gateways, neighbors, .. } = self;
+        let Some((route, _)) = routes.get(key) else { return };
+        let id = match &route.attributes.target {
             RouteTarget::Hops(hops) => {
-                for hop in hops {
-                    self.gateways.name(hop, counts, &self.neighbors);
-                }
+                hops.iter().for_each(|hop| gateways.name(hop, counts, neighbors));
                 return;
             }
             RouteTarget::NextHop(id) => *id,

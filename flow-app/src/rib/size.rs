@@ -60,13 +60,13 @@ pub(super) fn link_size(link: &Link) -> usize {
 
 /// Of a route with that target, which no other one may have.
 pub(super) fn route_size(target: &RouteTarget) -> usize {
-    let attributes =
-        size_of::<Attributes>() + ALLOCATION + 2 * size_of::<usize>() + entry::<Arc<Attributes>, ()>();
+    let attributes = size_of::<Attributes>() + ALLOCATION + 2 * size_of::<usize>();
+    let interned = entry::<Arc<Attributes>, (u32, u32)>() + 2 * size_of::<Option<Arc<Attributes>>>();
     let target = match target {
         RouteTarget::Hops(hops) => list::<Hop>(hops.len()) + gateways(hops),
         RouteTarget::NextHop(_) => entry::<(u32, RouteKey), ()>() + entry::<u32, u32>(),
     };
-    entry::<RouteKey, Stamped<Arc<Attributes>>>() + attributes + target + PREFIX
+    entry::<RouteKey, (u32, u32)>() + attributes + interned + target + PREFIX
 }
 
 pub(super) fn next_hop_size(next_hop: &NextHop) -> usize {

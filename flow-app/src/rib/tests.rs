@@ -20,7 +20,8 @@ impl Rib {
             map.iter().map(move |(key, entry)| object(*key, entry.value.clone()))
         }
         let links = all(&self.links, link_of).chain(all(&self.addresses, address_of));
-        let routes = all(&self.routes, route_of).chain(all(&self.next_hops, next_hop_of));
+        let routes = self.routes.iter().map(|(route, _)| Object::Route(route.to_route()));
+        let routes = routes.chain(all(&self.next_hops, next_hop_of));
         let rest = all(&self.settings, settings_of).chain(all(&self.obstacles, obstacle_of));
         links.chain(routes).chain(all(&self.neighbors, neighbor_of)).chain(rest).collect()
     }
@@ -255,7 +256,7 @@ proptest! {
             prop_assert_eq!(rib.bytes(), rib.objects().iter().map(size::size).sum::<usize>());
             prop_assert!(rib.len() <= quota.objects);
             let said: BTreeSet<&Attributes> = rib.routes().map(|route| route.attributes).collect();
-            prop_assert_eq!(rib.attributes.len(), said.len());
+            prop_assert_eq!(rib.routes.attributes(), said.len());
         }
         for object in rib.objects() {
             rib.apply(Change::Remove(object.key()), quota).unwrap();

@@ -106,6 +106,13 @@ impl Aggregate {
         before
     }
 
+    /// The prefix has a label.
+    pub(crate) fn has(&self, prefix: Prefix) -> bool {
+        let (root, node) = place_of(prefix);
+        let block = self.blocks.get(&(prefix.table, root));
+        block.is_some_and(|block| block.prefixes.binary_search_by_key(&node, |(node, _)| *node).is_ok())
+    }
+
     /// The label of the entry of exactly this prefix, as it was settled last.
     pub(crate) fn entry(&self, prefix: Prefix) -> Option<Label> {
         let (root, node) = place_of(prefix);

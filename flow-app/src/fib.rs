@@ -61,6 +61,8 @@ pub struct Multipath {
     pub family: Family,
     /// With their weights; sorted, each once.
     pub hops: Vec<(Adjacency, u32)>,
+    /// The next-hop object that names them, which all of its routes follow.
+    pub object: Option<u32>,
 }
 
 /// A next hop: a neighbor's address on one of the router's vifs.
@@ -299,6 +301,7 @@ impl Fib<'_> {
             RouteKind::Throw | RouteKind::Other(_) => return Some(Best::Unable(Some(Rejection::Kind))),
         }
         let group;
+        let mut object = None;
         let hops = match &route.target {
             RouteTarget::Hops(hops) => hops.as_slice(),
             RouteTarget::NextHop(id) => match self.rib.next_hop(*id).map(|object| &object.kind) {
@@ -306,6 +309,7 @@ impl Fib<'_> {
                 Some(NextHopKind::Blackhole) => return Some(Best::Drop),
                 Some(NextHopKind::Group(members)) => match self.members(members) {
                     Ok(hops) => {
+                        object = Some(*id);
                         group = hops;
                         group.as_slice()
                     }
@@ -318,8 +322,11 @@ impl Fib<'_> {
         };
         match hops {
             [hop] if hop.flags.0 & HopFlags::DEAD != 0 => None,
-            [hop] => Some(self.hop(hop, route, prefix).unwrap_or_else(Best::Unable)),
-            _ => Some(self.share(hops, route, prefix).unwrap_or_else(Best::Unable)),
+            // One that is left of a group stays one: its routes need not change when others come and go.
+            [hop] if object.is_none() || hop.gateway.is_none() => {
+                Some(self.hop(hop, route.mtu, prefix).unwrap_or_else(Best::Unable))
+            }
+            _ => Some(self.share(hops, route.mtu, prefix, object).unwrap_or_else(Best::Unable)),
         }
     }
 
@@ -336,7 +343,7 @@ impl Fib<'_> {
     }
 
     /// A next hop that the host can use for the guest; an error says why it cannot be used.
-    fn hop(&self, hop: &Hop, route: RouteRef<'_>, prefix: IpNet) -> Result<Best, Option<Rejection>> {
+    fn hop(&self, hop: &Hop, mtu: Option<u32>, prefix: IpNet) -> Result<Best, Option<Rejection>> {
         if hop.encap {
             return Err(Some(Rejection::Encapsulation));
         }
@@ -349,7 +356,7 @@ impl Fib<'_> {
         if matches!(hop.gateway, Some(IpAddr::V4(_))) && prefix.addr().is_ipv6() {
             return Err(Some(Rejection::NextHop));
         }
-        let mtu = self.binding.limit(vif, Family::of(prefix.addr()), route.mtu);
+        let mtu = self.binding.limit(vif, Family::of(prefix.addr()), mtu);
         let mtu = mtu.map_err(|_| Some(Rejection::Mtu))?;
         if hop.flags.is_dead() || !vif.may_send {
             return Err(None);
@@ -364,10 +371,16 @@ impl Fib<'_> {
 
     /// Several next hops: all that live must be usable. One whose link is down is dead for the kernel as well, even
     /// before the guest says so.
-    fn share(&self, hops: &[Hop], route: RouteRef<'_>, prefix: IpNet) -> Result<Best, Option<Rejection>> {
+    fn share(
+        &self,
+        hops: &[Hop],
+        mtu: Option<u32>,
+        prefix: IpNet,
+        object: Option<u32>,
+    ) -> Result<Best, Option<Rejection>> {
         let is_down = |hop: &Hop| hop.oif.is_some_and(|oif| self.binding.down.contains(&oif));
         let is_alive = |hop: &&Hop| hop.flags.0 & HopFlags::DEAD == 0 && !is_down(hop);
-        let usable = |hop: &Hop| match self.hop(hop, route, prefix)? {
+        let usable = |hop: &Hop| match self.hop(hop, mtu, prefix)? {
             Best::Via(to) => Ok((to, hop.weight)),
             Best::OneOf(..) | Best::OnLink(..) | Best::Punt(_) | Best::Unable(_) | Best::Drop => {
                 Err(Some(Rejection::NextHop))
@@ -383,9 +396,37 @@ impl Fib<'_> {
         let hops: Vec<(Adjacency, u32)> = shares.into_iter().collect();
         match hops.as_slice() {
             [] => Err(None),
-            [(adjacency, _)] => Ok(Best::Via(NextHop { adjacency: *adjacency, mtu: smallest })),
-            _ => Ok(Best::OneOf(Multipath { family: Family::of(prefix.addr()), hops }, smallest)),
+            [(adjacency, _)] if object.is_none() => {
+                Ok(Best::Via(NextHop { adjacency: *adjacency, mtu: smallest }))
+            }
+            _ => Ok(Best::OneOf(Multipath { family: Family::of(prefix.addr()), hops, object }, smallest)),
         }
+    }
+
+    /// What routes of that family without an MTU of their own share by a next-hop object that is a group, and the smallest of its
+    /// MTUs; none: it is no group, or the guest forwards by it.
+    #[must_use]
+    pub fn shared(&self, object: u32, family: Family) -> Option<(Multipath, Option<u16>)> {
+        let Some(NextHopKind::Group(members)) = self.rib.next_hop(object).map(|object| &object.kind) else {
+            return None;
+        };
+        let any: IpAddr = match family {
+            Family::V4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
+            Family::V6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let hops = self.members(members).ok()?;
+        let all = IpNet::new(any, 0).ok()?;
+        match self.share(&hops, None, all, Some(object)).ok()? {
+            Best::OneOf(multipath, mtu) => Some((multipath, mtu)),
+            Best::Via(_) | Best::OnLink(..) | Best::Punt(_) | Best::Unable(_) | Best::Drop => None,
+        }
+    }
+
+    /// The smallest MTU of next hops, for routes without one of their own.
+    #[must_use]
+    pub fn smallest(&self, multipath: &Multipath) -> Option<u16> {
+        let vifs = multipath.hops.iter().filter_map(|(hop, _)| self.binding.link(hop.vif));
+        vifs.filter_map(|(_, vif)| self.binding.limit(vif, multipath.family, None).ok().flatten()).min()
     }
 
     /// A resolved neighbor that its on-link prefix covers: it is its own next hop.

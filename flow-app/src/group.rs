@@ -1,7 +1,8 @@
 //! Groups: the next hops that routes share, as select groups of the switch.
 //!
-//! Owns the numbers of a router's groups and which routes use them. Routes with the same next hops share a group; it
-//! is there before the first of them and goes after the last. A restarted daemon finds the groups of its former life
+//! Owns the numbers of a router's groups and which routes use them. Routes with the same next hops share a group, and so do those by
+//! a next-hop object, whatever its hops are: when these change, one group is another, and no route. A group
+//! is there before the first of its routes and goes after the last. A restarted daemon finds the groups of its former life
 //! by what they do, so numbers need not be remembered.
 //!
 //! A packet's flow is hashed over the fields of the guest's `fib_multipath_hash_policy`. Open vSwitch scores each
@@ -38,7 +39,7 @@ const MAX_INDEX: u16 = 0xfeff;
 pub(crate) struct Groups {
     router: RouterId,
     settings: Settings,
-    numbers: HashMap<Multipath, u16>,
+    numbers: HashMap<Shared, u16>,
     groups: BTreeMap<u16, Entry>,
     users: HashMap<Prefix, u16>,
     /// Numbers that were in use and are free again.
@@ -53,6 +54,22 @@ pub(crate) struct Groups {
     buckets: usize,
     max_buckets: usize,
     is_short: bool,
+}
+
+/// What the routes of a group have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Shared {
+    Hops(Multipath),
+    Object(u32, Family),
+}
+
+impl From<&Multipath> for Shared {
+    fn from(multipath: &Multipath) -> Self {
+        match multipath.object {
+            Some(object) => Self::Object(object, multipath.family),
+            None => Self::Hops(multipath.clone()),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -105,7 +122,7 @@ impl Groups {
     /// There is a group of these next hops, or there may be.
     pub(crate) fn may_have(&mut self, hops: &Multipath) -> bool {
         let has_number = !self.free.is_empty() || self.next <= MAX_INDEX;
-        let may = self.numbers.contains_key(hops)
+        let may = self.numbers.contains_key(&Shared::from(hops))
             || (has_number && self.buckets + bucket_count(hops) <= self.max_buckets);
         self.is_short |= !may;
         may
@@ -146,8 +163,8 @@ impl Groups {
         let old = self.users.get(&prefix).copied();
         let new = match wanted {
             None => None,
-            Some(hops) => match self.numbers.get(hops) {
-                Some(index) => Some(*index),
+            Some(hops) => match self.numbers.get(&Shared::from(hops)).copied() {
+                Some(index) => self.update(index, hops, &mut assigned.add).then_some(index),
                 None => self.insert(hops, &mut assigned.add),
             },
         };
@@ -173,7 +190,7 @@ impl Groups {
             if entry.users == 0 {
                 if let Some(entry) = self.groups.remove(&index) {
                     self.buckets -= entry.buckets;
-                    self.numbers.remove(&entry.hops);
+                    self.numbers.remove(&Shared::from(&entry.hops));
                 }
                 self.free.insert(index);
                 assigned.remove = Some(self.id(index));
@@ -207,10 +224,42 @@ impl Groups {
                 index
             }
         };
-        self.numbers.insert(hops.clone(), index);
+        self.numbers.insert(Shared::from(hops), index);
         self.groups.insert(index, Entry { hops: hops.clone(), buckets, users: 0 });
         self.buckets += buckets;
         Some(index)
+    }
+
+    /// The group of that number is to have these next hops, which may be other ones; false: there are not buckets enough.
+    fn update(&mut self, index: u16, hops: &Multipath, add: &mut Option<Group>) -> bool {
+        let id = self.id(index);
+        let Some(entry) = self.groups.get_mut(&index).filter(|entry| entry.hops != *hops) else {
+            return true;
+        };
+        let buckets = self.buckets - entry.buckets + bucket_count(hops);
+        if buckets > self.max_buckets {
+            self.is_short = true;
+            return false;
+        }
+        (entry.hops, entry.buckets) = (hops.clone(), bucket_count(hops));
+        self.buckets = buckets;
+        *add = Some(group(id, hops, self.settings));
+        true
+    }
+
+    /// Another group for the routes of a next-hop object, which keep its number: the group as it is now. None: they have no
+    /// group, or it does not fit.
+    pub(crate) fn replace(&mut self, hops: &Multipath) -> Option<Group> {
+        let index = self.numbers.get(&Shared::from(hops)).copied()?;
+        let mut changed = None;
+        self.update(index, hops, &mut changed).then_some(())?;
+        changed.or_else(|| self.get(self.id(index)))
+    }
+
+    /// What routes of that family share by a next-hop object.
+    pub(crate) fn of_object(&self, object: u32, family: Family) -> Option<&Multipath> {
+        let index = self.numbers.get(&Shared::Object(object, family))?;
+        self.groups.get(index).map(|entry| &entry.hops)
     }
 
     /// The guest hashes by other fields now: these groups are others.
@@ -355,7 +404,7 @@ mod tests {
         let vif = VifId { router: ROUTER, number: 1 };
         let hop = |host: u8| Adjacency { vif, addr: [10, 0, 0, host].into() };
         let hops = hosts.iter().map(|(host, weight)| (hop(*host), *weight)).collect();
-        Multipath { family: Family::V4, hops }
+        Multipath { family: Family::V4, hops, object: None }
     }
 
     fn prefix(net: u8) -> Prefix {
@@ -402,6 +451,30 @@ mod tests {
         }
         assert_eq!(groups.buckets, 0);
         assert_eq!(groups.assign(prefix(3), Some(&weighted)).add.unwrap().buckets.len(), 4);
+    }
+
+    #[test]
+    fn routes_by_an_object_keep_their_group_whatever_its_hops() {
+        let mut groups = Groups::new(ROUTER, 5);
+        let by = |hosts: &[(u8, u32)]| Multipath { object: Some(30), ..multipath(hosts) };
+        let first = groups.assign(prefix(1), Some(&by(&[(1, 1), (2, 1)])));
+        assert_eq!(groups.assign(prefix(2), Some(&by(&[(1, 1), (2, 1)]))).id, first.id);
+        assert_ne!(groups.assign(prefix(3), Some(&multipath(&[(1, 1), (2, 1)]))).id, first.id);
+        let one = groups.replace(&by(&[(1, 1)])).unwrap();
+        assert_eq!((Some(one.id), one.buckets.len()), (first.id, 1));
+        assert_eq!(groups.of_object(30, Family::V4), Some(&by(&[(1, 1)])));
+        assert_eq!(groups.buckets, 3);
+        // A route that looks again finds what the others have.
+        let again = groups.assign(prefix(2), Some(&by(&[(1, 1)])));
+        assert_eq!(again, Assigned { id: first.id, ..Assigned::default() });
+        assert_eq!(groups.replace(&by(&[(1, 4)])), None, "two and four are more than five");
+        assert_eq!(groups.replace(&Multipath { object: Some(31), ..multipath(&[(1, 1)]) }), None);
+        // As when the binding changes: the first one that looks brings the others' group, too.
+        let changed = groups.assign(prefix(1), Some(&by(&[(1, 1), (3, 1)])));
+        assert_eq!((changed.id, changed.add.map(|group| group.buckets.len())), (first.id, Some(2)));
+        assert_eq!(groups.assign(prefix(1), None).remove, None);
+        assert_eq!(groups.assign(prefix(2), None).remove, first.id);
+        assert_eq!(groups.of_object(30, Family::V4), None);
     }
 
     #[test]

@@ -4,12 +4,10 @@ use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use ipnet::IpNet;
 use openflow::Flow;
 use xenflow_proto::table::{Family, NeighborKey, RouteKey, TABLE_LOCAL};
 use xenflow_proto::{Change, Key, MacAddr, VlanId};
 
-use crate::aggregate::block_of;
 use crate::answer::Answers;
 use crate::fast_path;
 use crate::fib::{Adjacency, Binding, Fib, Ruling};
@@ -20,12 +18,14 @@ use crate::rib::{Quota, Rib, Sweep, TooMuch};
 use crate::table::{self, Outcome, Side};
 use crate::topology::{FastPath, RouterId, Topology};
 
+use self::due::{Due, Queue};
 use self::entries::Entries;
 use self::place::{Place, of_neighbor, own, places_of, route};
 use self::refused::Refused;
 use self::route_flow::{RouteFlow, route_flow, routes_of};
 use self::walk::{FEW, STRIDE, Walk};
 
+mod due;
 mod entries;
 mod full;
 mod met;
@@ -42,35 +42,6 @@ enum Content {
     Local,
     Route(Ruling),
     NextHop { source: MacAddr, destination: MacAddr, vlan: VlanId },
-}
-
-/// Something to do for the switch, in order.
-#[derive(Debug)]
-enum Due {
-    /// Whatever the place holds when its turn comes, unless it had its turn meanwhile.
-    Place(Place),
-    /// The same of the routes of a block that wait: their flows may stand for one another.
-    Block((u32, IpNet)),
-    /// The flow of an entry, as it is when its turn comes.
-    Entry(Prefix),
-    /// Links, vifs, obstacles or the policy changed.
-    Rebind,
-    /// The guest may hash by other fields now.
-    Settings,
-    /// A next-hop object changed: its routes are other ones, those that it has when its turn comes.
-    NextHop(u32),
-    /// Whether the neighbors in a prefix are on-link.
-    Hosts(Prefix),
-    /// What is left of a walk.
-    Walk(Walk),
-    /// As it was decided.
-    Change(FlowChange),
-    /// The group, as it is when its turn comes.
-    Group(u32),
-    /// A group that was found and is not used.
-    Unused(u32),
-    /// Everything that was due before is on its way.
-    Marker(u64),
 }
 
 /// What comes next.
@@ -97,17 +68,16 @@ pub(crate) struct Router {
     pub(crate) synced: bool,
     /// The flows that lead packets into the router.
     gates: BTreeMap<FlowKey, Flow>,
-    due: VecDeque<Due>,
+    due: Queue,
     /// How many times [`Due::Rebind`] is due.
     rebinds: usize,
     /// [`Due::NextHop`] and [`Due::Hosts`] are due for these.
     next_hops: BTreeSet<u32>,
+    /// Those whose routes a walk is under way to.
+    walked: BTreeSet<u32>,
     covers: BTreeSet<Prefix>,
     /// With the mark behind which the guest said it, where it is about a route.
     waiting: HashMap<Place, u64>,
-    /// Of the routes among them those that [`Due::Block`] stands for, and how many these are.
-    blocks: BTreeMap<(u32, IpNet), Vec<Prefix>>,
-    in_blocks: usize,
     /// What became of the last due, before the next one's turn.
     ready: VecDeque<FlowChange>,
     /// As far as the switch was told.
@@ -145,13 +115,12 @@ impl Router {
             before: None,
             synced: false,
             gates: BTreeMap::new(),
-            due: VecDeque::new(),
+            due: Queue::default(),
             rebinds: 0,
             next_hops: BTreeSet::new(),
+            walked: BTreeSet::new(),
             covers: BTreeSet::new(),
             waiting: HashMap::new(),
-            blocks: BTreeMap::new(),
-            in_blocks: 0,
             ready: VecDeque::new(),
             limit: Limit::new(max_routes),
             entries: Entries::new(id, is_aggregated),
@@ -224,8 +193,8 @@ impl Router {
         match key {
             Key::Link(_) | Key::Obstacle(_) => self.rebind(),
             Key::Settings => {
-                if !matches!(self.due.back(), Some(Due::Settings)) {
-                    self.due.push_back(Due::Settings);
+                if !matches!(self.due.last(), Some(Due::Settings)) {
+                    self.due.push(Due::Settings);
                 }
                 self.rebind();
             }
@@ -260,26 +229,27 @@ impl Router {
     fn touch(&mut self, place: Place) {
         if let Entry::Vacant(entry) = self.waiting.entry(place) {
             entry.insert(0);
-            let Place::Route(prefix) = place else {
-                self.due.push_back(Due::Place(place));
-                return;
+            let may_overtake = match place {
+                Place::Route(prefix) => self.entries.has(prefix) && self.has_routes(prefix),
+                Place::Local(..) | Place::NextHop(..) => true,
             };
-            let block = block_of(prefix);
-            let waiting = self.blocks.entry(block).or_default();
-            if waiting.is_empty() {
-                self.due.push_back(Due::Block(block));
-            }
-            waiting.push(prefix);
-            self.in_blocks += 1;
+            self.due.push_place(place, may_overtake);
         }
+    }
+
+    fn has_routes(&self, Prefix { table, dst }: Prefix) -> bool {
+        self.rib.candidates(table, dst).next().is_some()
     }
 
     /// Routes by a next-hop object are other ones.
     fn touch_users(&mut self, id: u32) {
         let users: Vec<RouteKey> = self.rib.routes_by(id, None).take(FEW + 1).collect();
         if users.len() > FEW {
+            if self.regroup(id) {
+                return;
+            }
             if self.next_hops.insert(id) {
-                self.due.push_back(Due::NextHop(id));
+                self.due.push(Due::NextHop(id));
             }
             return;
         }
@@ -290,11 +260,39 @@ impl Router {
         }
     }
 
+    /// A next-hop object is another one, but its routes have the groups that they have: these are due, and nothing else. False:
+    /// its routes may be other ones.
+    fn regroup(&mut self, id: u32) -> bool {
+        // Then not all of its routes need have what they should.
+        if self.before.is_some()
+            || self.refused.is_any()
+            || self.next_hops.contains(&id)
+            || self.walked.contains(&id)
+        {
+            return false;
+        }
+        let fib = Fib { rib: &self.rib, binding: &self.binding };
+        let mut groups = Vec::new();
+        for family in [Family::V4, Family::V6].into_iter().filter(|family| self.rib.is_used_by(id, *family)) {
+            let Some(known) = self.groups.of_object(id, family) else { return false };
+            let Some((now, mtu)) = fib.shared(id, family) else { return false };
+            if fib.smallest(known) != mtu {
+                return false;
+            }
+            groups.push(now);
+        }
+        for hops in groups {
+            let Some(group) = self.groups.replace(&hops) else { return false };
+            self.due.push_group(group.id);
+        }
+        true
+    }
+
     /// A route decides whether the neighbors in its prefix are on-link.
     fn touch_hosts(&mut self, prefix: Prefix) {
         match self.few_hosts(prefix) {
             Some(hosts) => hosts.into_iter().for_each(|host| self.touch(host)),
-            None if self.covers.insert(prefix) => self.due.push_back(Due::Hosts(prefix)),
+            None if self.covers.insert(prefix) => self.due.push(Due::Hosts(prefix)),
             None => {}
         }
     }
@@ -302,8 +300,8 @@ impl Router {
     /// Links, vifs, obstacles or the policy changed: the places that hold something else now are due. Gates close
     /// before and open after it.
     pub(crate) fn rebind(&mut self) {
-        if !matches!(self.due.back(), Some(Due::Rebind)) {
-            self.due.push_back(Due::Rebind);
+        if !matches!(self.due.last(), Some(Due::Rebind)) {
+            self.due.push(Due::Rebind);
             self.rebinds += 1;
         }
     }
@@ -486,7 +484,7 @@ impl Router {
         } else if self.groups.is_short() {
             self.asks_again = true;
             self.groups.ask_again();
-            self.due.push_back(Due::Walk(Walk::Lacking(None)));
+            self.due.push(Due::Walk(Walk::Lacking(None)));
         }
     }
 
@@ -505,7 +503,7 @@ impl Router {
     pub(crate) fn mark(&mut self, token: u64) {
         self.markers += 1;
         self.answers.ask(token);
-        self.due.push_back(Due::Marker(token));
+        self.due.push(Due::Marker(token));
     }
 
     /// There is something to tell the guest, and no marker to tell it with.
@@ -521,7 +519,7 @@ impl Router {
 
     /// How many things are due.
     pub(crate) fn backlog(&self) -> usize {
-        self.ready.len() + self.due.len() + self.in_blocks
+        self.ready.len() + self.due.len()
     }
 
     /// Anything to do?
@@ -536,19 +534,20 @@ impl Router {
                 return Some(Step::Change(change));
             }
             *work = work.checked_sub(1)?;
-            match self.due.pop_front()? {
+            match self.due.pop()? {
                 Due::Place(place) => {
                     if let Some(after) = self.waiting.remove(&place) {
                         self.turn(place, after);
                     }
                 }
-                Due::Block(block) => {
-                    let prefixes = self.blocks.remove(&block).unwrap_or_default();
-                    self.in_blocks -= prefixes.len();
+                Due::Routes(prefixes, is_early) => {
                     *work = work.saturating_sub(prefixes.len());
                     for prefix in prefixes {
                         let place = Place::Route(prefix);
-                        if let Some(after) = self.waiting.remove(&place) {
+                        if is_early && self.waiting.contains_key(&place) && !self.has_routes(prefix) {
+                            // It went meanwhile.
+                            self.due.push_place(place, false);
+                        } else if let Some(after) = self.waiting.remove(&place) {
                             self.turn(place, after);
                         }
                     }
@@ -563,6 +562,7 @@ impl Router {
                 }
                 Due::NextHop(id) => {
                     self.next_hops.remove(&id);
+                    self.walked.insert(id);
                     self.due.push_front(Due::Walk(Walk::Users(id, None)));
                 }
                 Due::Hosts(prefix) => {
@@ -573,7 +573,7 @@ impl Router {
                     *work = work.saturating_sub(STRIDE);
                     match self.step(walk) {
                         // Nobody waits for that.
-                        Some(rest @ Walk::Lacking(_)) => self.due.push_back(Due::Walk(rest)),
+                        Some(rest @ Walk::Lacking(_)) => self.due.push(Due::Walk(rest)),
                         Some(rest) => self.due.push_front(Due::Walk(rest)),
                         None => {}
                     }
@@ -599,14 +599,8 @@ impl Router {
 
     /// A marker, if nothing stands before it.
     pub(crate) fn next_marker(&mut self) -> Option<u64> {
-        match self.due.front() {
-            Some(Due::Marker(token)) if self.ready.is_empty() => {
-                let token = *token;
-                self.due.pop_front();
-                Some(self.reached(token))
-            }
-            _ => None,
-        }
+        let token = if self.ready.is_empty() { self.due.pop_marker() } else { None }?;
+        Some(self.reached(token))
     }
 }
 

@@ -60,6 +60,11 @@ impl Entries {
         }
     }
 
+    /// It is known what its packets are to meet.
+    pub(super) fn has(&self, prefix: Prefix) -> bool {
+        self.aggregate.has(prefix)
+    }
+
     fn take(&mut self, outcome: Outcome) -> Label {
         let label = *self.labels.entry(outcome).or_insert_with(|| {
             let next = || Label::try_from(self.outcomes.len()).unwrap_or(Label::MAX);

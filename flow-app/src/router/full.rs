@@ -65,14 +65,13 @@ impl Router {
         groups: BTreeMap<u32, Group>,
         topology: &Topology,
     ) {
-        let markers: Vec<Due> = self.due.drain(..).filter(|due| matches!(due, Due::Marker(_))).collect();
+        let markers = self.due.take_markers();
         let waiting = std::mem::take(&mut self.waiting);
         self.ready.clear();
         self.rebinds = 0;
         self.next_hops.clear();
+        self.walked.clear();
         self.covers.clear();
-        self.blocks.clear();
-        self.in_blocks = 0;
         self.before = None;
         (self.asks_again, self.has_room_again) = (false, false);
         let policy = topology.policy(self.id);
@@ -132,7 +131,9 @@ impl Router {
         self.due.extend(adding.into_iter().map(Due::Change));
         self.due.extend(entries.into_iter().map(Due::Entry));
         for place in places {
-            self.touch(place);
+            // In its turn: what may go first has, for there may be no room.
+            self.waiting.insert(place, 0);
+            self.due.push(Due::Place(place));
         }
         self.due.extend(obsolete.into_iter().map(remove));
         self.due.extend(self.groups.unused().into_iter().map(Due::Unused));

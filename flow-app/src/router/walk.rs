@@ -160,7 +160,10 @@ impl Router {
                 None => self.due.push_front(Due::Walk(Walk::Covered(prefix, None))),
             }
         }
-        let last = users.last().filter(|_| users.len() == STRIDE)?;
+        let Some(last) = users.last().filter(|_| users.len() == STRIDE) else {
+            self.walked.remove(&id);
+            return None;
+        };
         Some(Walk::Users(id, Some(*last)))
     }
 

@@ -14,6 +14,7 @@ mod meters;
 mod model;
 mod moves;
 mod oracle;
+mod order;
 mod police;
 mod queues;
 mod rest;

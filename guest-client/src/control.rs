@@ -17,7 +17,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use xenflow_proto::table::{IfIndex, Link, RouteKey, TABLE_LOCAL};
-use xenflow_proto::{Key, MacAddr, Object, control};
+use xenflow_proto::{Key, MacAddr, control};
 
 use crate::connection::{LinkError, Place};
 use crate::mirror::Mirror;
@@ -156,13 +156,8 @@ impl Control {
             return Place::named(name, mirror.link(name)).map(|place| vec![place]);
         }
         let home = self.home();
-        let is_early =
-            |object: &&Object| matches!(object, Object::Obstacle(_) | Object::Link(_) | Object::Address(_));
-        // Addresses come before what there may be a million of.
         let addressed: BTreeSet<IfIndex> = mirror
-            .objects()
-            .take_while(is_early)
-            .filter_map(|object| if let Object::Address(key) = object { Some(key) } else { None })
+            .addresses()
             .filter(|key| !is_link_local(key.address.addr()))
             .map(|key| key.ifindex)
             .collect();
@@ -242,7 +237,7 @@ pub(crate) fn source(host: IpAddr, mac: MacAddr) -> IpAddr {
 /// The kernel has a route to an address of its own from when on it may be used.
 fn is_ready(mirror: &Mirror, own: IpAddr) -> bool {
     let key = RouteKey { table: TABLE_LOCAL, dst: IpNet::from(own), tos: 0, metric: 0 };
-    mirror.object(Key::Route(key)).is_some()
+    mirror.contains(Key::Route(key))
 }
 
 /// IPv4 (RFC 3927) or IPv6 (RFC 4291, 2.5.6).

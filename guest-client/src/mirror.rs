@@ -7,16 +7,20 @@
 //! Not here: how changes are numbered and confirmed ([`crate::session`]), when to dump ([`crate::driver`]).
 
 mod audit;
+mod entries;
 mod marks;
 mod past;
 mod start;
 mod told;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use xenflow_proto::table::{
-    Hop, HopFlags, IfIndex, Link, Obstacle, ObstacleKey, ObstacleKind, Route, RouteKey, RouteTarget,
+    AddressKey, Hop, HopFlags, IfIndex, Link, Obstacle, ObstacleKey, ObstacleKind, Route, RouteKey,
+    RouteTarget,
 };
 use xenflow_proto::{Key, Object};
 
@@ -26,8 +30,10 @@ use crate::translate::{Event, Place};
 
 pub use audit::Repaired;
 use audit::{Audit, is_for_surveys};
+use entries::{Entries, State, Told};
+pub use past::MAX_CHANGES;
 pub use start::Start;
-use told::Told;
+use told::Telling;
 pub use told::{Batch, Confirmed, Limits, MAX_IN_FLIGHT};
 
 /// A key with its rank in a snapshot: what a route refers to comes before it, and what stands in the way of
@@ -35,37 +41,27 @@ pub use told::{Batch, Confirmed, Limits, MAX_IN_FLIGHT};
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Slot(u8, Key);
 
+impl Slot {
+    /// The rank of addresses.
+    const ADDRESSES: u8 = 2;
+    /// That of routes.
+    const ROUTES: u8 = 5;
+}
+
 impl From<Key> for Slot {
     fn from(key: Key) -> Self {
         let rank = match key {
             Key::Obstacle(_) => 0,
             Key::Link(_) => 1,
-            Key::Address(_) => 2,
+            Key::Address(_) => Self::ADDRESSES,
             Key::NextHop(_) => 3,
             Key::Neighbor(_) => 4,
-            Key::Route(_) => 5,
+            Key::Route(_) => Self::ROUTES,
             // They say that all obstacles have been told.
             Key::Settings => 6,
         };
         Self(rank, key)
     }
-}
-
-#[derive(Debug)]
-struct Entry {
-    object: Object,
-    /// The dump during or before which it was last confirmed, by whatever message.
-    seen: u32,
-    /// The dump that listed it.
-    dumped: u32,
-    /// The dump during or before which an event told of it.
-    event: u32,
-    /// Hash of what the host is to be told of it.
-    hash: u64,
-    /// Hash of what the host was told last under this key.
-    told: Option<u64>,
-    /// Number of the message by which it was.
-    sent: u64,
 }
 
 /// Who tells of an object.
@@ -78,7 +74,7 @@ enum Source {
 /// See the module.
 #[derive(Debug)]
 pub struct Mirror {
-    entries: BTreeMap<Slot, Entry>,
+    entries: Entries,
     /// Keys under which the kernel has, or may have, several routes; `entries` has the first. With the dump
     /// during or before which that was last seen.
     duplicated: BTreeMap<RouteKey, u32>,
@@ -94,8 +90,7 @@ pub struct Mirror {
     surveyed: Option<BTreeSet<IfIndex>>,
     /// Others came since somebody asked.
     unsurveyed: bool,
-    told: Told,
-    routes: usize,
+    told: Telling,
     neighbors: usize,
     gateways: Gateways,
 }
@@ -106,7 +101,7 @@ impl Mirror {
     #[must_use]
     pub fn new(boot_id: &[u8; 16]) -> Self {
         Self {
-            entries: BTreeMap::new(),
+            entries: Entries::default(),
             duplicated: BTreeMap::new(),
             dump: 0,
             dumping: false,
@@ -116,8 +111,7 @@ impl Mirror {
             trusted: false,
             surveyed: None,
             unsurveyed: false,
-            told: Told::new(boot_id),
-            routes: 0,
+            told: Telling::new(boot_id),
             neighbors: 0,
             gateways: Gateways::default(),
         }
@@ -132,7 +126,7 @@ impl Mirror {
     /// Number of routes.
     #[must_use]
     pub fn routes(&self) -> usize {
-        self.routes
+        self.entries.routes()
     }
 
     /// Gateways of all routes.
@@ -149,13 +143,19 @@ impl Mirror {
 
     /// The object under a key.
     #[must_use]
-    pub fn object(&self, key: Key) -> Option<&Object> {
-        self.entries.get(&Slot::from(key)).map(|entry| &entry.object)
+    pub fn object(&self, key: Key) -> Option<Cow<'_, Object>> {
+        self.entries.get(&Slot::from(key)).map(|(object, _)| object)
+    }
+
+    /// There is an object under a key.
+    #[must_use]
+    pub fn contains(&self, key: Key) -> bool {
+        self.entries.contains(&Slot::from(key))
     }
 
     /// All objects; what a route refers to comes before it.
-    pub fn objects(&self) -> impl Iterator<Item = &Object> {
-        self.entries.values().map(|entry| &entry.object)
+    pub fn objects(&self) -> impl Iterator<Item = Cow<'_, Object>> {
+        self.entries.range(Bound::Unbounded).map(|(object, _)| object)
     }
 
     /// The link of this name.
@@ -166,7 +166,7 @@ impl Mirror {
 
     /// All links, by number.
     pub fn links(&self) -> impl Iterator<Item = &Link> {
-        self.entries.range(Slot::from(Key::Link(0))..).map_while(|(_, entry)| match &entry.object {
+        self.entries.others(Slot::from(Key::Link(0))).map_while(|(_, object)| match object {
             Object::Link(link) => Some(link),
             Object::Address(_)
             | Object::Route(_)
@@ -175,6 +175,13 @@ impl Mirror {
             | Object::Settings(_)
             | Object::Obstacle(_) => None,
         })
+    }
+
+    /// All addresses, by link.
+    pub fn addresses(&self) -> impl Iterator<Item = AddressKey> {
+        let of_links = self.entries.others(Slot::from(Key::Link(0)));
+        let of_links = of_links.take_while(|(slot, _)| slot.0 <= Slot::ADDRESSES);
+        of_links.filter_map(|(_, object)| if let Object::Address(key) = object { Some(*key) } else { None })
     }
 
     /// Takes in an event of the kernel. True: other objects may have gone without a word, a dump is needed. While a dump
@@ -221,7 +228,7 @@ impl Mirror {
             (Some(_), Place::First) => self.seems_duplicated(key, now),
             // An IPv6 route that got one more hop is told whole; anything else stands behind the first.
             (Some(first), Place::Last) => {
-                if !extends(&route, first) {
+                if !extends(&route, &first) {
                     self.seems_duplicated(key, now);
                     return;
                 }
@@ -250,7 +257,7 @@ impl Mirror {
             self.take_away(&Slot::from(Key::Route(route.key)), now);
             return false;
         };
-        if self.duplicated.contains_key(&route.key) || !same(first, route) {
+        if self.duplicated.contains_key(&route.key) || !same(&first, route) {
             return true;
         }
         self.take_away(&Slot::from(Key::Route(route.key)), now);
@@ -277,6 +284,7 @@ impl Mirror {
     fn start_dump(&mut self, by_clock: bool) {
         self.audit.begin(by_clock);
         self.dump += 1;
+        self.entries.begin_dump();
         self.dumping = true;
         self.removed.clear();
         self.doubtful = false;
@@ -290,14 +298,12 @@ impl Mirror {
             }
             Event::Route(route, _) => {
                 let slot = Slot::from(Key::Route(route.key));
-                let listed = self.entries.get(&slot).filter(|entry| entry.dumped == self.dump);
-                match listed.map(|entry| entry.object == Object::Route(route.clone())) {
+                match self.entries.state(&slot).filter(|state| state.is_dumped) {
                     None => {
                         self.put(Object::Route(route), now, Source::Dump);
                     }
-                    Some(_) => {
-                        let is_told = self.entries.get(&slot).is_some_and(|entry| entry.event == self.dump);
-                        if !is_told && !self.duplicated.contains_key(&route.key) {
+                    Some(listed) => {
+                        if !listed.is_told && !self.duplicated.contains_key(&route.key) {
                             self.audit.found(&slot);
                         }
                         self.duplicate(route.key, now);
@@ -306,7 +312,7 @@ impl Mirror {
             }
             Event::Remove(key) => {
                 let slot = Slot::from(key);
-                if self.entries.get(&slot).is_some_and(|entry| entry.event == self.dump) {
+                if self.entries.state(&slot).is_some_and(|state| state.is_told) {
                     self.doubtful = true;
                 } else if self.delete(&slot, now) {
                     self.audit.found(&slot);
@@ -321,8 +327,7 @@ impl Mirror {
     #[must_use]
     pub fn end_dump(&mut self, now: Duration) -> bool {
         let dump = self.dump;
-        let gone = self.entries.iter().filter(|(slot, entry)| entry.seen != dump && is_dumped(&slot.1));
-        let gone: Vec<Slot> = gone.map(|(slot, _)| slot.clone()).collect();
+        let gone: Vec<Slot> = self.entries.unseen().filter(|slot| is_dumped(&slot.1)).collect();
         for slot in gone {
             self.delete(&slot, now);
             self.audit.found(&slot);
@@ -335,7 +340,7 @@ impl Mirror {
         }
         if let Some(surveyed) = &mut self.surveyed {
             // One that went before the dump, and was never here, may come back as another.
-            surveyed.retain(|link| self.entries.contains_key(&Slot::from(Key::Link(*link))));
+            surveyed.retain(|link| self.entries.contains(&Slot::from(Key::Link(*link))));
         }
         self.dumping = false;
         self.removed.clear();
@@ -359,8 +364,7 @@ impl Mirror {
     /// does, for nobody knows what is on it.
     pub fn apply_survey(&mut self, survey: &Survey, now: Duration) {
         // One that is gone by now may come back as another, which nobody has looked at.
-        let there =
-            |link: &&IfIndex| !self.trusted || self.entries.contains_key(&Slot::from(Key::Link(**link)));
+        let there = |link: &&IfIndex| !self.trusted || self.entries.contains(&Slot::from(Key::Link(**link)));
         self.surveyed = Some(survey.links.keys().filter(there).copied().collect());
         let mut objects: BTreeMap<Key, Object> = survey
             .obstacles
@@ -376,7 +380,8 @@ impl Mirror {
             objects.insert(unknown.key(), unknown);
         }
         // There are settings in every survey.
-        let known = self.entries.range(..Slot::from(Key::Link(0))).map(|(slot, _)| slot);
+        let first = Slot(0, Key::Settings);
+        let known = self.entries.others(first).map(|(slot, _)| slot).take_while(|slot| slot.0 == 0);
         let gone: Vec<Slot> = known.filter(|slot| !objects.contains_key(&slot.1)).cloned().collect();
         for slot in gone {
             self.delete(&slot, now);
@@ -398,11 +403,9 @@ impl Mirror {
         self.trusted = false;
     }
 
-    fn route(&self, key: RouteKey) -> Option<&Route> {
-        match self.object(Key::Route(key)) {
-            Some(Object::Route(route)) => Some(route),
-            _ => None,
-        }
+    fn route(&self, key: RouteKey) -> Option<Route> {
+        let object = self.object(Key::Route(key))?.into_owned();
+        if let Object::Route(route) = object { Some(route) } else { None }
     }
 
     /// True if that changed anything.
@@ -410,59 +413,60 @@ impl Mirror {
         let slot = Slot::from(object.key());
         // Before the link, so that no host has the one without the other.
         if let (Key::Link(link), Some(surveyed)) = (&slot.1, &self.surveyed)
-            && !self.entries.contains_key(&slot)
+            && !self.entries.contains(&slot)
             && !surveyed.contains(link)
         {
             self.unsurveyed = true;
             let unknown = Object::Obstacle(not_surveyed(*link));
             let of_unknown = Slot::from(unknown.key());
-            if !self.put(unknown, now, Source::Event)
-                && let Some(told) = self.entries.get(&of_unknown).map(|entry| entry.told)
-            {
+            if !self.put(unknown, now, Source::Event) {
                 // It may be left over from a link before, and still to come in the snapshot.
-                self.review(&of_unknown, told, now);
+                self.review(&of_unknown, None, now);
             }
         }
-        let dump = self.dump;
-        let (event, dumped) = match source {
-            Source::Event => (dump, 0),
-            Source::Dump => (0, dump),
-        };
-        if let Some(entry) = self.entries.get_mut(&slot) {
-            entry.seen = dump;
-            let told_by_event = entry.event == dump;
-            entry.event = entry.event.max(event);
-            entry.dumped = entry.dumped.max(dumped);
-            if entry.object == object {
+        let is_event = source == Source::Event;
+        let is_duplicated = self.is_duplicated(&slot);
+        if let Some(known) = self.entries.state(&slot) {
+            let is_same = self.entries.holds(&object);
+            let state = State {
+                is_seen: true,
+                is_dumped: known.is_dumped || !is_event,
+                is_told: known.is_told || is_event,
+                ..known
+            };
+            if is_same || (!is_event && known.is_told) {
+                self.doubtful |= !is_same;
+                self.entries.set(&slot, state);
                 return false;
             }
-            if source == Source::Dump && told_by_event {
-                self.doubtful = true;
-                return false;
-            }
-            if source == Source::Dump && !is_for_surveys(&entry.object, &object) {
+            let Some((before, _)) = self.entries.get(&slot) else { return false };
+            if !is_event && !is_for_surveys(&before, &object) {
                 self.audit.found(&slot);
             }
-            self.gateways.remove(&entry.object);
+            self.gateways.remove(&before);
             self.gateways.add(&object);
-            entry.hash = self.told.replace(Some(entry.hash), &object, &self.duplicated);
-            entry.object = object;
-            let told = entry.told;
-            self.review(&slot, told, now);
+            let before = self.told.hash(&before, is_duplicated);
+            let hash = self.told.hash(&object, is_duplicated);
+            self.told.replace(&slot, Some(before), hash);
+            let told = Told::of(state.told.hash(before), hash);
+            self.entries.insert(object, State { told, ..state });
+            self.review(&slot, None, now);
             return true;
         }
-        if source == Source::Dump {
+        if !is_event {
             self.doubtful |= self.removed.contains(&slot);
             self.audit.found(&slot);
         }
         self.count(&slot, 1);
         self.gateways.add(&object);
-        let hash = self.told.replace(None, &object, &self.duplicated);
+        let hash = self.told.hash(&object, is_duplicated);
+        self.told.replace(&slot, None, hash);
         // A key that went and came back before the host was told stays one it knows.
-        let told = self.told.of_gone(&slot);
-        let entry = Entry { object, seen: dump, dumped, event, hash, told, sent: self.told.sent() };
-        self.entries.insert(slot.clone(), entry);
-        self.review(&slot, told, now);
+        let told = Told::of(self.told.of_gone(&slot), hash);
+        let sent = self.told.sent();
+        let state = State { is_seen: true, is_dumped: !is_event, is_told: is_event, told, sent };
+        self.entries.insert(object, state);
+        self.review(&slot, None, now);
         true
     }
 
@@ -471,14 +475,16 @@ impl Mirror {
             // Another may come under the same number, also of one that only the survey has seen.
             surveyed.remove(link);
         }
-        let Some(entry) = self.entries.remove(slot) else { return false };
+        let is_duplicated = self.is_duplicated(slot);
+        let Some((object, state)) = self.entries.remove(slot) else { return false };
         self.count(slot, -1);
-        self.gateways.remove(&entry.object);
+        self.gateways.remove(&object);
         if let Key::Route(key) = &slot.1 {
             self.duplicated.remove(key);
         }
-        self.told.remove(slot, entry.hash);
-        self.review(slot, entry.told, now);
+        let hash = self.told.hash(&object, is_duplicated);
+        self.told.remove(slot, hash);
+        self.review(slot, state.told.hash(hash), now);
         if let Key::Link(link) = slot.1 {
             self.delete(&Slot::from(Key::Obstacle(not_surveyed(link).key)), now);
         }
@@ -486,11 +492,13 @@ impl Mirror {
     }
 
     fn count(&mut self, slot: &Slot, by: isize) {
-        match slot.1 {
-            Key::Route(_) => self.routes = self.routes.saturating_add_signed(by),
-            Key::Neighbor(_) => self.neighbors = self.neighbors.saturating_add_signed(by),
-            Key::Link(_) | Key::Address(_) | Key::NextHop(_) | Key::Settings | Key::Obstacle(_) => {}
+        if let Key::Neighbor(_) = slot.1 {
+            self.neighbors = self.neighbors.saturating_add_signed(by);
         }
+    }
+
+    fn is_duplicated(&self, slot: &Slot) -> bool {
+        if let Key::Route(key) = &slot.1 { self.duplicated.contains_key(key) } else { false }
     }
 }
 

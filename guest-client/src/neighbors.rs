@@ -157,7 +157,7 @@ pub struct Wanted {
 /// this guest, not by asking for ever.
 #[must_use]
 pub fn wanted(mirror: &Mirror, control_interface: &str, in_use: &[NeighborKey]) -> Wanted {
-    let is_vrf = |master| match mirror.object(Key::Link(master)) {
+    let is_vrf = |master| match mirror.object(Key::Link(master)).as_deref() {
         Some(Object::Link(link)) => link.kind == "vrf",
         _ => false,
     };
@@ -169,7 +169,7 @@ pub fn wanted(mirror: &Mirror, control_interface: &str, in_use: &[NeighborKey]) 
             && link.running
             && link.name != control_interface
     };
-    let in_use = in_use.iter().filter(|key| mirror.object(Key::Neighbor(**key)).is_some()).copied();
+    let in_use = in_use.iter().filter(|key| mirror.contains(Key::Neighbor(**key))).copied();
     Wanted {
         gateways: mirror.gateways().iter().take(MAX_GATEWAYS).chain(in_use).collect(),
         links: mirror.links().filter(bindable).map(|link| link.ifindex).collect(),

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use xenflow_proto::digest::Digest;
 use xenflow_proto::frame::MAX_FRAME;
-use xenflow_proto::message::{Hello, MAX_CHANGES, RefusalReason, Renewed, VERSION, Welcome};
+use xenflow_proto::message::{Hello, RefusalReason, Renewed, VERSION, Welcome};
 use xenflow_proto::table::NeighborKey;
 use xenflow_proto::{GuestMessage, HostMessage, Key, Name, Seq};
 
@@ -31,6 +31,8 @@ pub const PONG_TIMEOUT: Duration = Duration::from_secs(4);
 pub const MIN_FRAME: usize = 16 << 10;
 /// Most unacknowledged messages, whatever window the host offers; [`crate::mirror::MAX_IN_FLIGHT`] limits what is in them.
 pub const MAX_WINDOW: u32 = 4096;
+/// Most changes in a message, whatever the host takes: the rest of a long one keeps it from hearing of what is urgent.
+const MAX_CHANGES: usize = 512;
 /// Most answers to pings that wait to be sent; a host that asks faster than it reads gets no more.
 const MAX_REPLIES: usize = 16;
 

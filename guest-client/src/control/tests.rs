@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use xenflow_proto::Object;
 use xenflow_proto::table::{AddressKey, Route, RouteKind, RouteTarget};
 
 use super::*;

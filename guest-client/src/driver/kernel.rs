@@ -14,6 +14,8 @@ use crate::watch::Heard;
 
 /// Datagrams read from the kernel before the host gets its turn.
 const BURST: usize = 64;
+/// Messages in them: one datagram of a dump holds hundreds, and the host's turn comes within a millisecond.
+const MESSAGES: usize = 256;
 
 impl Driver {
     /// Zebra told the kernel before it told us: once the kernel has nothing more to say, the mirror knows of it.
@@ -26,14 +28,18 @@ impl Driver {
 
     /// True: everything was read.
     pub(super) fn read_kernel(&mut self) -> Result<bool, RunError> {
-        let (mut inputs, mut whole) = (Vec::new(), false);
+        let (mut inputs, mut messages, mut whole) = (Vec::new(), 0, false);
         for _ in 0..BURST {
+            if messages >= MESSAGES {
+                break;
+            }
             if !self.netlink.read(|input| inputs.push(input)).map_err(RunError::Netlink)? {
                 whole = true;
                 break;
             }
             // Of each: what causes the last of a burst may come after the first was read.
             let time = now();
+            messages += inputs.len();
             for input in std::mem::take(&mut inputs) {
                 self.input(input, time);
             }
@@ -82,14 +88,18 @@ impl Driver {
     pub(super) fn surveyed(&mut self, survey: &Survey, time: Duration) {
         self.mirror.apply_survey(survey, time);
         // Nothing tells of an MTU of IPv6 that changes. Links that come and go have told of it already.
-        let mtu = |(&ifindex, &mtu): (&u32, &Option<u32>)| match self.mirror.object(Key::Link(ifindex)) {
+        let mtu = |(&ifindex, &mtu): (&u32, &Option<u32>)| match self
+            .mirror
+            .object(Key::Link(ifindex))
+            .as_deref()
+        {
             Some(Object::Link(link)) => link.ipv6_mtu != mtu,
             _ => false,
         };
         if survey.links.iter().any(mtu) {
             self.dumps.want(time);
         }
-        let name = |ifindex| match self.mirror.object(Key::Link(ifindex)) {
+        let name = |ifindex| match self.mirror.object(Key::Link(ifindex)).as_deref() {
             Some(Object::Link(link)) => link.name.clone(),
             _ => format!("link {ifindex}"),
         };

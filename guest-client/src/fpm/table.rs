@@ -125,13 +125,13 @@ impl Table {
 
 /// The switch has the next-hop object of a route as the kernel has it now: zebra changes these without the route.
 fn is_hop_confirmed(mirror: &Mirror, route: RouteKey) -> bool {
-    let Some(Object::Route(Route { target: RouteTarget::NextHop(id), .. })) =
-        mirror.object(Key::Route(route))
-    else {
+    let object = mirror.object(Key::Route(route));
+    let Some(Object::Route(Route { target: RouteTarget::NextHop(id), .. })) = object.as_deref() else {
         return true;
     };
     let is_confirmed = |id: u32| mirror.is_confirmed(&Key::NextHop(id));
-    let members = match mirror.object(Key::NextHop(*id)) {
+    let next_hop = mirror.object(Key::NextHop(*id));
+    let members = match next_hop.as_deref() {
         Some(Object::NextHop(NextHop { kind: NextHopKind::Group(members), .. })) => members.as_slice(),
         _ => &[],
     };

@@ -13,7 +13,7 @@ use xenflow_proto::digest::Digest;
 use super::Slot;
 
 /// Most changes in a line. Each takes 56 bytes, and the state after it 24: a line takes no more than 5 MiB.
-pub(super) const MAX_CHANGES: usize = 64 << 10;
+pub const MAX_CHANGES: usize = 64 << 10;
 
 /// A key, and the hash of what was under it before.
 pub(super) type Change = (Slot, Option<u64>);

@@ -15,7 +15,8 @@ use std::time::Duration;
 use xenflow_proto::Key;
 use xenflow_proto::digest::Digest;
 
-use super::past::Past;
+use super::entries::{State, Told};
+use super::past::{self, Past};
 use super::{Mirror, Slot};
 
 /// How a host is brought up to date.
@@ -52,7 +53,7 @@ impl Mirror {
         }
         // The next host is sent them in the order of a snapshot.
         told.listing = Some(Bound::Unbounded);
-        told.marks.retain(|slot| !self.entries.contains_key(slot));
+        told.marks.retain(|slot| !self.entries.contains(slot));
     }
 
     /// False: nothing is known of these tables.
@@ -82,14 +83,12 @@ impl Mirror {
         let told = &mut self.told;
         let next = told.sent() + 1;
         if told.listing.take().is_some() {
-            for entry in self.entries.values_mut().filter(|entry| entry.told != Some(entry.hash)) {
-                (entry.told, entry.sent) = (Some(entry.hash), next);
-            }
+            self.entries.adopt(next);
             told.line = Past::new(told.current);
         } else {
             for slot in told.marks.slots() {
-                if let Some(entry) = self.entries.get_mut(slot) {
-                    (entry.told, entry.sent) = (Some(entry.hash), next);
+                if let Some(state) = self.entries.state(slot) {
+                    self.entries.set(slot, State { told: Told::This, sent: next, ..state });
                 }
             }
         }
@@ -104,22 +103,29 @@ impl Mirror {
     fn rewind(&mut self, held: Digest, changes: usize, now: Duration) {
         // What was told last under each key, and what was before.
         let mut differ: BTreeMap<Slot, (Option<u64>, Option<u64>)> = BTreeMap::new();
-        for (slot, before) in self.told.line.last(changes).rev() {
-            let last = || match self.entries.get(slot) {
-                Some(entry) => entry.told,
-                None => self.told.of_gone(slot),
+        let back: Vec<past::Change> = self.told.line.last(changes).rev().cloned().collect();
+        for (slot, before) in back {
+            if let Some((_, first)) = differ.get_mut(&slot) {
+                *first = before;
+                continue;
+            }
+            let last = match self.entries.state(&slot).map(|state| state.told) {
+                None => self.told.of_gone(&slot),
+                Some(Told::This) => self.hash(&slot),
+                Some(Told::Nothing) => None,
+                Some(Told::Other(hash)) => Some(hash),
             };
-            differ.entry(slot.clone()).or_insert_with(|| (last(), None)).1 = *before;
+            differ.insert(slot, (last, before));
         }
         let back: Vec<_> = differ.iter().map(|(slot, (last, _))| (slot.clone(), *last)).collect();
         self.told.line.push(held, back.into_iter());
         self.told.digest = held;
         // What was in the way of forwarding is told of as gone when all the rest is told.
-        let is_lifted = |slot: &Slot| matches!(slot.1, Key::Obstacle(_)) && !self.entries.contains_key(slot);
+        let is_lifted = |slot: &Slot| matches!(slot.1, Key::Obstacle(_)) && !self.entries.contains(slot);
         let (lifted, differ): (Vec<_>, Vec<_>) = differ.into_iter().partition(|(slot, _)| is_lifted(slot));
         for (slot, (_, before)) in differ.into_iter().chain(lifted) {
-            if let Some(entry) = self.entries.get_mut(&slot) {
-                entry.told = before;
+            if let (Some(state), Some(hash)) = (self.entries.state(&slot), self.hash(&slot)) {
+                self.entries.set(&slot, State { told: Told::of(before, hash), ..state });
             }
             self.review(&slot, before, now);
         }
@@ -132,7 +138,7 @@ impl Mirror {
             let line = std::mem::replace(&mut self.told.line, Past::new(Digest::default()));
             self.told.elsewhere = Some(line);
         }
-        self.entries.values_mut().for_each(|entry| entry.told = None);
+        self.entries.forget();
         let told = &mut self.told;
         told.marks.clear();
         told.digest = Digest::default();
@@ -153,9 +159,15 @@ impl Mirror {
         let Some(mut line) = told.elsewhere.take() else { return };
         told.line.truncate(told.in_flight);
         let in_flight = told.line.last(told.in_flight).map(|(slot, _)| slot);
-        let differ: BTreeSet<&Slot> = told.marks.slots().chain(in_flight).collect();
-        let now = |slot: &Slot| self.entries.get(slot).map(|entry| entry.hash);
-        let differ: Vec<_> = differ.into_iter().map(|slot| (slot.clone(), now(slot))).collect();
+        let differ: BTreeSet<Slot> = told.marks.slots().chain(in_flight).cloned().collect();
+        let differ: Vec<past::Change> = differ
+            .into_iter()
+            .map(|slot| {
+                let now = self.hash(&slot);
+                (slot, now)
+            })
+            .collect();
+        let told = &mut self.told;
         line.push(told.line.oldest(), differ.into_iter());
         line.append(std::mem::replace(&mut told.line, Past::new(told.digest)));
         told.line = line;

@@ -1,7 +1,7 @@
 //! What the host was told of the mirror, and what it does not know yet.
 //!
-//! Of each key the hash of what the host was told last is remembered, also beyond the end of a session: in its entry,
-//! or, of a key that is gone, in its mark. A key of which the host should know something else is *dirty*: it has a mark
+//! Of each key it is remembered what the host was told last, also beyond the end of a session: in its entry, or, of a key
+//! that is gone, in its mark. A key of which the host should know something else is *dirty*: it has a mark
 //! until it is taken. What is taken is the value at that moment, so changes of one key coalesce and a slow host
 //! costs no more memory than one mark per key. A key that came and went before the host heard of it leaves no
 //! mark, nor does one that is again as the host knows it. Keys that a snapshot has yet to list need none.
@@ -11,7 +11,7 @@
 //! whichever host it is.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::iter;
 use std::ops::Bound;
 use std::time::Duration;
@@ -20,13 +20,16 @@ use xenflow_proto::digest::{Digest, Keyed};
 use xenflow_proto::table::{NextHopKind, Route, RouteKey, RouteKind, RouteTarget};
 use xenflow_proto::{Change, Key, Object};
 
+use super::entries::{State, Told};
 use super::marks::Marks;
 use super::past::{self, Past};
 use super::{Mirror, Slot};
 use crate::translate::UNDESCRIBED;
 
-/// Most changes in messages that are not acknowledged: as many as can be taken back.
-pub const MAX_IN_FLIGHT: usize = past::MAX_CHANGES;
+/// Most changes in messages that are not acknowledged. It is as much as keeps a host busy that has two bundles of a thousand under
+/// way and another one ready: whatever is told next waits for all of them.
+pub const MAX_IN_FLIGHT: usize = 4 << 10;
+const _: () = assert!(MAX_IN_FLIGHT <= past::MAX_CHANGES, "they can be taken back");
 
 /// How much one message may hold.
 #[derive(Debug, Clone, Copy)]
@@ -69,7 +72,7 @@ struct Flight {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct Telling {
     keyed: Keyed,
     /// Of everything, as it would be told now.
     pub(super) current: Digest,
@@ -98,7 +101,7 @@ pub(super) struct Told {
     pub(super) marks: Marks,
 }
 
-impl Told {
+impl Telling {
     pub(super) fn new(boot_id: &[u8; 16]) -> Self {
         Self {
             keyed: Keyed::new(boot_id),
@@ -118,19 +121,17 @@ impl Told {
         }
     }
 
-    /// Hash of what the host is to be told of an object from now on; `before` is no more.
-    pub(super) fn replace(
-        &mut self,
-        before: Option<u64>,
-        object: &Object,
-        duplicated: &BTreeMap<RouteKey, u32>,
-    ) -> u64 {
-        let hash = self.keyed.hash(&as_told(object, duplicated));
+    /// Hash of what the host is to be told of an object, of whose key there are several routes or not.
+    pub(super) fn hash(&mut self, object: &Object, is_duplicated: bool) -> u64 {
+        self.keyed.hash(&as_told(object, is_duplicated))
+    }
+
+    /// What the host is to be told of a key had that hash before, and has this one from now on.
+    pub(super) fn replace(&mut self, slot: &Slot, before: Option<u64>, hash: u64) {
         swap(&mut self.current, before, Some(hash));
         if before != Some(hash) && self.elsewhere.is_some() {
-            self.changed(Slot::from(object.key()), before);
+            self.changed(slot.clone(), before);
         }
-        hash
     }
 
     /// The object under this key, with this hash, is no more.
@@ -179,26 +180,45 @@ impl Mirror {
     /// Whether an IPv6 key has several routes has changed, and with it what the host is to know.
     pub(super) fn tell_again(&mut self, key: RouteKey, now: Duration) {
         let slot = Slot::from(Key::Route(key));
-        if key.dst.addr().is_ipv6()
-            && let Some(entry) = self.entries.get_mut(&slot)
-        {
-            entry.hash = self.told.replace(Some(entry.hash), &entry.object, &self.duplicated);
-            let told = entry.told;
-            self.review(&slot, told, now);
+        if !key.dst.addr().is_ipv6() {
+            return;
         }
+        let is_duplicated = self.duplicated.contains_key(&key);
+        let Some((object, state)) = self.entries.get(&slot) else { return };
+        let before = self.told.hash(&object, !is_duplicated);
+        let hash = self.told.hash(&object, is_duplicated);
+        self.told.replace(&slot, Some(before), hash);
+        let told = Told::of(state.told.hash(before), hash);
+        self.entries.set(&slot, State { told, ..state });
+        self.review(&slot, None, now);
     }
 
-    /// Marks a key if the host, which was told this of it, must hear of it.
-    pub(super) fn review(&mut self, slot: &Slot, told: Option<u64>, since: Duration) {
-        let hash = self.entries.get(slot).map(|entry| entry.hash);
-        let listed = hash.is_some() && self.told.listing.is_some() && !self.told.listening;
-        if hash == told || listed {
+    /// Marks a key if the host must hear of it; of one that is gone the host was told this.
+    pub(super) fn review(&mut self, slot: &Slot, gone: Option<u64>, since: Duration) {
+        let state = self.entries.state(slot);
+        let is_there = state.is_some();
+        let told = match state.map(|state| state.told) {
+            Some(Told::Nothing) => None,
+            Some(Told::Other(hash)) => Some(hash),
+            Some(Told::This) => {
+                self.told.marks.unmark(slot);
+                return;
+            }
+            None => gone,
+        };
+        let listed = is_there && self.told.listing.is_some() && !self.told.listening;
+        if listed || (!is_there && told.is_none()) {
             self.told.marks.unmark(slot);
             return;
         }
-        // Whatever else waits: the host must not forward what it should not.
-        let urgent = matches!(slot.1, Key::Obstacle(_)) && hash.is_some();
-        self.told.marks.mark(slot, told, since, urgent);
+        self.told.marks.mark(slot, told, is_there, since);
+    }
+
+    /// Hash of what is under a key.
+    pub(super) fn hash(&mut self, slot: &Slot) -> Option<u64> {
+        let is_duplicated = self.is_duplicated(slot);
+        let (object, _) = self.entries.get(slot)?;
+        Some(self.told.hash(&object, is_duplicated))
     }
 
     /// Number of keys that the host does not know the state of, what a running snapshot still sends apart.
@@ -216,8 +236,8 @@ impl Mirror {
     /// The host was told of what is under this key, and its switch confirmed it. It may have rejected it.
     #[must_use]
     pub fn is_confirmed(&self, key: &Key) -> bool {
-        let entry = self.entries.get(&Slot::from(key.clone()));
-        entry.is_some_and(|entry| entry.told == Some(entry.hash) && entry.sent <= self.told.confirmed)
+        let state = self.entries.state(&Slot::from(key.clone()));
+        state.is_some_and(|state| state.told == Told::This && state.sent <= self.told.confirmed)
     }
 
     /// The next message: changes, the oldest first, then what the snapshot has yet to list. They count as told.
@@ -235,27 +255,25 @@ impl Mirror {
         let mut batch = Batch { changes: Vec::new(), oldest: None };
         let mut undo = Vec::new();
         let mut bytes = 0;
-        let told = &mut self.told;
         while batch.changes.len() < limits.changes {
-            let Some(slot) = told.marks.first().cloned() else { break };
-            let entry = self.entries.get_mut(&slot);
-            let change = match &entry {
-                Some(entry) => Change::Upsert(as_told(&entry.object, &self.duplicated).into_owned()),
+            let Some(slot) = self.told.marks.first().cloned() else { break };
+            let is_duplicated = self.is_duplicated(&slot);
+            let entry = self.entries.get(&slot);
+            let change = match entry.as_ref().map(|(object, _)| as_told(object, is_duplicated)) {
+                Some(object) => Change::Upsert(object.into_owned()),
                 None => Change::Remove(slot.1.clone()),
             };
             bytes += encoded_bound(&change);
             if bytes > limits.bytes && !batch.changes.is_empty() {
                 break;
             }
-            let dirty = told.marks.unmark(&slot);
-            let (before, now) = match entry {
-                Some(entry) => {
-                    entry.sent = told.sent + 1;
-                    (entry.told.replace(entry.hash), Some(entry.hash))
-                }
-                None => (dirty.and_then(|dirty| dirty.told), None),
+            let state = entry.map(|(_, state)| state);
+            let dirty = self.told.marks.take(&slot);
+            let (before, now) = match (state, &change) {
+                (Some(state), Change::Upsert(object)) => self.tell(&slot, object, state),
+                (_, Change::Upsert(_) | Change::Remove(_)) => (dirty.and_then(|dirty| dirty.told), None),
             };
-            swap(&mut told.digest, before, now);
+            swap(&mut self.told.digest, before, now);
             undo.push((slot, before));
             batch.oldest = batch.oldest.into_iter().chain(dirty.map(|dirty| dirty.since)).min();
             batch.changes.push(change);
@@ -263,39 +281,44 @@ impl Mirror {
         if batch.changes.is_empty() {
             return None;
         }
-        told.send(batch.oldest, undo);
+        self.told.send(batch.oldest, undo);
         Some(batch)
     }
 
+    /// By the next message the host is told this of a key, whose entry has that state. Hashes of what it knew, and knows.
+    fn tell(&mut self, slot: &Slot, as_told: &Object, state: State) -> (Option<u64>, Option<u64>) {
+        let hash = self.told.keyed.hash(as_told);
+        self.entries.set(slot, State { told: Told::This, sent: self.told.sent + 1, ..state });
+        (state.told.hash(hash), Some(hash))
+    }
+
     fn take_listed(&mut self, limits: Limits) -> Option<Batch> {
-        let told = &mut self.told;
-        let from = told.listing.take()?;
-        let mut changes = Vec::new();
-        let mut undo: Vec<past::Change> = Vec::new();
+        let from = self.told.listing.take()?;
         let mut bytes = 0;
-        for (slot, entry) in self.entries.range_mut((from, Bound::Unbounded)) {
-            if entry.told == Some(entry.hash) {
-                continue;
-            }
-            let change = Change::Upsert(as_told(&entry.object, &self.duplicated).into_owned());
-            bytes += encoded_bound(&change);
-            if changes.len() == limits.changes || (bytes > limits.bytes && !changes.is_empty()) {
-                told.listing = undo.last().map(|(slot, _)| Bound::Excluded(slot.clone()));
+        let mut listed: Vec<(Slot, Object, State)> = Vec::new();
+        for (object, state) in self.entries.range(from).filter(|(_, state)| state.told != Told::This) {
+            let slot = Slot::from(object.key());
+            let object = as_told(&object, self.is_duplicated(&slot)).into_owned();
+            bytes += encoded_bound_of(&object);
+            if listed.len() == limits.changes || (bytes > limits.bytes && !listed.is_empty()) {
+                self.told.listing = listed.last().map(|(slot, ..)| Bound::Excluded(slot.clone()));
                 break;
             }
-            entry.sent = told.sent + 1;
-            let before = entry.told.replace(entry.hash);
-            swap(&mut told.digest, before, Some(entry.hash));
-            changes.push(change);
-            undo.push((slot.clone(), before));
+            listed.push((slot, object, state));
         }
-        for (slot, _) in &undo {
-            told.marks.unmark(slot);
+        let mut changes = Vec::with_capacity(listed.len());
+        let mut undo: Vec<past::Change> = Vec::with_capacity(listed.len());
+        for (slot, object, state) in listed {
+            let (before, now) = self.tell(&slot, &object, state);
+            swap(&mut self.told.digest, before, now);
+            self.told.marks.unmark(&slot);
+            changes.push(Change::Upsert(object));
+            undo.push((slot, before));
         }
         if changes.is_empty() {
             return None;
         }
-        told.send(None, undo);
+        self.told.send(None, undo);
         Some(Batch { changes, oldest: None })
     }
 
@@ -344,9 +367,9 @@ fn swap(digest: &mut Digest, before: Option<u64>, now: Option<u64>) {
 /// What the host is told of an object. Of several IPv6 routes with one metric the kernel prefers that through the
 /// interface by which a packet came (`rt6_score_route`, which `ip6_pol_route_input` gives that one): no destination
 /// decides, so the guest does.
-fn as_told<'a>(object: &'a Object, duplicated: &BTreeMap<RouteKey, u32>) -> Cow<'a, Object> {
+fn as_told(object: &Object, is_duplicated: bool) -> Cow<'_, Object> {
     let Object::Route(route) = object else { return Cow::Borrowed(object) };
-    if !route.key.dst.addr().is_ipv6() || !duplicated.contains_key(&route.key) {
+    if !route.key.dst.addr().is_ipv6() || !is_duplicated {
         return Cow::Borrowed(object);
     }
     let target = RouteTarget::Hops(vec![UNDESCRIBED]);
@@ -355,25 +378,30 @@ fn as_told<'a>(object: &'a Object, duplicated: &BTreeMap<RouteKey, u32>) -> Cow<
 
 /// No change is encoded in more bytes than this: fields of schema v1 at their longest.
 fn encoded_bound(change: &Change) -> usize {
-    const FIXED: usize = 128;
+    match change {
+        Change::Upsert(object) => encoded_bound_of(object),
+        Change::Remove(_) => FIXED,
+    }
+}
+
+const FIXED: usize = 128;
+
+fn encoded_bound_of(object: &Object) -> usize {
     const HOP: usize = 48;
     const MEMBER: usize = 16;
     FIXED
-        + match change {
-            Change::Upsert(Object::Route(Route { target: RouteTarget::Hops(hops), .. })) => hops.len() * HOP,
-            Change::Upsert(Object::NextHop(next_hop)) => match &next_hop.kind {
+        + match object {
+            Object::Route(Route { target: RouteTarget::Hops(hops), .. }) => hops.len() * HOP,
+            Object::NextHop(next_hop) => match &next_hop.kind {
                 NextHopKind::Group(members) => members.len() * MEMBER,
                 NextHopKind::Single(_) => HOP,
                 NextHopKind::Blackhole | NextHopKind::Unsupported => 0,
             },
-            Change::Upsert(Object::Obstacle(obstacle)) => obstacle.detail.len(),
-            Change::Upsert(
-                Object::Link(_)
-                | Object::Address(_)
-                | Object::Neighbor(_)
-                | Object::Route(_)
-                | Object::Settings(_),
-            )
-            | Change::Remove(_) => 0,
+            Object::Obstacle(obstacle) => obstacle.detail.len(),
+            Object::Link(_)
+            | Object::Address(_)
+            | Object::Neighbor(_)
+            | Object::Route(_)
+            | Object::Settings(_) => 0,
         }
 }

@@ -1,5 +1,6 @@
 //! A model of a host: the tables it holds, in what order it may be spoken to, and what its switch has.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use xenflow_proto::digest::{Digest, Keyed};
@@ -117,9 +118,9 @@ impl Host {
     }
 }
 
-pub(crate) fn digest<'a>(objects: impl IntoIterator<Item = &'a Object>) -> Digest {
+pub(crate) fn digest<T: Borrow<Object>>(objects: impl IntoIterator<Item = T>) -> Digest {
     let mut keyed = Keyed::new(&BOOT);
     let mut digest = Digest::default();
-    objects.into_iter().for_each(|object| digest.add(keyed.hash(object)));
+    objects.into_iter().for_each(|object| digest.add(keyed.hash(object.borrow())));
     digest
 }

@@ -346,7 +346,7 @@ impl World {
         }
         for object in self.mirror.objects().filter(|object| self.mirror.is_confirmed(&object.key())) {
             let installed = self.host.switch.as_ref().and_then(|tables| tables.get(&object.key()));
-            assert_eq!(installed, Some(object), "taken for confirmed");
+            assert_eq!(installed, Some(&*object), "taken for confirmed");
         }
     }
 
@@ -435,7 +435,7 @@ proptest! {
         }
         world.settle();
         let mirrored: BTreeMap<Key, Object> =
-            world.mirror.objects().map(|object| (object.key(), object.clone())).collect();
+            world.mirror.objects().map(|object| (object.key(), object.into_owned())).collect();
         prop_assert_eq!(&mirrored, &world.kernel.tables(), "mirror and kernel");
         prop_assert_eq!(&world.host.tables, &mirrored, "host and mirror");
 

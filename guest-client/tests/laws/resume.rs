@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use xenflow_guest_client::mirror::{MAX_IN_FLIGHT, Mirror, Start};
+use xenflow_guest_client::mirror::{MAX_CHANGES, MAX_IN_FLIGHT, Mirror, Start};
 use xenflow_guest_client::obstacles::Survey;
 use xenflow_guest_client::session::{Acked, Event, Session};
 use xenflow_guest_client::translate::{Event as KernelEvent, Place};
@@ -90,7 +90,7 @@ fn sync(session: &mut Session, mirror: &mut Mirror, tables: &mut Tables) {
 }
 
 fn same(mirror: &Mirror, tables: &Tables) -> bool {
-    mirror.objects().map(|object| (object.key(), object.clone())).collect::<Tables>() == *tables
+    mirror.objects().map(|object| (object.key(), object.into_owned())).collect::<Tables>() == *tables
 }
 
 #[test]
@@ -283,8 +283,8 @@ fn after(steps: usize) -> (Start, BTreeSet<Key>) {
 
 #[test]
 fn how_far_back_is_bounded_by_changes() {
-    assert_eq!(after(MAX_IN_FLIGHT), (Start::Resume, keys(0..50)));
-    assert_eq!(after(MAX_IN_FLIGHT + 1).0, Start::Snapshot);
+    assert_eq!(after(MAX_CHANGES), (Start::Resume, keys(0..50)));
+    assert_eq!(after(MAX_CHANGES + 1).0, Start::Snapshot);
 }
 
 #[test]
@@ -329,7 +329,7 @@ fn confirmed_is_what_the_switch_has() {
 
     // It may be another host now: its switch must confirm all this, too.
     let held: Vec<Object> = [host_route(0, 2), host_route(1, 2), host_route(2, 1)].map(Object::Route).into();
-    let settings = mirror.object(Key::Settings).unwrap().clone();
+    let settings = mirror.object(Key::Settings).unwrap().into_owned();
     let mut second = session(&mut mirror, 2, Some(digest(held.iter().chain([&settings]))));
     assert_eq!(sent(&mut second, &mut mirror).len(), 3);
     assert_eq!(second.start(), Some(Start::Resume));

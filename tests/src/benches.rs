@@ -5,7 +5,7 @@
 
 use std::str::FromStr;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::scenario::Scenario;
 use crate::setup;
@@ -35,21 +35,30 @@ pub const ALL: &[Scenario] = &[
 ///
 /// # Errors
 /// Why it cannot be had.
-pub fn prepare(bench: &Scenario) -> Result<()> {
-    if bench.name == control::BENCH.name { setup::ovn::unpack() } else { Ok(()) }
+pub fn prepare(bench: &Scenario, args: &[String]) -> Result<()> {
+    let has_peers = bench.name == routes::BENCH.name && args.iter().any(|arg| arg == routes::PEERS);
+    if bench.name == control::BENCH.name || has_peers { setup::ovn::unpack() } else { Ok(()) }
 }
 
-/// The arguments of a bench or scenario: `--name value` pairs, as they stand after `--`.
+/// The arguments of a bench or scenario: `--name value` pairs, and names without a value.
 #[derive(Debug)]
 pub(crate) struct Options<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Options<'a> {
     pub(crate) fn parse(args: &'a [String]) -> Result<Self> {
-        let pairs = args.chunks(2).map(|pair| match pair {
-            [name, value] if name.starts_with("--") => Ok((name.as_str(), value.as_str())),
-            _ => bail!("{pair:?} is not --name value"),
-        });
-        Ok(Self(pairs.collect::<Result<_>>()?))
+        let mut pairs = Vec::new();
+        let mut args = args.iter().map(String::as_str).peekable();
+        while let Some(name) = args.next() {
+            ensure!(name.starts_with("--"), "{name:?} is not --name value");
+            pairs.push((name, args.next_if(|value| !value.starts_with("--")).unwrap_or_default()));
+        }
+        Ok(Self(pairs))
+    }
+
+    /// Takes an option that has no value: whether it was given.
+    pub(crate) fn take_flag(&mut self, name: &str) -> bool {
+        let at = self.0.iter().position(|given| *given == (name, ""));
+        at.map(|at| self.0.remove(at)).is_some()
     }
 
     /// Takes the value of an option, as `--seconds`; `default` if it was not given.
@@ -103,7 +112,13 @@ mod tests {
         options.end().unwrap();
         let args = words(&["--secnods", "5"]);
         assert!(Options::parse(&args).unwrap().end().is_err());
-        assert!(Options::parse(&words(&["--seconds"])).is_err());
+        let args = words(&["--peers", "--seconds", "5", "--rate"]);
+        let mut options = Options::parse(&args).unwrap();
+        assert!(
+            options.take_flag("--peers") && !options.take_flag("--peers") && !options.take_flag("--seconds")
+        );
+        assert_eq!(options.take("--seconds", 30).unwrap(), 5);
+        assert!(options.take("--rate", 1).is_err());
         assert!(Options::parse(&words(&["seconds", "5"])).is_err());
     }
 

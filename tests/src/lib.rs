@@ -35,6 +35,7 @@ pub mod net;
 pub mod node;
 pub mod one_router;
 pub mod oracle;
+pub mod ovn;
 pub mod probe;
 pub mod process;
 pub mod progress;

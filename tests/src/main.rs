@@ -60,7 +60,8 @@ enum Command {
         /// The bench; `cargo lab list` shows them
         #[arg(value_parser = bench_name)]
         bench: &'static Scenario,
-        /// Arguments of the bench, after `--`
+        /// Options of the bench, behind those of all
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
     /// Moves a router's VM between two real libvirt hosts on this machine, there and back; needs root
@@ -339,7 +340,7 @@ fn job(scenario: &Scenario, mode: Mode, seed: u64, args: Vec<String>, binary: &P
         setup::Build::Checked
     };
     let product = scenario.needs_product.then(|| setup::product(build)).transpose()?;
-    benches::prepare(scenario)?;
+    benches::prepare(scenario, &args)?;
     let limit_s = scenario.limit.as_secs();
     Ok(Job { scenario: scenario.name.to_owned(), mode, seed, args, limit_s, lab: binary.to_owned(), product })
 }

@@ -21,8 +21,9 @@ pub const CONTROL: &str = "ctl";
 const START: Duration = Duration::from_secs(20);
 
 /// The MAC address of the vif with this index of the router with this number.
-pub fn vif_mac(router: u8, index: usize) -> String {
-    format!("02:52:00:00:{router:02x}:{index:02x}")
+pub fn vif_mac(router: u16, index: usize) -> String {
+    let [high, low] = router.to_be_bytes();
+    format!("02:52:00:{high:02x}:{low:02x}:{index:02x}")
 }
 
 /// A vif of a router on a segment.
@@ -43,7 +44,7 @@ pub struct VirtualRouter {
     client: Option<Process>,
     guest: Guest,
     name: String,
-    number: u8,
+    number: u16,
     program: PathBuf,
     config: PathBuf,
     logs: PathBuf,
@@ -59,17 +60,17 @@ impl VirtualRouter {
         lab: &Lab,
         node: &Node,
         pki: &Pki,
-        (network, name, number): (&str, &str, u8),
+        (network, name, number): (&str, &str, u16),
         links: &[Link<'_>],
     ) -> Result<Self> {
         let router = Self::described(lab, pki, (name, number))?;
-        router.declare(node, network, links)?;
+        node.configure(&router.declaration(network, links))?;
         router.plug(node, links)?;
         Ok(router)
     }
 
     /// Makes the guest of a router that something else configures; its vifs are to have the addresses of [`Self::mac`].
-    pub fn described(lab: &Lab, pki: &Pki, (name, number): (&str, u8)) -> Result<Self> {
+    pub fn described(lab: &Lab, pki: &Pki, (name, number): (&str, u16)) -> Result<Self> {
         let guest = Guest::create(lab, name)?;
         let config = guest.dir().join("guest.toml");
         let text = format!(
@@ -96,8 +97,8 @@ impl VirtualRouter {
         vif_mac(self.number, index)
     }
 
-    /// Configures the router with its vifs.
-    fn declare(&self, node: &Node, network: &str, links: &[Link<'_>]) -> Result<()> {
+    /// What configures the router with its vifs.
+    pub fn declaration(&self, network: &str, links: &[Link<'_>]) -> String {
         let name = &self.name;
         let mut configuration = format!("router add {name} --network {network}\n");
         for (index, Link { name: interface, segment, .. }) in links.iter().enumerate() {
@@ -108,7 +109,7 @@ impl VirtualRouter {
         }
         let mac = self.mac(99);
         configuration.push_str(&format!("vif add {name}-{CONTROL} --router {name} --control --mac {mac}\n"));
-        node.configure(&configuration)
+        configuration
     }
 
     /// Plugs all of its vifs in at once: processes are slow in a lab.

@@ -9,6 +9,8 @@
 mod ecmp;
 mod forward;
 mod halves;
+mod ovn;
+mod routers;
 mod switch;
 mod table;
 
@@ -32,7 +34,7 @@ use crate::virtual_router::Sessions;
 /// The registry's entry.
 pub(super) const BENCH: Scenario = Scenario {
     name: "routes",
-    about: "a full table into the switch, and changes of it, beside the switch alone (--routes N, --hops N, --ipv6 1, --only load|forward)",
+    about: "a full table into the switch, and changes of it, beside the switch alone (--routes N, --hops N, --ipv6 1, --routers N, --only load|forward|routers|peers, --peers)",
     memory_mib: 12 << 10,
     limit: Duration::from_secs(3600),
     needs_product: true,
@@ -50,14 +52,22 @@ pub(super) const BENCH: Scenario = Scenario {
         ("guest_bytes_per_route", "at most 64"),
         ("forward_ratio_1hop", "at least 0.97"),
         ("first_packet_ratio", "at most 1.3"),
+        ("routers_load_linearity", "0.9 to 1.1"),
+        ("routers_memory_linearity", "0.9 to 1.1"),
     ],
     run,
 };
 
+/// Asks for peers to be measured beside.
+pub(super) const PEERS: &str = "--peers";
+/// What `--only` may name.
+const PARTS: [&str; 5] = ["all", "load", "forward", "routers", "peers"];
 const LONG: Duration = Duration::from_secs(1800);
 const SHORT: Duration = Duration::from_secs(30);
 /// Routes in one call of the writer.
 const CHUNK: usize = 10_000;
+/// Routes of each of many routers.
+const EACH: usize = 100;
 /// Single changes, each beside a bare one.
 const CHANGES: usize = 300;
 /// Changes must not cost more in a larger table than in one of so many routes.
@@ -78,16 +88,20 @@ fn run(lab: &mut Lab) -> Result<Value> {
     let routes: usize = options.take("--routes", 100_000)?;
     let hops: usize = options.take("--hops", 2)?;
     let ipv6: u8 = options.take("--ipv6", 0)?;
+    let routers: usize = options.take("--routers", 1000)?;
+    let has_peers = options.take_flag(PEERS);
     let only: String = options.take("--only", "all".to_owned())?;
     options.end()?;
-    ensure!(["all", "load", "forward"].contains(&only.as_str()), "--only {only} is neither load nor forward");
+    ensure!(PARTS.contains(&only.as_str()), "--only {only} is none of {PARTS:?}");
+    ensure!((100..=4000).contains(&routers), "{routers} routers is not 100 to 4000");
     ensure!((100..=2_000_000).contains(&routes), "{routes} routes is not 100 to 2000000");
     ensure!((2..=64).contains(&hops), "{hops} next hops is not 2 to 64");
     let settings = Settings { routes, hops, is_ipv4: ipv6 == 0 };
     let mut figures = Map::new();
     figures.insert("routes".to_owned(), routes.into());
     figures.insert("hops".to_owned(), hops.into());
-    if only != "forward" {
+    let is_wanted = |part: &str| only == "all" || only == part;
+    if is_wanted("load") {
         for is_aggregated in [false, true] {
             let of = measure(lab, settings, is_aggregated)?;
             lab.clear(if is_aggregated { "few" } else { "plain" })?;
@@ -105,8 +119,24 @@ fn run(lab: &mut Lab) -> Result<Value> {
             figures.insert("change_over_1k".to_owned(), round(many / few).into());
         }
     }
-    if only != "load" {
+    if is_wanted("forward") {
         figures.extend(forward::measure(lab, routes)?);
+        lab.clear("forward")?;
+    }
+    if is_wanted("routers") {
+        figures.extend(routers::measure(lab, routers, EACH)?);
+    }
+    if has_peers {
+        lab.clear("before-peers")?;
+        let few = Settings { routes: routes.min(ovn::MOST), is_ipv4: true, ..settings };
+        let table = Table::new(few.routes, true, hops, lab.seed());
+        figures.extend(ovn::measure(lab, &table)?);
+        lab.clear("ovn")?;
+        lab.step("XenFlow with as many routes as OVN has");
+        let ours = measure(lab, few, false)?;
+        for key in ["load_s", "change_ms_p50", "dom0_bytes_per_route"] {
+            figures.insert(format!("beside_ovn_{key}"), ours.get(key).cloned().unwrap_or_default());
+        }
     }
     Ok(Value::Object(figures))
 }
@@ -162,7 +192,7 @@ fn measure(lab: &mut Lab, settings: Settings, is_aggregated: bool) -> Result<Map
     let begun = Instant::now();
     site.r1.start_client()?;
     let lines = site.r1.watch()?.sessions()?;
-    let load = told(&lines)? - begun;
+    let load = told(&lines, LONG)? - begun;
     let busy = json!({
         "xenflow-guest": round(cpu::seconds(site.r1.client()?.id())?),
         "xenflow-dom0": round(cpu::seconds(ids[0])? - before[0]),
@@ -224,7 +254,7 @@ fn measure(lab: &mut Lab, settings: Settings, is_aggregated: bool) -> Result<Map
     site.node.kill_daemon()?;
     let restarted = Instant::now();
     site.node.spawn_daemon()?;
-    let restart = told(&lines)? - restarted;
+    let restart = told(&lines, LONG)? - restarted;
     let flow_mods = site.node.daemon()?.log();
     let flow_mods =
         flow_mods.lines().rev().find_map(|line| line.split("changes=").nth(1)?.trim().parse::<u64>().ok());
@@ -259,8 +289,8 @@ fn measure(lab: &mut Lab, settings: Settings, is_aggregated: bool) -> Result<Map
 }
 
 /// When the host has acknowledged all of a session's tables.
-fn told(lines: &Sessions) -> Result<Instant> {
-    let deadline = Instant::now() + LONG;
+fn told(lines: &Sessions, limit: Duration) -> Result<Instant> {
+    let deadline = Instant::now() + limit;
     let mut end = None;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -276,13 +306,13 @@ fn told(lines: &Sessions) -> Result<Instant> {
 
 /// Bytes that the daemon and the client have in memory.
 fn sizes(site: &mut OneRouter) -> Result<[f64; 2]> {
-    let ids = [site.node.daemon()?.id(), site.r1.client()?.id()];
-    let size = |id: u32| -> Result<f64> {
-        let text = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-        let kib = text
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
-        kib.map(|kib: f64| kib * 1024.0).context("no VmRSS")
-    };
-    Ok([size(ids[0])?, size(ids[1])?])
+    Ok([resident(site.node.daemon()?.id())?, resident(site.r1.client()?.id())?])
+}
+
+/// Bytes that a process has in memory.
+fn resident(id: u32) -> Result<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+    let kib =
+        text.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
+    kib.map(|kib: f64| kib * 1024.0).context("no VmRSS")
 }

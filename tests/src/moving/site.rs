@@ -139,7 +139,7 @@ impl Site {
             }
             h.push(end_host(node, at, by)?);
         }
-        let vifs = |name: &str, number: u8, segments: usize| -> Vec<Vif> {
+        let vifs = |name: &str, number: u16, segments: usize| -> Vec<Vif> {
             let vif = |index: usize, interface: String| Vif {
                 port: format!("v{number}-{interface}"),
                 iface_id: format!("{name}-{interface}"),
@@ -382,7 +382,7 @@ impl Site {
     }
 
     /// The same of the router with this number.
-    pub fn check_owner_of(&self, router: u8, node: &str) -> Result<()> {
+    pub fn check_owner_of(&self, router: u16, node: &str) -> Result<()> {
         let rows = self.select(Operation::select(table::LOCATION).columns(&location::COLUMNS))?;
         let located = Located::of_rows(&rows);
         for index in 0..NODES.len() {

@@ -40,7 +40,7 @@ const PACE: Pace = Pace { copy_ms: 500, freeze_ms: 500 };
 /// The member that is killed: that of node a.
 const AWAY: usize = 0;
 /// The number of r2; the bystander has that before.
-const NUMBER: u8 = 3;
+const NUMBER: u16 = 3;
 /// An address of h3 that others reach by r2.
 const BY_R2: &str = "198.51.100.1";
 const PORT: u16 = 7300;

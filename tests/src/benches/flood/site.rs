@@ -63,7 +63,7 @@ pub(super) struct Site {
 
 /// The MAC address of a network's router on its first or second segment.
 pub(super) fn router_mac(network: usize, link: usize) -> String {
-    vif_mac(u8::try_from(network + 1).unwrap_or(u8::MAX), link)
+    vif_mac(u16::try_from(network + 1).unwrap_or(u16::MAX), link)
 }
 
 impl Site {

@@ -65,7 +65,8 @@ impl Site {
                 Link { name: "left", segment: &left, address: &from },
                 Link { name: "right", segment: &right, address: &to },
             ];
-            let router = VirtualRouter::create(lab, &node, &pki, ("red", &format!("r{i}"), i), &links)?;
+            let router =
+                VirtualRouter::create(lab, &node, &pki, ("red", &format!("r{i}"), i.into()), &links)?;
             let ahead =
                 (i + 1..=ROUTERS).map(|k| format!("route add {}/24 via {}\n", address(k, 0), address(i, 2)));
             let behind =

@@ -64,7 +64,7 @@ impl Plan {
             let _ = writeln!(text, "access.{name}-h{k} = {{ segment = \"{name}-{k}\" }}");
         }
         for (i, _) in (1..).zip(homes).filter(|(_, home)| **home == node) {
-            let (router, mac) = (self.router(i), |index| vif_mac(self.number_of(i), index));
+            let (router, mac) = (self.router(i), |index| vif_mac(self.number_of(i).into(), index));
             let _ = writeln!(text, "[networks.{name}.routers.{router}]");
             for (index, (side, k)) in [("left", i - 1), ("right", i)].into_iter().enumerate() {
                 let mac = mac(index);
@@ -157,7 +157,7 @@ impl Line {
                 Link { name: "right", segment: "", address: &right },
             ];
             let (id, node) = (u8::try_from(i)?, nodes.get(*home).context("no such node")?);
-            let router = VirtualRouter::described(lab, pki, (&plan.router(id), plan.number_of(id)))?;
+            let router = VirtualRouter::described(lab, pki, (&plan.router(id), plan.number_of(id).into()))?;
             router.plug(node, &links)?;
             let mut routes = String::new();
             if i < homes.len() {

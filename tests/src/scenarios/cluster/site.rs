@@ -292,7 +292,7 @@ fn connect(hosts: &[&Host]) -> Result<Netns> {
 }
 
 fn router(lab: &Lab, pki: &Pki, node: &Node, at: usize) -> Result<VirtualRouter> {
-    let router = VirtualRouter::described(lab, pki, (&format!("r{at}"), u8::try_from(at + 1)?))?;
+    let router = VirtualRouter::described(lab, pki, (&format!("r{at}"), u16::try_from(at + 1)?))?;
     let (lan, alt) = (format!("10.{}.0.1/24", at + 1), format!("10.{}.0.1/24", at + 11));
     let core = format!("10.9.0.{}/24", at + 1);
     let links = [("lan", &lan), ("alt", &alt), ("core", &core)];

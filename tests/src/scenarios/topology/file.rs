@@ -31,8 +31,8 @@ impl Live {
     }
 
     /// See [`crate::virtual_router::VirtualRouter::create`].
-    pub(super) fn number(&self, at: usize) -> u8 {
-        u8::try_from(at + 1).unwrap_or(u8::MAX)
+    pub(super) fn number(&self, at: usize) -> u16 {
+        u16::try_from(at + 1).unwrap_or(u16::MAX)
     }
 
     pub(super) fn lan(&self, at: usize) -> String {

@@ -188,7 +188,7 @@ fn network(
             vlans[0], vlans[1], vlans[2]
         ))?;
     }
-    let number = u8::try_from(index * 2 + 1)?;
+    let number = u16::try_from(index * 2 + 1)?;
     let make = |node, router: &str, number, [(lan, lan_address), (core, core_address)]: [(&str, &str); 2]| {
         let links = [
             Link { name: "lan", segment: lan, address: lan_address },

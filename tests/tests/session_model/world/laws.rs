@@ -64,7 +64,7 @@ impl World {
     pub(super) fn compare(&mut self) -> Result<(), String> {
         let tables = self.kernel.tables();
         let mirrored: BTreeMap<Key, Object> =
-            self.guest.mirror.objects().map(|object| (object.key(), object.clone())).collect();
+            self.guest.mirror.objects().map(|object| (object.key(), object.into_owned())).collect();
         if let Some(differs) = difference(&tables, &mirrored) {
             return Err(format!("the kernel and the mirror differ: {differs}"));
         }

@@ -98,10 +98,11 @@ impl Bare {
     }
 }
 
-/// Without the single packets.
+/// Without the single packets, unless they say where some were lost, came again or were overtaken.
 fn packets(seen: &Seen) -> Value {
     let mut figures = seen.figures();
-    if let Some(figures) = figures.as_object_mut() {
+    let is_clean = seen.lost + seen.duplicated + seen.reordered == 0;
+    if let Some(figures) = figures.as_object_mut().filter(|_| is_clean) {
         figures.remove("events");
     }
     figures

@@ -85,8 +85,10 @@ impl Stance {
     pub const AWAY: Self = Self { punts: Punts::Relayed, ..Self::YIELDED };
     /// The guest is about to come.
     pub const AWAITED: Self = Self { punts: Punts::Kept, ..Self::STANDBY };
-    /// The guest is here, and the others do not know yet.
-    pub const ARRIVED: Self = Self { gate: Gate::Open, punts: Punts::Ordered, ..Self::AWAITED };
+    /// The guest is on its way, and who begins here is routed here already: nobody else hears what the guest is asked.
+    pub const EXPECTED: Self = Self { gate: Gate::Open, answers: true, ..Self::AWAITED };
+    /// The guest is here, and the others do not know yet: so what it says itself is kept.
+    pub const ARRIVED: Self = Self { punts: Punts::Ordered, ..Self::EXPECTED };
     /// The others know that the router is elsewhere.
     pub const LATE: Self = Self { gate: Gate::Late, ..Self::STANDBY };
 }

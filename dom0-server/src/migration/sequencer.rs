@@ -208,10 +208,7 @@ fn destination(open: &Open, facts: &Facts, limits: &Limits) -> Step {
             // What comes between its port and its first word is time to prove the gate. Its tables stay as they are: it is suspended,
             // or they are told here.
             let is_next = open.phase == Phase::Moving && facts.guest != Guest::Gone && !facts.stayed;
-            let stance = match is_next && facts.staged {
-                true => Stance { gate: Gate::Open, ..Stance::AWAITED },
-                false => awaited(facts),
-            };
+            let stance = if is_next && facts.staged { Stance::EXPECTED } else { awaited(facts) };
             Step { write, ..Step::of(stance, false) }
         }
         Phase::Arrived => {
@@ -225,10 +222,14 @@ fn destination(open: &Open, facts: &Facts, limits: &Limits) -> Step {
             Step { tell, write, ..Step::of(Stance::ARRIVED, false) }
         }
         Phase::Announced => {
-            let punts = if facts.end_mark || timer.is_over { Punts::Guest } else { Punts::Ordered };
+            let has_all = facts.end_mark || timer.is_over;
             let stance = match facts.guest {
                 Guest::Gone => Stance { mute: true, ..Stance::AWAY },
-                Guest::Plugged | Guest::Running => Stance { punts, ..Stance::HOME },
+                Guest::Plugged | Guest::Running if has_all => Stance::HOME,
+                // What it is asked waits with all else.
+                Guest::Plugged | Guest::Running => {
+                    Stance { punts: Punts::Ordered, answers: true, ..Stance::HOME }
+                }
             };
             let is_known = facts.told && facts.stance == stance && stance.punts != Punts::Ordered;
             let write = is_known.then_some(Write::Advance(Phase::Draining));

@@ -222,7 +222,7 @@ const NOT_HERE: [&str; 2] = ["1 110", "10 110"];
 const TOLD: [&str; 2] = ["1 110 Punt", "10 110 Punt"];
 const COPIED: [&str; 2] = ["1 100 110 Copy", "10 100 110 Copy"];
 
-const CASES: [Case; 16] = [
+const CASES: [Case; 17] = [
     (Stance::HOME, true, false, IN_ROUTERS_NAME, ["100", "100"], AT_PORT, SPEAKS),
     (Stance::HOME, false, false, IN_ROUTERS_NAME, ["-", "-"], NOT_HERE, NOBODY),
     // Whoever else is said to have it.
@@ -234,6 +234,7 @@ const CASES: [Case; 16] = [
     (Stance::AWAY, false, true, IN_NODES_NAME, ["Punt", "Punt"], TOLD, NOBODY),
     (Stance::AWAITED, false, true, SWITCHED, ["-", "1"], TOLD, NOBODY),
     (Stance::AWAITED, true, true, SWITCHED, ["-", "1"], TOLD, MUTE),
+    (Stance::EXPECTED, true, true, IN_NODES_NAME, ["Punt", "Punt"], TOLD, MUTE),
     (Stance::ARRIVED, true, true, IN_NODES_NAME, ["Punt", "Punt"], TOLD, MUTE),
     (Stance::ARRIVED, false, true, IN_NODES_NAME, ["Punt", "Punt"], TOLD, NOBODY),
     (Stance::LATE, false, true, LATE_ONLY, ["Late", "1"], NOT_HERE, NOBODY),

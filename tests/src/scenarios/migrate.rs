@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::benches::Options;
 use crate::frame;
 use crate::inject;
+use crate::moving::asked;
 use crate::moving::measure::{self, Seen};
 use crate::moving::site::{By, NODES, Site};
 use crate::moving::vm::Pace;
@@ -48,7 +49,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 const RATE: u32 = 400;
 const ROUTES: u32 = 100;
 const SHORT: Pace = Pace { copy_ms: 100, freeze_ms: 200 };
-const LONG: Pace = Pace { copy_ms: 100, freeze_ms: 2000 };
+const LONG: Pace = Pace { copy_ms: 100, freeze_ms: 3000 };
+/// No neighbor that asks is to be without an answer for longer: it would ask once more, a second later, before it gives up.
+const SILENCE: Duration = Duration::from_secs(2);
 /// Long enough to be called off.
 const SLOW: Pace = Pace { copy_ms: 20_000, freeze_ms: 200 };
 
@@ -74,7 +77,9 @@ fn run(lab: &mut Lab) -> Result<Value> {
         let pace = if index == 0 { LONG } else { SHORT };
         lab.step(format!("r1 moves from {from} to {to}, frozen for {} ms", pace.freeze_ms));
         site.vm.set_pace(pace)?;
-        let (row, seen) = measure::during(lab, &site, rate, || site.migrate(to))?;
+        let ((row, silence), seen) =
+            measure::during(lab, &site, rate, || asked::during(&site, || site.migrate(to)))?;
+        ensure!(silence <= SILENCE, "a neighbor that asked for the router had no answer for {silence:?}");
         site.check_owner(to)?;
         let changes = site.watch.changes()?;
         flaps += measure::flaps(&changes, &fabric_port(to));
@@ -84,7 +89,7 @@ fn run(lab: &mut Lab) -> Result<Value> {
             format!("move{}", index + 1),
             json!({
                 "packets": seen.figures(), "toolstack": measure::moved(&moved), "reached": row.reached,
-                "counters": row.counters, "bridge_changes": changes.len(),
+                "counters": row.counters, "bridge_changes": changes.len(), "silence_ms": silence.as_millis(),
             }),
         );
         ensure!(moved.is_there, "the toolstack has brought r1 back: {moved:?}");

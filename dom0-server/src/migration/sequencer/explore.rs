@@ -35,7 +35,7 @@ pub(super) fn explore(first: World, sequencer: Sequencer) -> Result<Explored, St
     let mut at = 0;
     while let Some(world) = states.get(at).copied() {
         let number = u32::try_from(at).unwrap();
-        if let Err(what) = world.check() {
+        if let Err(what) = world.check(sequencer) {
             return Err(way(&states, &before, number, &what));
         }
         for (event, next) in world.next(sequencer) {

@@ -195,6 +195,25 @@ fn a_source_that_lets_the_guest_go_before_it_copies_is_caught() {
 }
 
 #[test]
+fn a_destination_that_forwards_and_does_not_answer_is_caught() {
+    breaks(PLANNED, "nobody answers the hosts on node 1", |open, facts, limits| {
+        let right = step(open, facts, limits);
+        let answers = right.stance.answers && !is_at(open, Role::Destination, Phase::Moving);
+        Step { stance: Stance { answers, ..right.stance }, ..right }
+    });
+    breaks(BY_HAND, "nobody answers the hosts on node 1", |open, facts, limits| {
+        let right = step(open, facts, limits);
+        let answers = right.stance.answers && !is_at(open, Role::Destination, Phase::Arrived);
+        Step { stance: Stance { answers, ..right.stance }, ..right }
+    });
+    breaks(PLANNED, "nobody answers the hosts on node 1", |open, facts, limits| {
+        let right = step(open, facts, limits);
+        let answers = right.stance.answers && !is_at(open, Role::Destination, Phase::Announced);
+        Step { stance: Stance { answers, ..right.stance }, ..right }
+    });
+}
+
+#[test]
 fn an_abort_after_the_announcement_is_caught() {
     breaks(PLANNED, "node 1 owns the router in phase aborting", |open, facts, limits| {
         let right = step(open, facts, limits);

@@ -242,8 +242,16 @@ impl World {
         self.nodes[n].stance.tables && self.nodes[n].stance.gate != Gate::Closed
     }
 
+    /// Whether the hosts on a node that is to stand so have an answer when they ask for the router, as far as the node knows: where it
+    /// forwards for them, nobody else hears them.
+    fn is_heard(&self, n: Index, stance: &Stance) -> bool {
+        let hears = matches!(stance.punts, Punts::Guest | Punts::Copied);
+        let by_guest = self.nodes[n].found != Guest::Gone && hears && !stance.mute;
+        stance.gate != Gate::Open || stance.answers || by_guest
+    }
+
     /// Law 5 of the design, and what follows from it for packets.
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self, sequencer: Sequencer) -> Result<(), String> {
         let Some(owner) = self.database.owner() else { return Err("nobody owns the router".into()) };
         if let Some(row) = self.database.open() {
             let is_known = matches!(row.phase, Phase::Announced | Phase::Draining);
@@ -268,6 +276,9 @@ impl World {
             let lost_with_host = view.owner().is_some_and(|to| self.nodes[to].dead);
             if !at_gate && !by_l2 && !dead && !lost_with_host {
                 return Err(format!("nobody forwards for the hosts on node {n}"));
+            }
+            if self.nodes[n].alive && !self.is_heard(n, &self.step(n, sequencer).stance) {
+                return Err(format!("nobody answers the hosts on node {n}"));
             }
         }
         for n in [self.path].into_iter().chain(self.flying) {

@@ -149,9 +149,12 @@ enum State {
 #[derive(Debug)]
 struct Bundle {
     id: BundleId,
-    /// The open request; close, commit and barrier have the xids after the last message's.
+    /// Of the open request, if there is one.
+    begin_xid: u32,
+    /// Of its first message; the close request has the xid after the last one's, and the commit the next.
     first_xid: u32,
     count: u32,
+    barrier_xid: u32,
     /// The switch has seen every message of it: the errors so far decide between commit and discard.
     closed: bool,
     committed: bool,
@@ -161,12 +164,12 @@ struct Bundle {
 impl Bundle {
     /// Which message of the bundle has this xid: `Some(None)` is a control message.
     fn place(&self, xid: u32) -> Option<Option<usize>> {
-        let offset = xid.wrapping_sub(self.first_xid);
-        if offset > self.count.wrapping_add(3) {
+        let offset = |from: u32| xid.wrapping_sub(from);
+        if offset(self.begin_xid) > self.barrier_xid.wrapping_sub(self.begin_xid) {
             return None;
         }
-        let index = offset.checked_sub(1).filter(|i| *i < self.count);
-        Some(index.and_then(|i| usize::try_from(i).ok()))
+        let index = Some(offset(self.first_xid)).filter(|index| *index < self.count);
+        Some(index.and_then(|index| usize::try_from(index).ok()))
     }
 
     /// Commit or discard, and the barrier; `None` while the switch has not answered the close.
@@ -182,20 +185,16 @@ impl Bundle {
         let mut out = BytesMut::new();
         // Messages of 16 and 8 bytes always fit.
         let _ = control(self.id, kind).encode(self.commit_xid(), &mut out);
-        let _ = Message::BarrierRequest.encode(self.barrier_xid(), &mut out);
+        let _ = Message::BarrierRequest.encode(self.barrier_xid, &mut out);
         Some(out)
     }
 
     fn close_xid(&self) -> u32 {
-        self.first_xid.wrapping_add(self.count).wrapping_add(1)
+        self.first_xid.wrapping_add(self.count)
     }
 
     fn commit_xid(&self) -> u32 {
-        self.first_xid.wrapping_add(self.count).wrapping_add(2)
-    }
-
-    fn barrier_xid(&self) -> u32 {
-        self.first_xid.wrapping_add(self.count).wrapping_add(3)
+        self.close_xid().wrapping_add(1)
     }
 }
 
@@ -380,40 +379,78 @@ impl Session {
     ///
     /// Open vSwitch refuses a bad message when it is added and then commits the rest of the bundle. So the commit waits for the
     /// answer to the close, which comes after every such error, and becomes a discard if there was one; what is queued later waits too.
+    /// A single message is a bundle by itself: it goes out with its barrier at once.
     pub fn send_bundle<M: Borrow<Message>>(
         &mut self,
         messages: impl IntoIterator<Item = M>,
     ) -> Result<BundleId, EncodeError> {
+        let mut messages = messages.into_iter();
+        match (messages.next(), messages.next()) {
+            (Some(only), None) => self.send_alone(only.borrow()),
+            (first, second) => self.send_all(first.into_iter().chain(second).chain(messages)),
+        }
+    }
+
+    fn send_alone(&mut self, message: &Message) -> Result<BundleId, EncodeError> {
+        let first_xid = self.next_xid;
+        let barrier_xid = first_xid.wrapping_add(1);
+        let out = self.tail();
+        message.encode(first_xid, out)?;
+        Message::BarrierRequest.encode(barrier_xid, out)?;
+        Ok(self.expect(Bundle {
+            closed: true,
+            committed: true,
+            ..self.bundle([first_xid, first_xid], 1, barrier_xid)
+        }))
+    }
+
+    fn send_all<M: Borrow<Message>>(
+        &mut self,
+        messages: impl Iterator<Item = M>,
+    ) -> Result<BundleId, EncodeError> {
+        let open_xid = self.next_xid;
+        let first_xid = open_xid.wrapping_add(1);
         let id = BundleId(self.next_bundle);
-        let mut bundle = Bundle {
-            id,
-            first_xid: self.next_xid,
-            count: 0,
-            closed: false,
-            committed: false,
-            errors: Vec::new(),
-        };
+        let mut count = 0_u32;
         let out = self.tail();
         let start = out.len();
         let write = || {
-            control(id, BundleCtrlType::OpenRequest).encode(bundle.first_xid, out)?;
+            control(id, BundleCtrlType::OpenRequest).encode(open_xid, out)?;
             for message in messages {
-                bundle.count = bundle.count.wrapping_add(1);
-                let xid = bundle.first_xid.wrapping_add(bundle.count);
-                encode_bundle_add(id.0, BUNDLE_FLAGS, message.borrow(), xid, out)?;
+                encode_bundle_add(id.0, BUNDLE_FLAGS, message.borrow(), first_xid.wrapping_add(count), out)?;
+                count = count.wrapping_add(1);
             }
-            control(id, BundleCtrlType::CloseRequest).encode(bundle.close_xid(), out)
+            control(id, BundleCtrlType::CloseRequest).encode(first_xid.wrapping_add(count), out)
         };
         if let Err(e) = write() {
             out.truncate(start);
             return Err(e);
         }
-        let barrier = bundle.barrier_xid();
-        self.bulk.push_back(Queued::Decide(barrier));
-        self.next_xid = barrier.wrapping_add(1);
+        let barrier_xid = first_xid.wrapping_add(count).wrapping_add(2);
+        self.bulk.push_back(Queued::Decide(barrier_xid));
+        Ok(self.expect(self.bundle([open_xid, first_xid], count, barrier_xid)))
+    }
+
+    fn bundle(&self, [begin_xid, first_xid]: [u32; 2], count: u32, barrier_xid: u32) -> Bundle {
+        Bundle {
+            id: BundleId(self.next_bundle),
+            begin_xid,
+            first_xid,
+            count,
+            barrier_xid,
+            closed: false,
+            committed: false,
+            errors: Vec::new(),
+        }
+    }
+
+    /// The bundle was queued.
+    fn expect(&mut self, bundle: Bundle) -> BundleId {
+        let id = bundle.id;
+        self.next_xid = bundle.barrier_xid.wrapping_add(1);
         self.next_bundle = self.next_bundle.wrapping_add(1);
-        self.bundles.insert(barrier, bundle);
-        Ok(id)
+        self.bundles.insert(bundle.barrier_xid, bundle);
+        id
     }
 
     /// Where the next message of the bulk goes.

@@ -165,8 +165,35 @@ fn a_message_that_is_too_long_queues_nothing() {
     assert!(matches!(session.send(&long), Err(EncodeError::TooLong(_))));
     assert_eq!(session.pending_output(), 0);
     assert_eq!(session.pending_bundles(), 0);
-    session.send_bundle(&[flow(1)]).unwrap();
-    assert_eq!(take(&mut session).len(), 3);
+    assert!(matches!(session.send_bundle(&[long]), Err(EncodeError::TooLong(_))));
+    assert_eq!((session.pending_output(), session.pending_bundles()), (0, 0));
+    session.send_bundle(&[flow(1), flow(2)]).unwrap();
+    assert_eq!(take(&mut session).len(), 4);
+}
+
+#[test]
+fn a_single_message_goes_out_with_its_barrier() {
+    let now = Instant::now();
+    let mut session = up(now);
+    let error = Error { code: ErrorCode::BAD_PREREQ, data: Bytes::new() };
+    let before = session.send(&flow(1)).unwrap();
+    let good = session.send_bundle(&[flow(2)]).unwrap();
+    let bad = session.send_bundle(&[flow(3)]).unwrap();
+    let said = take(&mut session);
+    assert_eq!(said.iter().map(|(_, m)| m.kind()).collect::<Vec<_>>(), [14, 14, 20, 14, 20]);
+    for (xid, answer) in [
+        (before, Message::Error(error.clone())),
+        (said[2].0, Message::BarrierReply),
+        (said[3].0, Message::Error(error.clone())),
+        (said[4].0, Message::BarrierReply),
+    ] {
+        session.handle_input(&bytes(xid, &answer), now).unwrap();
+    }
+    let events: Vec<Event> = std::iter::from_fn(|| session.poll_event()).collect();
+    let failed = Event::BundleFailed { id: bad, errors: vec![(Some(0), error.clone())] };
+    let errors = Event::Error { xid: before, error };
+    assert_eq!(events, [errors, Event::BundleCommitted { id: good }, failed]);
+    assert_eq!(session.pending_bundles(), 0);
 }
 
 /// Not a limit, a report: `cargo test --test session -- --nocapture cost`.

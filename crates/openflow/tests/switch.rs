@@ -436,7 +436,7 @@ fn bundles_are_atomic() {
     let bad_prereq = Match::builder().exact(Field::TcpDst, 80).build();
     let bad_prereq = Message::FlowMod(FlowMod::add(Flow::new(0, 1, 1, bad_prereq)));
     let mut messages: Vec<_> = (0..20).map(flow).collect();
-    messages.insert(11, bad_prereq);
+    messages.insert(11, bad_prereq.clone());
     let id = client.session.send_bundle(&messages).unwrap();
     let errors = outcome(&mut client, id).unwrap_err();
     assert_eq!(errors.len(), 1, "{errors:?}");
@@ -452,6 +452,17 @@ fn bundles_are_atomic() {
     assert_eq!((errors[0].0, errors[0].1.code), (Some(11), ErrorCode::BAD_OUT_GROUP), "{errors:?}");
     assert_eq!((errors[1].0, errors[1].1.code), (None, ErrorCode::BUNDLE_MSG_FAILED));
     assert!(client.dump(FlowFilter::default()).is_empty());
+
+    // Alone, without the bundle's own messages.
+    for (at, code) in [(0, ErrorCode::BAD_OUT_GROUP), (1, ErrorCode::BAD_PREREQ)] {
+        let alone = if at == 0 { &messages[11] } else { &bad_prereq };
+        let id = client.session.send_bundle([alone]).unwrap();
+        let errors = outcome(&mut client, id).unwrap_err();
+        assert_eq!(errors.iter().map(|(at, error)| (*at, error.code)).collect::<Vec<_>>(), [(Some(0), code)]);
+    }
+    let id = client.session.send_bundle([&messages[0]]).unwrap();
+    outcome(&mut client, id).unwrap();
+    assert_eq!(client.dump(FlowFilter::default()).len(), 1);
 
     // Two at once, with an independent barrier between them.
     let first = client.session.send_bundle((0..1000).map(flow)).unwrap();

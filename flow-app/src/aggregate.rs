@@ -16,8 +16,8 @@
 //! do so behind all that, shorter ones first, since nobody meets a shorter one any more whose place a longer one does not take.
 //!
 //! **Cost.** One block is at most 511 nodes, passed twice: two microseconds. A change of a prefix settles its own block, and those that
-//! count on it: at most two for a prefix of 15 bits, 128 for one of 9. Kept are eight bytes for a prefix and as many for an entry, and
-//! about 130 for a block.
+//! count on it: at most two for a prefix of 15 bits, 128 for one of 9. Kept are eight bytes for a prefix, as many for an entry
+//! where a block's entries are others than its prefixes, and about 100 for a block.
 //!
 //! Knows nothing of what labels stand for.
 
@@ -60,8 +60,14 @@ pub(crate) struct Aggregate {
 #[derive(Debug, Clone, Default)]
 struct Block {
     prefixes: Vec<Entry>,
-    /// As far as the switch was told.
-    entries: Vec<Entry>,
+    /// As far as the switch was told; none: the prefixes.
+    entries: Option<Vec<Entry>>,
+}
+
+impl Block {
+    fn entries(&self) -> &[Entry] {
+        self.entries.as_deref().unwrap_or(&self.prefixes)
+    }
 }
 
 impl Aggregate {
@@ -84,8 +90,13 @@ impl Aggregate {
         let block = self.blocks.entry((prefix.table, root)).or_default();
         let at = block.prefixes.binary_search_by_key(&node, |(node, _)| *node);
         let before = at.ok().map(|at| block.prefixes[at].1);
+        if before == label {
+            return before;
+        }
+        if block.entries.is_none() {
+            block.entries = Some(block.prefixes.clone());
+        }
         match (at, label) {
-            _ if before == label => return before,
             (Ok(at), Some(label)) => block.prefixes[at].1 = label,
             (Err(at), Some(label)) => block.prefixes.insert(at, (node, label)),
             (Ok(at), None) => {
@@ -116,7 +127,7 @@ impl Aggregate {
     /// The label of the entry of exactly this prefix, as it was settled last.
     pub(crate) fn entry(&self, prefix: Prefix) -> Option<Label> {
         let (root, node) = place_of(prefix);
-        let entries = &self.blocks.get(&(prefix.table, root))?.entries;
+        let entries = self.blocks.get(&(prefix.table, root))?.entries();
         entries.binary_search_by_key(&node, |(node, _)| *node).ok().map(|at| entries[at].1)
     }
 
@@ -135,7 +146,7 @@ impl Aggregate {
         let after = after.map(|after| (place_of(after), after.table));
         let first = after.map_or(Bound::Unbounded, |((root, _), table)| Bound::Included((table, root)));
         self.blocks.range((first, Bound::Unbounded)).flat_map(move |(key, block)| {
-            let entries = block.entries.iter();
+            let entries = block.entries().iter();
             let is_behind = move |node: u16| match after {
                 Some(((root, last), table)) => *key != (table, root) || node > last,
                 None => true,
@@ -151,20 +162,22 @@ impl Aggregate {
         for key in std::mem::take(&mut self.unsettled) {
             let now = self.desired(key);
             let Some(block) = self.blocks.get_mut(&key) else { continue };
-            let before = std::mem::replace(&mut block.entries, now);
+            let before = block.entries.take().unwrap_or_else(|| block.prefixes.clone());
             let held = |of: &[Entry], node| of.binary_search_by_key(&node, |(node, _)| *node).ok();
-            for entry in &block.entries {
+            for entry in &now {
                 if held(&before, entry.0).is_none_or(|at| before[at] != *entry) {
                     put.push((prefix_of(key, entry.0), Some(entry.1)));
                 }
             }
             for (node, _) in &before {
-                if held(&block.entries, *node).is_none() {
+                if held(&now, *node).is_none() {
                     gone.push((prefix_of(key, *node), None));
                 }
             }
-            if block.prefixes.is_empty() && block.entries.is_empty() {
+            if block.prefixes.is_empty() && now.is_empty() {
                 self.blocks.remove(&key);
+            } else if now != block.prefixes {
+                block.entries = Some(now);
             }
         }
         put.sort_unstable_by_key(|(prefix, _)| Reverse(*prefix));

@@ -15,8 +15,8 @@
 //! one after it, or a punt; and `set` needs never more than 2R + 1 flows.
 //!
 //! **Cost.** [`Limit::set`] takes O(log n + length of the prefix) and moves at most four other prefixes, also where a
-//! default route over a million absent prefixes flaps. Up to R prefixes are kept in one ordered set, about 40 bytes
-//! each. Between R and 2R a trie is filled, two prefixes with each that comes, so that it is complete when the first
+//! default route over a million absent prefixes flaps. Up to R prefixes are kept in ordered sets, about 20 bytes
+//! each (IPv6: 40). Between R and 2R a trie is filled, two prefixes with each that comes, so that it is complete when the first
 //! one is absent: about 100 bytes more for each prefix.
 //!
 //! **Room.** A switch may have less room for flows than 2R. [`Limit::set_room`] then takes the place of 2R: as many prefixes
@@ -27,16 +27,17 @@
 //! send could otherwise take a flow away before the one that shields it has become a punt.
 
 use std::cmp;
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
+use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
 use self::index::{Index, Mark};
+use self::wanted::Wanted;
 
 mod index;
 #[cfg(test)]
 mod tests;
+mod wanted;
 
 /// A destination in one of a guest's routing tables. Ordered by rank: see the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -92,7 +93,7 @@ pub struct Limit {
     max: usize,
     /// How many prefixes may have a flow, where that is known to be fewer than the maximum says.
     room: Option<usize>,
-    wanted: BTreeSet<Prefix>,
+    wanted: Wanted,
     /// Those that forward by their rank, shields among them.
     leading: Head,
     /// Those that have a flow.
@@ -119,7 +120,7 @@ impl Limit {
     /// between [`Moved::before`] and [`Moved::after`].
     pub fn set(&mut self, prefix: Prefix, wanted: bool) -> Moved {
         let prefix = prefix.trunc();
-        if self.wanted.contains(&prefix) == wanted {
+        if self.wanted.contains(prefix) == wanted {
             return Moved::default();
         }
         let mut before = Classes::from([(prefix, self.class(prefix))]);
@@ -131,7 +132,7 @@ impl Limit {
             self.mark(&mut before, prefix);
         } else {
             self.unmark(&mut before, prefix);
-            self.wanted.remove(&prefix);
+            self.wanted.remove(prefix);
             for head in [&mut self.leading, &mut self.installed, &mut self.indexed] {
                 head.removed(&self.wanted, prefix);
             }
@@ -159,7 +160,7 @@ impl Limit {
     #[must_use]
     pub fn class(&self, prefix: Prefix) -> Class {
         let prefix = prefix.trunc();
-        if !self.installed.holds(prefix) || !self.wanted.contains(&prefix) {
+        if !self.installed.holds(prefix) || !self.wanted.contains(prefix) {
             Class::Absent
         } else if !self.leading.holds(prefix) || self.index.shields(prefix) {
             Class::Punt
@@ -183,7 +184,7 @@ impl Limit {
     /// None is wanted.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.wanted.is_empty()
+        self.wanted.len() == 0
     }
 
     /// How many are [`Class::Forward`].
@@ -266,7 +267,7 @@ impl Limit {
             }
         }
         // What takes the place of one that goes is there before it: nothing else may stand in for it.
-        let has_gone = own.is_some_and(|own| !self.wanted.contains(&own));
+        let has_gone = own.is_some_and(|own| !self.wanted.contains(own));
         let installing = if has_gone { &mut moved.before } else { &mut moved.after };
         installing.extend(install.into_iter().rev());
         moved.after.extend(remove.into_iter().chain(release));
@@ -319,7 +320,7 @@ impl Head {
     }
 
     /// A prefix is gone from the set.
-    fn removed(&mut self, wanted: &BTreeSet<Prefix>, prefix: Prefix) {
+    fn removed(&mut self, wanted: &Wanted, prefix: Prefix) {
         if self.last == Some(prefix) {
             self.pop(wanted);
         } else {
@@ -328,9 +329,8 @@ impl Head {
     }
 
     /// The one to push next to have `len` of them.
-    fn next(&self, wanted: &BTreeSet<Prefix>, len: usize) -> Option<Prefix> {
-        let from = self.last.map_or(Bound::Unbounded, Bound::Excluded);
-        if self.len < len { wanted.range((from, Bound::Unbounded)).next().copied() } else { None }
+    fn next(&self, wanted: &Wanted, len: usize) -> Option<Prefix> {
+        if self.len < len { wanted.after(self.last) } else { None }
     }
 
     fn push(&mut self, next: Prefix) {
@@ -344,11 +344,11 @@ impl Head {
         self.last.filter(|_| self.len > len)
     }
 
-    fn pop(&mut self, wanted: &BTreeSet<Prefix>) {
+    fn pop(&mut self, wanted: &Wanted) {
         visit();
         if let Some(last) = self.last {
             self.len -= 1;
-            self.last = wanted.range(..last).next_back().copied();
+            self.last = wanted.before(last);
         }
     }
 }

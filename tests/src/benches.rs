@@ -36,8 +36,10 @@ pub const ALL: &[Scenario] = &[
 /// # Errors
 /// Why it cannot be had.
 pub fn prepare(bench: &Scenario, args: &[String]) -> Result<()> {
-    let has_peers = bench.name == routes::BENCH.name && args.iter().any(|arg| arg == routes::PEERS);
-    if bench.name == control::BENCH.name || has_peers { setup::ovn::unpack() } else { Ok(()) }
+    if bench.name == routes::BENCH.name && args.iter().any(|arg| arg == routes::PEERS) {
+        routes::prepare();
+    }
+    if bench.name == control::BENCH.name { setup::ovn::unpack() } else { Ok(()) }
 }
 
 /// The arguments of a bench or scenario: `--name value` pairs, and names without a value.

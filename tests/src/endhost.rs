@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::host::Host;
 use crate::net::Netns;
 use crate::process::wait_for;
 
@@ -24,6 +25,23 @@ impl EndHost {
         // It is told its router. Asking for one, it would become a neighbor by its link-local address, some time.
         ns.sysctls(&[("net.ipv6.conf.default.router_solicitations", "0")])?;
         Ok(Self { ns })
+    }
+
+    /// The same, named as its port of a bridge of the host (with settings as of [`Host::add_port`]), with an address of 24 bits and
+    /// perhaps a gateway.
+    pub fn plug(
+        host: &Host,
+        bridge: &str,
+        port: &str,
+        mac: &str,
+        (ip, gateway): (&str, Option<&str>),
+        settings: &[&str],
+    ) -> Result<Self> {
+        let end = Self::create(port)?;
+        host.plug(port, end.netns(), NIC, mac)?;
+        host.add_port(bridge, port, settings)?;
+        end.configure(&format!("{ip}/24"), gateway)?;
+        Ok(end)
     }
 
     /// Its namespace.

@@ -31,15 +31,19 @@ pub struct Ovn {
 }
 
 impl Ovn {
+    /// It was fetched.
+    pub fn is_here(lab: &Lab) -> Result<bool> {
+        Ok(setup::ovn::is_here(&root(lab)?))
+    }
+
     /// Its databases and northd run, beside that host's controller.
     pub fn create(lab: &Lab, host: &Host) -> Result<Self> {
-        let target = lab.product()?.dom0.ancestors().nth(2).context("the product is in no target folder")?;
         let dir = lab.work().join("ovn");
         std::fs::create_dir_all(&dir)?;
         let mut ovn = Self {
             controllers: Vec::new(),
             central: Vec::new(),
-            root: setup::ovn::root(target),
+            root: root(lab)?,
             dir,
             logs: lab.results().to_owned(),
         };
@@ -129,4 +133,10 @@ impl Ovn {
         command.args(["-vconsole:info", "-vsyslog:off", "-vfile:off"]);
         Process::spawn(name, &mut command, &self.logs.join(format!("{name}.log")))
     }
+}
+
+/// Where its programs are.
+fn root(lab: &Lab) -> Result<PathBuf> {
+    let target = lab.product()?.dom0.ancestors().nth(2).context("the product is in no target folder")?;
+    Ok(setup::ovn::root(target))
 }

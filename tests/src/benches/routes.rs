@@ -10,6 +10,7 @@ mod ecmp;
 mod forward;
 mod halves;
 mod ovn;
+mod reactive;
 mod routers;
 mod switch;
 mod table;
@@ -27,8 +28,11 @@ use crate::cpu;
 use crate::node::BRIDGE;
 use crate::one_router::OneRouter;
 use crate::oracle::random::Random;
+use crate::ovn::Ovn;
+use crate::progress::say;
 use crate::routes::Writer;
 use crate::scenario::{Lab, Scenario};
+use crate::setup;
 use crate::virtual_router::Sessions;
 
 /// The registry's entry.
@@ -128,9 +132,33 @@ fn run(lab: &mut Lab) -> Result<Value> {
     }
     if has_peers {
         lab.clear("before-peers")?;
-        let few = Settings { routes: routes.min(ovn::MOST), is_ipv4: true, ..settings };
-        let table = Table::new(few.routes, true, hops, lab.seed());
-        figures.extend(ovn::measure(lab, &table)?);
+        peers(lab, settings, &mut figures)?;
+    }
+    Ok(Value::Object(figures))
+}
+
+/// Fetches the peers. One that cannot be had is left out.
+pub(super) fn prepare() {
+    let got =
+        [("OVN", setup::ovn::unpack()), ("a reactive controller", setup::install(&[reactive::PACKAGE]))];
+    for (name, got) in got {
+        if let Err(error) = got {
+            say(format!("lab: {name} is skipped: {error:#}"));
+        }
+    }
+}
+
+/// What other systems take for the same, and XenFlow with as many routes as OVN has.
+fn peers(lab: &mut Lab, settings: Settings, figures: &mut Map<String, Value>) -> Result<()> {
+    let few = Settings { routes: settings.routes.min(ovn::MOST), is_ipv4: true, ..settings };
+    let table = |routes| Table::new(routes, true, settings.hops, lab.seed());
+    let (few_routes, all_routes) = (table(few.routes), table(settings.routes));
+    if reactive::is_here() {
+        figures.extend(reactive::measure(lab, &all_routes)?);
+        lab.clear("reactive")?;
+    }
+    if Ovn::is_here(lab)? {
+        figures.extend(ovn::measure(lab, &few_routes, settings.hops)?);
         lab.clear("ovn")?;
         lab.step("XenFlow with as many routes as OVN has");
         let ours = measure(lab, few, false)?;
@@ -138,7 +166,7 @@ fn run(lab: &mut Lab) -> Result<Value> {
             figures.insert(format!("beside_ovn_{key}"), ours.get(key).cloned().unwrap_or_default());
         }
     }
-    Ok(Value::Object(figures))
+    Ok(())
 }
 
 /// The gateway of a number.

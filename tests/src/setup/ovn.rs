@@ -19,10 +19,15 @@ pub fn root(target: &Path) -> PathBuf {
     target.join("ovn")
 }
 
+/// It is there.
+pub fn is_here(root: &Path) -> bool {
+    root.join("usr/bin/ovn-northd").is_file()
+}
+
 /// Puts it there, unless it is.
 pub fn unpack() -> Result<()> {
     let root = root(&super::target_dir()?);
-    if root.join("usr/bin/ovn-northd").is_file() {
+    if is_here(&root) {
         return Ok(());
     }
     let release = fetch::codename()?;

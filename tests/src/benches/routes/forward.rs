@@ -13,7 +13,7 @@ use super::table::Table;
 use super::{CHUNK, LONG};
 use crate::benches::{median, round};
 use crate::endhost::{EndHost, NIC};
-use crate::host::Vif;
+use crate::host::{Host, Vif};
 use crate::iperf;
 use crate::node::{BRIDGE, Node, Pki};
 use crate::process::wait_for;
@@ -31,7 +31,7 @@ const PLAIN_ADDRESSES: [&str; 2] = ["10.9.0.1", "10.9.0.2"];
 const ROUNDS: usize = 10;
 const SECONDS: u32 = 1;
 /// First packets by each of two ways.
-const FIRST: usize = 100;
+pub(super) const FIRST: usize = 100;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// See the module.
@@ -85,12 +85,8 @@ impl Site {
         }
         let mut plain = Vec::new();
         for (at, ip) in PLAIN_ADDRESSES.into_iter().enumerate() {
-            let end = EndHost::create(&format!("p{at}"))?;
-            let port = format!("p{at}");
-            node.host().plug(&port, end.netns(), NIC, &format!("02:48:01:00:00:{at:02x}"))?;
-            node.host().add_port(PLAIN, &port, &[])?;
-            end.configure(&format!("{ip}/24"), None)?;
-            plain.push(end);
+            let (port, mac) = (format!("p{at}"), format!("02:48:01:00:00:{at:02x}"));
+            plain.push(EndHost::plug(node.host(), PLAIN, &port, &mac, (ip, None), &[])?);
         }
         Ok(Self { routers, ends, plain, node, _pki: pki })
     }
@@ -184,20 +180,11 @@ fn first_packets(lab: &Lab, site: &Site, table: &Table, figures: &mut Map<String
     lab.step(format!(
         "{FIRST} first packets by the pipeline, each to another route, and by the plain bridge"
     ));
-    let step = (table.routes.len() / FIRST).max(1);
-    let targets: Vec<String> =
-        table.routes.iter().step_by(step).take(FIRST).map(|(addr, ..)| inside(*addr)).collect();
-    let addresses: String = targets.iter().map(|addr| format!("address add {addr}/32 dev lo\n")).collect();
-    site.ends[1].netns().ip_batch(&addresses)?;
-    let first = |from: &EndHost, target: &str| -> Result<f64> {
-        site.node.host().flush_datapath()?;
-        let ping = from.ping(target, 1, 10)?;
-        ping.first_ms.with_context(|| format!("{target} does not answer"))
-    };
+    let targets = targets(table, &site.ends[1])?;
     let (mut ratios, mut ours, mut plains) = (Vec::new(), Vec::new(), Vec::new());
     for target in &targets {
-        let plain = first(&site.plain[0], PLAIN_ADDRESSES[1])?;
-        let own = first(&site.ends[0], target)?;
+        let plain = first(site.node.host(), &site.plain[0], PLAIN_ADDRESSES[1])?;
+        let own = first(site.node.host(), &site.ends[0], target)?;
         ratios.push(own / plain);
         ours.push(own);
         plains.push(plain);
@@ -206,6 +193,26 @@ fn first_packets(lab: &Lab, site: &Site, table: &Table, figures: &mut Map<String
     figures.insert("first_packet_ms".to_owned(), json!(round(median(&mut ours)?)));
     figures.insert("first_packet_plain_ms".to_owned(), json!(round(median(&mut plains)?)));
     Ok(())
+}
+
+/// [`FIRST`] routes from all over the table.
+pub(super) fn sample(table: &Table) -> impl Iterator<Item = &(std::net::IpAddr, u8, usize)> {
+    table.routes.iter().step_by((table.routes.len() / FIRST).max(1)).take(FIRST)
+}
+
+/// An address of each of them, which the end host has from now on.
+pub(super) fn targets(table: &Table, of: &EndHost) -> Result<Vec<String>> {
+    let targets: Vec<String> = sample(table).map(|(addr, ..)| inside(*addr)).collect();
+    let addresses: String = targets.iter().map(|addr| format!("address add {addr}/32 dev lo\n")).collect();
+    of.netns().ip_batch(&addresses)?;
+    Ok(targets)
+}
+
+/// Milliseconds until the reply to an echo request of which the switch's datapath has no flow, nor one of the reply.
+pub(super) fn first(host: &Host, from: &EndHost, target: &str) -> Result<f64> {
+    host.flush_datapath()?;
+    let ping = from.ping(target, 1, 10)?;
+    ping.first_ms.with_context(|| format!("{target} does not answer"))
 }
 
 /// An address of a prefix: not its first.

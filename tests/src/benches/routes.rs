@@ -243,6 +243,9 @@ fn measure(lab: &mut Lab, settings: Settings, is_aggregated: bool) -> Result<Map
     let mut watch = site.r1.watch()?;
     let mut bare = Bare::connect(site.node.host())?;
     let mut random = Random::new(lab.seed(), 9);
+    let ids = [site.r1.client()?.id(), ids[0], ids[1]];
+    let busy_of = || ids.iter().map(|id| cpu::seconds(*id)).collect::<Result<Vec<f64>>>();
+    let before = busy_of()?;
     let (mut changes, mut bares) = (Vec::new(), Vec::new());
     for _ in 0..CHANGES {
         let at = random.below(table.routes.len());
@@ -254,6 +257,12 @@ fn measure(lab: &mut Lab, settings: Settings, is_aggregated: bool) -> Result<Map
             bares.push(bare.change()?.as_secs_f64() * 1000.0);
         }
     }
+    let after = busy_of()?;
+    let busy_of_change: Vec<f64> = before
+        .iter()
+        .zip(&after)
+        .map(|(before, after)| round((after - before) * 500.0 / CHANGES as f64))
+        .collect();
     lab.step("the next hop of most routes has another address");
     let mut moved = Vec::new();
     for version in 1..=10 {
@@ -300,6 +309,12 @@ fn measure(lab: &mut Lab, settings: Settings, is_aggregated: bool) -> Result<Map
         "load_over_kernel": round(load / kernel.as_secs_f64()),
         "change_ms_p50": round(of(&changes, 50)),
         "change_ms_p99": round(of(&changes, 99)),
+        "change_cpu_ms": {
+            "xenflow-guest": busy_of_change[0],
+            "xenflow-dom0": busy_of_change[1],
+            // The bare ones beside them, too.
+            "ovs-vswitchd": busy_of_change[2],
+        },
         "bare_ms_p50": round(of(&bares, 50)),
         "bare_ms_p99": round(of(&bares, 99)),
         "change_over_bare_p99": round(of(&changes, 99) / of(&bares, 99)),

@@ -1,5 +1,6 @@
 //! The daemon's one loop: events of all sources to the core, the core's effects to where they belong.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,7 @@ use crate::ovs::restore::{READY_AT_LAST, READY_WITHOUT_GUESTS, Stage};
 use crate::ovs::{appctl, database, switch};
 use crate::ports::{ControlPort, PortProblem};
 use crate::reporter::Reporter;
-use crate::reporter::node::NodeReporter;
+use crate::reporter::node::{NodeReporter, say_prepared};
 use crate::reporter::statistics::Keeper;
 use crate::shaper::handle::Handle;
 use crate::shaper::plan::Plan;
@@ -122,7 +123,9 @@ pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()
 
     let credentials = tls::follow(credentials, server, config.issuer_dir.clone());
     let access = tls::Access::new(credentials, config.issuer_dir.clone());
-    let (mut moving, frames) = Moves::start(&config, &node, access.clone(), &events);
+    let (prepared, preparing) = watch::channel(BTreeSet::new());
+    tokio::spawn(say_prepared(database.clone(), node.clone(), preparing));
+    let (mut moving, frames) = Moves::start(&config, &node, access.clone(), &events, prepared);
     tokio::spawn(switch::run(socket, inbox_of_switch, frames, events.clone()));
     let sessions = Sessions::new(config.max_change_rate);
     let (ready, mut listening) = watch::channel(None);
@@ -146,7 +149,7 @@ pub async fn run(config: Config, happened: Events, stop: impl Future<Output = ()
     let about_node = NodeReporter::start(node.clone(), config.migration.address(), database.clone());
     let mut confirmed = None;
     let mut reporter = Reporter::new(node, database);
-    let mut problems = std::collections::BTreeSet::new();
+    let mut problems = BTreeSet::new();
     let mut tick = tokio::time::interval(STATUS_PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let counting = Duration::from_secs(config.statistics_interval_s.into());

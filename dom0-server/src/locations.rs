@@ -16,6 +16,7 @@ use xenflow_proto::Name;
 
 use crate::db::location::{self, GENERATION_MAX, Located, Place};
 use crate::db::migration::Migration;
+use crate::db::node_status::NodeStatus;
 use crate::db::{Rows, table};
 use crate::migration::standby;
 use crate::migration::toolstack::GUEST_KEY;
@@ -31,6 +32,8 @@ pub struct Whereabouts {
     pub moves: BTreeMap<Name, Migration>,
     /// Those between other nodes: from where, and where to.
     pub others: BTreeMap<Name, (u64, Name, Name)>,
+    /// Numbers of those to this node that some third node's datapath is not prepared for yet.
+    pub unprepared: BTreeSet<u64>,
     /// Where their destinations take moves, as far as they say so.
     pub addresses: BTreeMap<Name, SocketAddr>,
     /// What their guests are called, where that is not the router's name.
@@ -59,6 +62,11 @@ impl Whereabouts {
             let guest = row.map_get("external_ids", GUEST_KEY).ok()??.to_owned();
             Some((row.str("name").ok()?.parse::<Name>().ok()?, guest))
         });
+        let reports = rows.of(table::NODE_STATUS).filter_map(|(_, row)| NodeStatus::prepared(row).ok());
+        let reports: Vec<(Name, BTreeSet<u64>)> = reports.collect();
+        let to_here = moves.values().filter(|row| row.to == *node);
+        let unprepared = to_here.filter(|row| !are_prepared(row.number, [&row.from, &row.to], &reports));
+        let unprepared = unprepared.map(|row| row.number);
         let (standbys, problems) = standby::read(rows);
         let is_wanted = |node: &Name| {
             moves.values().any(|row| row.to == *node) || standbys.values().any(|named| named.contains(node))
@@ -68,6 +76,7 @@ impl Whereabouts {
             hosts: elsewhere.map(|(place, winner, _)| (place.clone(), winner.clone())).collect(),
             elsewhere: located.elsewhere(node),
             own: located.of(node),
+            unprepared: unprepared.collect(),
             addresses: addresses.filter(|(node, _)| is_wanted(node)).collect(),
             guests: guests.filter(|(router, _)| moves.contains_key(router)).collect(),
             moves,
@@ -76,6 +85,12 @@ impl Whereabouts {
             problems,
         }
     }
+}
+
+/// All nodes that report, but the two that it is between, say that their datapaths are prepared for a migration.
+fn are_prepared(number: u64, between: [&Name; 2], reports: &[(Name, BTreeSet<u64>)]) -> bool {
+    let mut others = reports.iter().filter(|(node, _)| !between.contains(&node));
+    others.all(|(_, prepared)| prepared.contains(&number))
 }
 
 /// How it stands with something that is here.

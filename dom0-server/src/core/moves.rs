@@ -189,7 +189,8 @@ impl Core {
                 };
                 let vifs = topology.vifs_of(id).filter_map(|(_, vif)| Some((vif.vlan()?, vif.mac)));
                 let nodes = [node_mac(from), node_mac(to)];
-                let open = megaflows::Move { role, is_ahead, vifs: vifs.collect(), nodes };
+                let are_others = !whereabouts.unprepared.contains(&number);
+                let open = megaflows::Move { role, is_ahead, are_others, vifs: vifs.collect(), nodes };
                 megaflows.open.insert(number, open);
             }
             if let Some(Standby::Of(host)) = standby {

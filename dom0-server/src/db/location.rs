@@ -10,6 +10,7 @@ use ovsdb::{Condition, Datum, Function, Operation, Row, Until};
 use xenflow_proto::{MacAddr, Name};
 
 use super::migration::Migration;
+use super::node_status::PREPARED;
 use super::{DATABASE, RowError, Rows, table};
 
 /// Greatest generation that the database takes.
@@ -118,7 +119,7 @@ fn parse(row: &Row) -> Result<(Place, Name, u64), RowError> {
 pub fn monitor() -> ovsdb::Monitor {
     let rows = ovsdb::Monitor::new(DATABASE).table(table::LOCATION, &COLUMNS);
     rows.table(table::MIGRATION, &Migration::COLUMNS)
-        .table(table::NODE_STATUS, &["node", "address"])
+        .table(table::NODE_STATUS, &["node", "address", PREPARED])
         .table(table::ROUTER, &["name", "external_ids"])
         .table(table::XENFLOW, &["next_cfg"])
 }

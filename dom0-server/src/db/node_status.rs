@@ -10,6 +10,8 @@ use super::{RowError, table};
 
 /// Longest version, kind of a datapath or address, in characters; the schema's limit.
 const WORD_MAX: usize = 63;
+/// The column of [`NodeStatus::prepared`].
+pub const PREPARED: &str = "prepared";
 
 /// One node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +45,7 @@ pub struct NodeStatus {
 
 impl NodeStatus {
     /// The columns of a row, `node` first.
-    pub const COLUMNS: [&'static str; 12] = [
+    pub const COLUMNS: [&'static str; 13] = [
         "node",
         "version",
         "ovs_version",
@@ -56,6 +58,7 @@ impl NodeStatus {
         capacity::COLUMN,
         "shaping",
         "address",
+        PREPARED,
     ];
     /// The columns that a waiting command reads.
     pub const WAITED_FOR: [&'static str; 3] = ["node", "cfg", "seen_ms"];
@@ -101,6 +104,24 @@ impl NodeStatus {
     #[must_use]
     pub fn insert(&self) -> Operation {
         self.columns(Operation::insert(table::NODE_STATUS).set("node", self.node.as_str()))
+    }
+
+    /// Says in a node's row for which migrations its datapath is prepared, whatever else is reported.
+    #[must_use]
+    pub fn prepare(node: &Name, numbers: &BTreeSet<u64>) -> Operation {
+        let numbers = numbers.iter().filter_map(|number| i64::try_from(*number).ok());
+        Operation::update(table::NODE_STATUS)
+            .filter(Condition::eq("node", node.as_str()))
+            .set(PREPARED, Datum::set(numbers))
+    }
+
+    /// The node of a row, and for which migrations its datapath is prepared.
+    ///
+    /// # Errors
+    /// [`RowError`] names the value and the rule.
+    pub fn prepared(row: &Row) -> Result<(Name, BTreeSet<u64>), RowError> {
+        let numbers = row.set_int(PREPARED)?.into_iter().filter_map(|number| u64::try_from(number).ok());
+        Ok((row.str("node")?.parse()?, numbers.collect()))
     }
 
     fn is_own(&self) -> Condition {

@@ -4,9 +4,11 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
+use ovsdb::{Datum, Row};
 use xenflow_proto::MacAddr;
 
 use super::*;
+use crate::db::node_status::PREPARED;
 
 const NODES: usize = 3;
 const PLACES: usize = 2;
@@ -304,4 +306,23 @@ fn what_a_move_brings_is_no_leftover_before_anybody_has_said_that_it_is_here() {
     assert_eq!(claims.due(&located), [], "the generation of the announcement counts");
     claims.follow(&BTreeSet::new());
     assert_eq!(claims.due(&located), withdrawal, "it was here, and is not any more");
+}
+
+#[test]
+fn third_nodes_are_prepared_when_all_say_so() {
+    let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| name.parse::<Name>().unwrap());
+    let mut reports: Vec<(Name, BTreeSet<u64>)> = vec![(a.clone(), [].into()), (b.clone(), [].into())];
+    assert!(are_prepared(7, [&a, &b], &reports), "there is no other");
+    reports.extend([(c, [6, 7].into()), (d, [6].into())]);
+    assert!(!are_prepared(7, [&a, &b], &reports));
+    assert!(are_prepared(6, [&a, &b], &reports));
+}
+
+#[test]
+fn what_a_node_says_that_it_is_prepared_for_is_read_again() {
+    let node: Name = "c".parse().unwrap();
+    let numbers = BTreeSet::from([1, 1 << 40]);
+    let datum = Datum::set(numbers.iter().map(|number| i64::try_from(*number).unwrap()));
+    let row: Row = [("node", Datum::from("c")), (PREPARED, datum)].into_iter().collect();
+    assert_eq!(NodeStatus::prepared(&row).unwrap(), (node, numbers));
 }

@@ -59,6 +59,8 @@ pub struct Move {
     /// At its destination packets rehearse for the router, and what is for it goes nowhere yet; or its gate is open, and nobody knows of
     /// that.
     pub is_ahead: bool,
+    /// At its destination: all nodes that are no part of it have said that they are prepared.
+    pub are_others: bool,
     /// The router's addresses.
     pub vifs: BTreeMap<VlanId, MacAddr>,
     /// Those of both nodes, which routed frames have for a while.

@@ -50,13 +50,14 @@ pub struct Moves {
 }
 
 impl Moves {
-    /// Begins all tasks.
+    /// Begins all tasks. `prepared` is told for which moves this node's datapath is.
     #[must_use]
     pub fn start(
         config: &Config,
         node: &Name,
         access: tls::Access,
         events: &mpsc::Sender<Event>,
+        prepared: watch::Sender<BTreeSet<u64>>,
     ) -> (Self, Frames) {
         let (heard, frames) = mpsc::channel(carrier::HEARD);
         let (packets, sends) = mpsc::channel(carrier::SENDS);
@@ -89,6 +90,7 @@ impl Moves {
             told,
             orders: moves.orders.clone(),
             events: events.clone(),
+            prepared,
         };
         tokio::spawn(megaflows::task::run(setup));
         let setup = links::Setup {

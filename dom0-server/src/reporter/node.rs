@@ -70,6 +70,20 @@ impl NodeReporter {
     }
 }
 
+/// Says in the node's row at once for which migrations its datapath is prepared. It is not said again: nobody waits for long.
+pub async fn say_prepared(
+    database: SessionHandle,
+    node: Name,
+    mut preparing: watch::Receiver<BTreeSet<u64>>,
+) {
+    while preparing.changed().await.is_ok() {
+        let operation = NodeStatus::prepare(&node, &preparing.borrow_and_update().clone());
+        if let Err(error) = database.transact(db::DATABASE, &[operation]).await {
+            tracing::debug!(error = &error as &dyn std::error::Error, "others do not know what is prepared");
+        }
+    }
+}
+
 /// What uplinks carry, where it is known.
 fn capacities(shaped: &shaper::report::Report) -> Capacities {
     let known = |link: &LinkReport| {

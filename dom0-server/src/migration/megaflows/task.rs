@@ -24,6 +24,8 @@ const EVERY: Duration = Duration::from_secs(4);
 const REST: Duration = Duration::from_millis(50);
 /// For so long the source's word is waited for. One that has no such word does not say so.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// And for the other nodes'. One whose daemon does not run says nothing.
+const OTHERS: Duration = Duration::from_millis(250);
 
 /// What the task needs.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub struct Setup {
     pub orders: mpsc::UnboundedSender<Order>,
     /// To the core: [`Event::Ahead`].
     pub events: mpsc::Sender<Event>,
+    /// To other nodes: what this one is prepared for.
+    pub prepared: watch::Sender<BTreeSet<u64>>,
 }
 
 struct Task {
@@ -46,14 +50,16 @@ struct Task {
     told: BTreeMap<u64, Vec<Megaflow>>,
     /// Since when packets rehearse here.
     since: BTreeMap<u64, Instant>,
+    /// For which nothing more can be done here.
+    done: BTreeSet<u64>,
     /// As the core knows.
     ahead: BTreeSet<u64>,
 }
 
 /// Runs until the daemon's loop is gone.
 pub async fn run(setup: Setup) {
-    let (told, since, ahead) = Default::default();
-    let mut task = Task { setup, told, since, ahead };
+    let (told, since, done, ahead) = Default::default();
+    let mut task = Task { setup, told, since, done, ahead };
     let mut looked = Instant::now();
     let mut next = looked;
     loop {
@@ -64,6 +70,11 @@ pub async fn run(setup: Setup) {
                     return;
                 }
                 next = task.next(looked);
+                // The others may have been what was missing.
+                let moves = task.setup.moves.borrow().clone();
+                if task.say(&moves, Instant::now()).await.is_err() {
+                    return;
+                }
             }
             Some((number, flows)) = task.setup.told.recv() => {
                 task.told.insert(number, flows);
@@ -94,35 +105,58 @@ impl Task {
         waits.filter(|_| !is_asked).unwrap_or(looked + REST)
     }
 
-    /// Until when a source's word is waited for, if any is.
+    /// Until when a source's word is waited for, or another node's, if any is.
     fn waits(&mut self, moves: &Moves, now: Instant) -> Option<Instant> {
         let is_awaited = |open: &Move| open.role == Some(Role::Destination) && open.is_ahead;
         self.since.retain(|number, _| moves.open.contains_key(number));
         for (number, _) in moves.open.iter().filter(|(_, open)| is_awaited(open)) {
             self.since.entry(*number).or_insert(now);
         }
-        let untold = self.since.iter().filter(|(number, _)| !self.told.contains_key(number));
-        untold.map(|(_, since)| *since + PATIENCE).filter(|until| *until > now).min()
+        let until = |(number, since): (&u64, &Instant)| {
+            let are_others = moves.open.get(number).is_some_and(|open| open.are_others);
+            match (self.told.contains_key(number), are_others) {
+                (false, _) => Some(*since + PATIENCE),
+                (true, false) => Some(*since + OTHERS),
+                (true, true) => None,
+            }
+        };
+        self.since.iter().filter_map(until).filter(|until| *until > now).min()
     }
 
     /// Says for which moves all that can be is done, by what a look that began then has found: the core is gone, or until when
-    /// any source's word is waited for.
+    /// any word is waited for.
     async fn report(&mut self, moves: &Moves, begun: Instant) -> Result<Option<Instant>, ()> {
-        let is_to = |open: &Move| open.role == Some(Role::Destination);
-        self.ahead.retain(|number| moves.open.get(number).is_some_and(is_to));
+        let prepared: BTreeSet<u64> = moves.open.keys().copied().collect();
+        self.setup.prepared.send_if_modified(|known| {
+            let is_other = *known != prepared;
+            *known = prepared;
+            is_other
+        });
         let waits = self.waits(moves, begun);
-        let mut ahead = self.ahead.clone();
         for (number, _) in moves.open.iter().filter(|(_, open)| is_to(open) && open.is_ahead) {
             let is_over = self.since.get(number).is_some_and(|since| *since + PATIENCE <= begun);
             if self.told.contains_key(number) || is_over {
-                ahead.insert(*number);
+                self.done.insert(*number);
             }
         }
+        self.say(moves, begun).await.map(|()| waits)
+    }
+
+    /// Tells the core of moves for which all is done here, and by all others or they have had their time.
+    async fn say(&mut self, moves: &Moves, now: Instant) -> Result<(), ()> {
+        let is_open = |number: &u64| moves.open.get(number).is_some_and(is_to);
+        self.done.retain(is_open);
+        let mut ahead = self.ahead.clone();
+        ahead.retain(is_open);
+        ahead.extend(self.done.iter().filter(|number| {
+            let are_others = moves.open.get(number).is_some_and(|open| open.are_others);
+            are_others || self.since.get(number).is_none_or(|since| *since + OTHERS <= now)
+        }));
         if self.ahead != ahead {
             self.ahead.clone_from(&ahead);
             self.setup.events.send(Event::Ahead(ahead)).await.map_err(|_| ())?;
         }
-        Ok(waits)
+        Ok(())
     }
 
     /// How many frames were put into the datapath.
@@ -151,6 +185,11 @@ impl Task {
         }
         Ok(count)
     }
+}
+
+/// This node is its destination.
+fn is_to(open: &Move) -> bool {
+    open.role == Some(Role::Destination)
 }
 
 async fn received(rundir: &Path, frames: Vec<Received>) -> Result<(), AppctlError> {

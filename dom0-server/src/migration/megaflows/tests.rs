@@ -23,7 +23,7 @@ fn host(access: &[(&str, i64)]) -> Host {
 fn moving(role: Option<Role>) -> Move {
     let mac = |last| MacAddr([2, 0x52, 0, 0, 1, last]);
     let vifs = [(vlan(11), mac(0)), (vlan(12), mac(1)), (vlan(13), mac(2))].into();
-    Move { role, is_ahead: true, vifs, nodes: [FROM, TO] }
+    Move { role, is_ahead: true, are_others: true, vifs, nodes: [FROM, TO] }
 }
 
 fn flow(line: &str) -> Flow {

@@ -164,7 +164,7 @@ mod tests {
             "node" => "a".into(),
             "seen_ms" => seen_ms.into(),
             "started_ms" | "cfg" => 1.into(),
-            "problems" => Datum::empty(),
+            "problems" | "prepared" => Datum::empty(),
             "uplink_mtus" | "uplink_capacity" | "shaping" => Datum::map(Vec::<(&str, i64)>::new()),
             _ => "x".into(),
         };

@@ -34,9 +34,7 @@ impl Client {
             Err(error) => panic!("the client's socket: {error}"),
         };
         loop {
-            kill_process(pid, Signal::STOP).unwrap();
-            let stat = format!("/proc/{}/stat", self.child.id());
-            until("stop", || std::fs::read_to_string(&stat).unwrap().contains(") T "));
+            self.stop();
             if !read(RecvFlags::PEEK) {
                 break;
             }
@@ -48,6 +46,20 @@ impl Client {
         assert!(read(RecvFlags::empty()), "the kernel told nothing");
         while read(RecvFlags::empty()) {}
         kill_process(pid, Signal::CONT).unwrap();
+    }
+
+    /// Makes a change while the client reads nothing: what does not fit in its buffer is dropped.
+    pub fn while_stopped(&self, change: impl FnOnce()) {
+        self.stop();
+        change();
+        kill_process(Pid::from_child(&self.child), Signal::CONT).unwrap();
+    }
+
+    /// Stops the process, and waits until none of it runs.
+    fn stop(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::STOP).unwrap();
+        let stat = format!("/proc/{}/stat", self.child.id());
+        until("stop", || std::fs::read_to_string(&stat).unwrap().contains(") T "));
     }
 
     /// The client's netlink socket: the only one of rtnetlink that is subscribed to routes.

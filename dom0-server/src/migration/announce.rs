@@ -55,6 +55,12 @@ impl Vif {
         self.vlan
     }
 
+    /// Its address on the segment.
+    #[must_use]
+    pub const fn mac(&self) -> MacAddr {
+        self.mac
+    }
+
     fn owns(&self, address: impl Into<IpAddr>) -> bool {
         self.addresses.contains(&address.into())
     }

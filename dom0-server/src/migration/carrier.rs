@@ -162,7 +162,7 @@ impl Carrier {
             return Vec::new();
         }
         router.heard = now;
-        router.take(punt, now).map(|punt| Out::Relay(id, punt)).into_iter().collect()
+        router.take(id, punt, now).into_iter().collect()
     }
 
     /// The source of a migration is connected: the frame that is wanted next of this stream.

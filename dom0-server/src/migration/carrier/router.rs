@@ -47,7 +47,8 @@ struct Tally {
     returned: u64,
     given: u64,
     late: u64,
-    /// For a vif that is not plugged in, behind the end mark, or for a guest that nobody knows where to find.
+    switched: u64,
+    /// For a vif that is not plugged in; behind the end mark, or for a guest that nobody knows where to find, and not for it alone.
     lost: u64,
 }
 
@@ -201,20 +202,25 @@ impl Router {
         self.post.end_mark && !self.has_ended && self.may_relay()
     }
 
-    /// A frame for the guest, or a copy of one: it is kept, or to be relayed.
-    pub(super) fn take(&mut self, punt: Punt, now: Duration) -> Option<Punt> {
+    /// A frame for the guest, or a copy of one: it is kept, or to be relayed or switched.
+    pub(super) fn take(&mut self, id: RouterId, punt: Punt, now: Duration) -> Option<Out> {
         self.tally.copied += u64::from(punt.kind == PuntKind::Copy);
         self.tally.late += u64::from(punt.kind == PuntKind::Late);
+        let is_over = self.has_ended || self.post.migration.is_none();
         match self.post.asked.punts {
             // Also a copy: the guest may have been gone by then.
             Punts::Relayed | Punts::Elsewhere if self.may_relay() && !self.has_ended => {
                 self.has_relayed = true;
                 self.tally.relayed += 1;
-                return Some(punt);
+                return Some(Out::Relay(id, punt));
+            }
+            Punts::Elsewhere if is_over && self.may_switch(&punt) => {
+                let (_, vif) = self.post.vifs.get(&punt.vif)?;
+                self.tally.switched += 1;
+                return Some(Out::Send(out::switched(vif.vlan(), None, punt.frame)));
             }
             _ if punt.kind == PuntKind::Copy => self.copies.push(punt, now),
-            // It is told to whoever has the router, or to nobody.
-            Punts::Elsewhere if self.has_ended || self.post.migration.is_none() => self.tally.lost += 1,
+            Punts::Elsewhere if is_over => self.tally.lost += 1,
             Punts::Guest
             | Punts::Copied
             | Punts::Relayed
@@ -223,6 +229,14 @@ impl Router {
             | Punts::Elsewhere => self.kept.own(punt, now),
         }
         None
+    }
+
+    /// The switch has handed it over long ago: however busy the machine is, it goes the way of those that come now. Only what is for this
+    /// guest alone: others have had the rest. What is late came by an uplink, so it would only go back.
+    fn may_switch(&self, punt: &Punt) -> bool {
+        let vif = self.post.vifs.get(&punt.vif);
+        let is_its = vif.is_some_and(|(_, vif)| punt.frame.starts_with(&vif.mac().0));
+        is_its && punt.kind != PuntKind::Late && self.post.proven.punts == Punts::Elsewhere
     }
 
     /// Gives and says as much as may be now.
@@ -350,7 +364,7 @@ impl Router {
     }
 
     fn totals(&self) -> BTreeMap<&'static str, u64> {
-        let Tally { copied, relayed, returned, given, late, lost } = self.tally;
+        let Tally { copied, relayed, returned, given, late, switched, lost } = self.tally;
         let (from_source, own, said) =
             (self.kept.relayed_counters(), self.kept.own_counters(), self.said.counters());
         BTreeMap::from([
@@ -363,6 +377,7 @@ impl Router {
             ("twice", self.kept.twice()),
             ("missed", self.kept.missed()),
             ("late", late),
+            ("switched", switched),
             ("mute_kept", said.came),
         ])
     }

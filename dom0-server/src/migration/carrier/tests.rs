@@ -190,6 +190,30 @@ fn a_stream_that_ends_gives_back_what_another_one_takes() {
 }
 
 #[test]
+fn what_the_switch_handed_over_long_ago_goes_to_where_the_router_is() {
+    let its = |id: u32| Bytes::from([&world::ROUTER.0[..], &frame(id)].concat());
+    let switched = |frame| vec![Out::Send(out::switched(VlanId::MIN, None, frame))];
+    let mut carrier = Carrier::default();
+    carrier.set_streamed(ID, true, MS);
+    carrier.set(&posts(Post { end_mark: true, ..post(Some(1), Stance::LATE, false) }), MS);
+    assert_eq!(relayed(&carrier.heard(heard(HeardKind::Punt), frame(1), MS)), [1]);
+    assert!(carrier.due(100 * MS).contains(&Out::EndMark(ID)));
+    for kind in [HeardKind::Punt, HeardKind::Copy] {
+        assert_eq!(carrier.heard(heard(kind), its(2), 200 * MS), switched(its(2)), "behind the end mark");
+    }
+    assert_eq!(carrier.heard(heard(HeardKind::Late), its(3), 200 * MS), [], "it came from there");
+    assert_eq!(carrier.heard(heard(HeardKind::Punt), frame(4), 200 * MS), [], "others have had it");
+    let counters = carrier.counters(ID, Role::Source);
+    assert_eq!((counters["source/switched"], counters["source/lost"]), (2, 2));
+    // The switch might hand it over again.
+    let proven = Stance { punts: Punts::Relayed, ..Stance::LATE };
+    carrier.set(&posts(Post { proven, ..post(None, Stance::NONE, false) }), 300 * MS);
+    assert_eq!(carrier.heard(heard(HeardKind::Punt), its(5), 300 * MS), []);
+    carrier.set(&posts(post(None, Stance::NONE, false)), 300 * MS);
+    assert_eq!(carrier.heard(heard(HeardKind::Punt), its(6), 300 * MS), switched(its(6)), "all is over");
+}
+
+#[test]
 fn vifs_are_waited_for_and_a_missing_one_is_counted() {
     let mut carrier = Carrier::default();
     let mut arrived = post(Some(1), Stance { punts: Punts::Guest, ..Stance::ARRIVED }, true);
@@ -233,7 +257,7 @@ fn an_aborted_move_leaves_nothing_to_the_next() {
     carrier.relayed(2, 1, vec![punt(2)], MS);
     let counters = carrier.counters(ID, Role::Destination);
     assert_eq!(counters["destination/kept"], 1, "of this one");
-    assert!(counters.len() == 10 && counters.keys().all(|key| key.len() < 64));
+    assert!(counters.len() == 11 && counters.keys().all(|key| key.len() < 64));
     let out = carrier.set(&posts(post(Some(2), Stance::ARRIVED, true)), MS);
     assert!(!out.iter().any(|out| matches!(out, Out::Given(..))));
     let out = carrier.due(MS);

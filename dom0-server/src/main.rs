@@ -96,13 +96,14 @@ fn run(config: Config) -> ExitCode {
     let result = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let stop = async {
+        let stop = async move {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
         };
-        anyhow::Ok(daemon::run(config, happened, stop).await?)
+        // A task like those that it speaks with: they find it by their side, and wake no other thread for each word.
+        anyhow::Ok(tokio::spawn(daemon::run(config, happened, stop)).await??)
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

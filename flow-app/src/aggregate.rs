@@ -163,17 +163,16 @@ impl Aggregate {
             let now = self.desired(key);
             let Some(block) = self.blocks.get_mut(&key) else { continue };
             let before = block.entries.take().unwrap_or_else(|| block.prefixes.clone());
-            let held = |of: &[Entry], node| of.binary_search_by_key(&node, |(node, _)| *node).ok();
+            let mut before = before.into_iter().peekable();
             for entry in &now {
-                if held(&before, entry.0).is_none_or(|at| before[at] != *entry) {
+                while let Some((node, _)) = before.next_if(|(node, _)| *node < entry.0) {
+                    gone.push((prefix_of(key, node), None));
+                }
+                if before.next_if(|(node, _)| *node == entry.0) != Some(*entry) {
                     put.push((prefix_of(key, entry.0), Some(entry.1)));
                 }
             }
-            for (node, _) in &before {
-                if held(&now, *node).is_none() {
-                    gone.push((prefix_of(key, *node), None));
-                }
-            }
+            gone.extend(before.map(|(node, _)| (prefix_of(key, node), None)));
             if block.prefixes.is_empty() && now.is_empty() {
                 self.blocks.remove(&key);
             } else if now != block.prefixes {

@@ -13,6 +13,7 @@ use crate::setup;
 mod control;
 pub mod fairness;
 mod flood;
+mod instructions;
 mod migration;
 mod qos;
 mod resume;
@@ -29,6 +30,7 @@ pub const ALL: &[Scenario] = &[
     qos::BENCH,
     migration::BENCH,
     routes::BENCH,
+    instructions::BENCH,
 ];
 
 /// Fetches what a bench needs of this machine beyond what all need.
@@ -36,6 +38,9 @@ pub const ALL: &[Scenario] = &[
 /// # Errors
 /// Why it cannot be had.
 pub fn prepare(bench: &Scenario, args: &[String]) -> Result<()> {
+    if bench.name == instructions::BENCH.name {
+        return instructions::prepare();
+    }
     if bench.name == routes::BENCH.name && args.iter().any(|arg| arg == routes::PEERS) {
         routes::prepare();
     }

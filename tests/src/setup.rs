@@ -237,7 +237,7 @@ pub enum Build {
 
 impl Build {
     /// The profile, and its folder of the target directory.
-    const fn profile(self) -> &'static str {
+    pub(crate) const fn profile(self) -> &'static str {
         match self {
             Self::Checked => "lab",
             Self::Released => "release",

@@ -1,4 +1,4 @@
-//! Changes of routes and next-hop objects, as fast as a kernel takes them.
+//! Changes of routes, next-hop objects and neighbors, as fast as a kernel takes them.
 //!
 //! A [`Writer`] takes lines as `ip -batch` does and understands the few that benches and scenarios write; many of them
 //! share one system call, where `ip` makes several for each. `lab routes` is the same as a program, for what must not
@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, bail, ensure};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::net::if_::if_nameindex;
+use xenflow_proto::MacAddr;
 
 use crate::net::Netns;
 
@@ -27,6 +28,8 @@ const NLMSG_ERROR: u16 = 2;
 /// `linux/rtnetlink.h`.
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
+const RTM_NEWNEIGH: u16 = 28;
+const RTM_DELNEIGH: u16 = 29;
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_DELNEXTHOP: u16 = 105;
 const RTA_DST: u16 = 1;
@@ -34,8 +37,13 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 const RTA_NH_ID: u16 = 30;
+/// `linux/neighbour.h`.
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const NUD_PERMANENT: u8 = 0x80;
 /// `linux/nexthop.h`.
 const NHA_ID: u16 = 1;
+const NHA_GROUP: u16 = 2;
 const NHA_OIF: u16 = 5;
 const NHA_GATEWAY: u16 = 6;
 const TABLE_MAIN: u8 = 254;
@@ -165,13 +173,15 @@ fn message(line: &str, seq: u32, flags: u16, links: &HashMap<String, u32>, out: 
         ("route", _) => RTM_NEWROUTE,
         ("nexthop", "del") => RTM_DELNEXTHOP,
         ("nexthop", _) => RTM_NEWNEXTHOP,
-        _ => bail!("\"{object}\" is neither route nor nexthop"),
+        ("neigh", "del") => RTM_DELNEIGH,
+        ("neigh", _) => RTM_NEWNEIGH,
+        _ => bail!("\"{object}\" is none of route, nexthop and neigh"),
     };
     let words: Vec<&str> = words.collect();
-    if object == "route" {
-        route(&words, verb == "del", links, out)?
-    } else {
-        next_hop(&words, links, out)?
+    match object {
+        "route" => route(&words, verb == "del", links, out)?,
+        "nexthop" => next_hop(&words, links, out)?,
+        _ => neighbor(&words, links, out)?,
     }
     let size = u32::try_from(out.len() - start)?;
     let header = &mut out[start..start + HEADER];
@@ -221,7 +231,7 @@ fn route(words: &[&str], is_removal: bool, links: &HashMap<String, u32>, out: &m
     Ok(())
 }
 
-/// `id ID [via ADDRESS dev NAME]`: what `struct nhmsg` and its attributes say.
+/// `id ID [via ADDRESS dev NAME] [group ID/ID...]`: what `struct nhmsg` and its attributes say.
 fn next_hop(words: &[&str], links: &HashMap<String, u32>, out: &mut Vec<u8>) -> Result<()> {
     let mut attributes = Vec::new();
     let mut of = 0;
@@ -235,10 +245,36 @@ fn next_hop(words: &[&str], links: &HashMap<String, u32>, out: &mut Vec<u8>) -> 
                 attribute(&mut attributes, NHA_GATEWAY, &octets(gateway));
             }
             "dev" => attribute(&mut attributes, NHA_OIF, &link(value, links)?.to_ne_bytes()),
-            _ => bail!("\"{word}\" is none of id, via and dev"),
+            "group" => {
+                let members =
+                    value.split('/').map(|id| Ok([id.parse::<u32>()?.to_ne_bytes(), [0; 4]].concat()));
+                attribute(&mut attributes, NHA_GROUP, &members.collect::<Result<Vec<_>>>()?.concat());
+            }
+            _ => bail!("\"{word}\" is none of id, via, dev and group"),
         }
     }
     out.extend([of, SCOPE_UNIVERSE, if of == 0 { 0 } else { PROTOCOL_BOOT }, 0, 0, 0, 0, 0]);
+    out.extend(attributes);
+    Ok(())
+}
+
+/// `ADDRESS dev NAME [lladdr MAC]`: what `struct ndmsg` and its attributes say of a permanent neighbor.
+fn neighbor(words: &[&str], links: &HashMap<String, u32>, out: &mut Vec<u8>) -> Result<()> {
+    let (addr, options) = words.split_first().context("there is no address")?;
+    let addr: IpAddr = addr.parse()?;
+    let (mut of, mut attributes) = (0, Vec::new());
+    attribute(&mut attributes, NDA_DST, &octets(addr));
+    for pair in options.chunks(2) {
+        let [word, value] = pair else { bail!("\"{}\" has no value", pair.concat()) };
+        match *word {
+            "dev" => of = link(value, links)?,
+            "lladdr" => attribute(&mut attributes, NDA_LLADDR, &value.parse::<MacAddr>()?.0),
+            _ => bail!("\"{word}\" is none of dev and lladdr"),
+        }
+    }
+    out.extend([family(addr), 0, 0, 0]);
+    out.extend(of.to_ne_bytes());
+    out.extend([NUD_PERMANENT, 0, 0, 0]);
     out.extend(attributes);
     Ok(())
 }
@@ -306,6 +342,16 @@ mod tests {
         assert_eq!(object[4..16], header(104, 0x601));
         assert_eq!(object[16..24], [2, 0, 3, 0, 0, 0, 0, 0]);
         assert_eq!(bytes("nexthop del id 7")[16..], [0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 1, 0, 7, 0, 0, 0]);
+        let group = bytes("nexthop replace id 30 group 11/12");
+        assert_eq!(group[4..16], header(104, 0x501));
+        let members = [[11, 0, 0, 0, 0, 0, 0, 0], [12, 0, 0, 0, 0, 0, 0, 0]].concat();
+        assert_eq!(group[16..], [&[0; 8][..], &[8, 0, 1, 0, 30, 0, 0, 0], &[20, 0, 2, 0], &members].concat());
+        let neighbor = bytes("neigh replace 10.2.0.20 dev lan2 lladdr 02:aa:00:00:00:14");
+        assert_eq!(neighbor[4..16], header(28, 0x501));
+        assert_eq!(neighbor[16..28], [2, 0, 0, 0, 3, 0, 0, 0, 0x80, 0, 0, 0]);
+        let attributes =
+            [[8, 0, 1, 0, 10, 2, 0, 20, 10, 0, 2, 0], [2, 0xaa, 0, 0, 0, 0x14, 0, 0, 0, 0, 0, 0]];
+        assert_eq!(neighbor[28..], attributes.concat()[..20]);
         assert_eq!(bytes("route replace 10.9.0.0/16 nhid 2")[4..16], header(24, 0x501));
     }
 

@@ -294,6 +294,8 @@ fn measure(lab: &mut Lab, settings: Settings, is_aggregated: bool) -> Result<Map
 
     lab.step("the daemon is killed, and started without a memory");
     site.node.kill_daemon()?;
+    // What the client has said before is not of this session.
+    let lines = site.r1.watch()?.sessions()?;
     let restarted = Instant::now();
     site.node.spawn_daemon()?;
     let restart = told(&lines, LONG)? - restarted;

@@ -116,6 +116,30 @@ impl Limit {
         Self { max, ..Self::default() }
     }
 
+    /// With these wanted, in any order, each once: what [`Limit::set`] one by one comes to. `room` as for [`Limit::set_room`].
+    #[must_use]
+    pub fn of(max: usize, room: Option<usize>, prefixes: impl IntoIterator<Item = Prefix>) -> Self {
+        let mut prefixes: Vec<Prefix> = prefixes.into_iter().map(Prefix::trunc).collect();
+        let flows = max.saturating_mul(2).min(room.unwrap_or(usize::MAX));
+        // Up to here all lead, and none is in the index.
+        let few = prefixes.len().min(max).min(flows - flows / 2);
+        let rest = prefixes.split_off(few);
+        let head = Head { len: few, last: prefixes.iter().max().copied() };
+        let mut limit = Self {
+            max,
+            room,
+            leading: head.clone(),
+            installed: head,
+            forwarded: few,
+            wanted: prefixes.into_iter().collect(),
+            ..Self::default()
+        };
+        for prefix in rest {
+            limit.set(prefix, true);
+        }
+        limit
+    }
+
     /// Says that a prefix is wanted, or no more. Its own flow, by its [`class`](Self::class) from now on, is sent
     /// between [`Moved::before`] and [`Moved::after`].
     pub fn set(&mut self, prefix: Prefix, wanted: bool) -> Moved {
@@ -330,7 +354,8 @@ impl Head {
 
     /// The one to push next to have `len` of them.
     fn next(&self, wanted: &Wanted, len: usize) -> Option<Prefix> {
-        if self.len < len { wanted.after(self.last) } else { None }
+        // All of them are in it, mostly: nothing to look for.
+        if self.len < len.min(wanted.len()) { wanted.after(self.last) } else { None }
     }
 
     fn push(&mut self, next: Prefix) {

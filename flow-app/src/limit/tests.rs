@@ -213,6 +213,24 @@ proptest! {
     fn incremental_is_full_and_every_step_is_lawful(max in 0..6usize, ops in any_ops()) {
         run(max, ops, |steps| steps)?;
     }
+
+    #[test]
+    fn all_at_once_is_one_by_one(
+        max in 0..30usize,
+        room in prop::option::of(0..40usize),
+        prefixes in prop::collection::hash_set(any_prefix(), 0..60),
+    ) {
+        let bounds = (max, room.unwrap_or(usize::MAX));
+        let mut wanted: Wanted = prefixes.iter().copied().collect();
+        let mut limit = Limit::of(max, room, prefixes.iter().copied());
+        check(&limit, &wanted, bounds)?;
+        // And goes on as any other.
+        for prefix in prefixes {
+            wanted.remove(&prefix);
+            limit.set(prefix, false);
+            check(&limit, &wanted, bounds)?;
+        }
+    }
 }
 
 fn v4(text: &str) -> Prefix {

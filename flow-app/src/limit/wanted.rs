@@ -50,6 +50,19 @@ impl From<Rank<Ipv6Addr>> for Prefix {
     }
 }
 
+impl FromIterator<Prefix> for Wanted {
+    fn from_iter<T: IntoIterator<Item = Prefix>>(prefixes: T) -> Self {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for prefix in prefixes {
+            match prefix.into() {
+                Of::V4(rank) => v4.push(rank),
+                Of::V6(rank) => v6.push(rank),
+            }
+        }
+        Self { v4: v4.into_iter().collect(), v6: v6.into_iter().collect() }
+    }
+}
+
 impl Wanted {
     pub(super) fn len(&self) -> usize {
         self.v4.len() + self.v6.len()

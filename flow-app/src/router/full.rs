@@ -45,16 +45,11 @@ impl Router {
     }
 
     fn full_limit(&self, places: &[Place], binding: &Binding, max: usize) -> Limit {
-        let mut limit = Limit::new(max);
-        limit.set_room(self.refused.room());
-        for place in places {
-            if let Place::Route(prefix) = place
-                && self.ruling(*prefix, binding).is_some()
-            {
-                limit.set(*prefix, true);
-            }
-        }
-        limit
+        let prefixes = places.iter().filter_map(|place| match place {
+            Place::Route(prefix) => self.ruling(*prefix, binding).map(|_| *prefix),
+            Place::Local(..) | Place::NextHop(..) => None,
+        });
+        Limit::of(max, self.refused.room(), prefixes)
     }
 
     /// Decides anew what is due, from what the switch holds. Gates that should be closed close first and those

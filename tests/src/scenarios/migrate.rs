@@ -133,7 +133,10 @@ fn check_report(report: &Value, seen: &Seen) -> Result<()> {
             );
         }
     }
-    ensure!(counter("source/packets/lan3") > Some(0), "nothing went through the source: {report}");
+    // Of which segment is not for sure: after a change of its tables, Open vSwitch counts what came since it last looked at a flow of its
+    // datapath where such packets go now.
+    let through = ["lan1", "lan2", "lan3"].map(|lan| counter(&format!("source/packets/{lan}")).unwrap_or(0));
+    ensure!(through.iter().sum::<u64>() > 0, "nothing went through the source: {report}");
     ensure!(counter("probe/sent") == Some(seen.sent), "the report lacks the probes: {report}");
     Ok(())
 }
